@@ -1,0 +1,25 @@
+"""What a loader hands to a method."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B images and their labels.
+
+    Attributes:
+        views: one tensor a crop, each [B, 3, H, W]; uint8 from the loader, float32 (normalised) after
+            ``on_after_batch_transfer``. Evaluation has one view.
+        fine: [B] int64 fine labels.
+        coarse: [B] int64 coarse labels, -1 where the data set has none.
+        index: [B] int64 row in the data set's index.
+        draw: [B] int64 serial number of each sample in the run; with the seed it fixes every random draw of its views,
+            whatever the number of workers or ranks, and after a resume.
+    """
+
+    views: list[Tensor]
+    fine: Tensor
+    coarse: Tensor
+    index: Tensor
+    draw: Tensor

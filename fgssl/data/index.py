@@ -1,0 +1,47 @@
+"""What a data set is once its files have been read: rows, labels and names, and no image opened."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Index:
+    """The rows of one data set.
+
+    Attributes:
+        name: short name of the data set, as in ``fgssl data list``.
+        paths: [N] absolute image paths (str), or names when ``pixels`` holds the images.
+        fine: [N] int64 fine labels, 0-based; -1 where the data set publishes none (COCO as unlabelled images).
+        fine_names: the class names, ``fine`` counts through them.
+        split: [N] str, the official part of each row: ``"train"``, ``"val"`` or ``"test"``.
+        coarse: [N] int64 coarse labels, or None.
+        coarse_names: the names that ``coarse`` counts through.
+        boxes: [N, 4] float32 bounding boxes (x0, y0, x1, y1) in pixels of the stored image, or None.
+        pixels: [N, H, W, 3] uint8 images held in memory (digits, CIFAR batches), or None for files.
+        targets: [N, C] uint8 multi-label targets (VOC2007), or None.
+    """
+
+    name: str
+    paths: np.ndarray
+    fine: np.ndarray
+    fine_names: tuple[str, ...]
+    split: np.ndarray
+    coarse: np.ndarray | None = None
+    coarse_names: tuple[str, ...] = ()
+    boxes: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    targets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.fine)
+
+    def rows(self, part: str) -> np.ndarray:
+        """Row ids (int64, ascending) of an official part."""
+        return np.flatnonzero(self.split == part)
+
+
+def rows_hash(rows: np.ndarray) -> str:
+    """Short hash of row ids: two runs that saw the same rows print the same eight characters."""
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()[:8]

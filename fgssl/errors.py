@@ -1,0 +1,17 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input: a missing file, a wrong option, a foreign checkpoint.
+
+    The command line prints the message alone, without a traceback, and exits with status 2. The message names the
+    file or the field and says what to do.
+    """
+
+
+def did_you_mean(word: str, known) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest of ``known``, or an empty string when none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
