@@ -1,0 +1,5 @@
+import sys
+
+from fgssl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,248 @@
+"""The part of the command line that needs Lightning: parse, build, run."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+import fgssl.methods  # noqa: F401  (makes the methods' short names known)
+from fgssl.callbacks.progress import ProgressBar
+from fgssl.callbacks.record import Record
+from fgssl.callbacks.retrieval import Retrieval
+from fgssl.checkpoint import check_fits, check_method, explain_differences, read_checkpoint
+from fgssl.data.datamodule import DataModule
+from fgssl.errors import UserError
+from fgssl.methods.base import Method
+from fgssl.report.summary import print_summary
+from fgssl.run import MetricsLogger, Run, Wandb, default_name, folder_of_checkpoint, wandb_logger
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors are ours: one message, with the nearest known name."""
+
+    def error(self, message: str, ex: Exception | None = None):
+        raise UserError(suggest(clean(message), known_names(self)))
+
+
+def clean(message: str) -> str:
+    """Drop the parser's frames; what is left names the option and the fault."""
+    message = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", str(message))
+    return re.sub(r"\n\s*\n", "\n", message).strip()
+
+
+def known_names(parser: Parser) -> set[str]:
+    """Every option and class name that could have been meant."""
+    import inspect
+
+    from fgssl.data.datasets import ALL
+
+    names = {action.dest for action in parser._actions}
+    methods = _subclasses(Method)
+    names |= {method.__name__ for method in methods} | set(ALL)
+    for cls in [*methods, Method, *ALL.values()]:
+        names |= set(inspect.signature(cls.__init__).parameters)
+    return names | {name.rsplit(".", 1)[-1] for name in names}
+
+
+def _subclasses(cls: type) -> set[type]:
+    return {s for c in cls.__subclasses__() for s in {c, *_subclasses(c)}}
+
+
+def suggest(message: str, known: set[str]) -> str:
+    """Append the nearest known name for a word that the message complains of."""
+    blamed = re.findall(r"'([\w.]+)'|--([\w.]+)", message)
+    for word in (w for pair in blamed for w in pair if w):
+        leaf = word.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(leaf, known - {leaf}, n=1, cutoff=0.75)
+        if near and leaf not in known:
+            return f"{message}\nDid you mean '{near[0]}' for '{leaf}'?"
+    return message
+
+
+class Application(LightningCLI):
+    """One experiment: what the configuration names, built and run in its folder."""
+
+    def __init__(self, args: list[str], experiment: str):
+        self.experiment = experiment
+        super().__init__(
+            Method,
+            DataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,  # Record keeps the configuration
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    # ---- options ------------------------------------------------------------------------------------------------
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, order and augmentation.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Retrieval, "retrieval")
+        parser.add_class_arguments(Run, "run")
+        parser.add_argument("--checkpoint.every_n_epochs", type=int, default=1, help="Write last.ckpt this often.")
+        parser.add_argument(
+            "--checkpoint.every_n_train_steps",
+            type=int | None,
+            default=None,
+            help="Write last.ckpt after this many optimiser steps instead.",
+        )
+        parser.add_argument(
+            "--checkpoint.monitor",
+            type=str,
+            default="val/recall@1",
+            help="Validation metric that picks best.ckpt where the protocol holds validation rows out.",
+        )
+        parser.add_argument(
+            "--logger",
+            type=str | Wandb,
+            default="csv",
+            help="csv, or wandb (or its options); metrics.csv always.",
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+        # The model's class counts are the data set's. Known without the disk, so --print_config needs no data.
+        parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
+        parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's hyper-parameters override the user's. Here the user's stand."""
+
+    # ---- build --------------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Any:
+        """The parsed options of the chosen command."""
+        return self.config[self.config.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        options = self.options
+        self.checkpoint = None
+        if options.get("ckpt_path"):
+            options.ckpt_path = str(checkpoint_file(options.ckpt_path))
+            self.checkpoint = read_checkpoint(options.ckpt_path)
+            method = options.model.class_path.rsplit(".", 1)[-1]
+            check_method(self.checkpoint, method, options.ckpt_path)
+            for line in explain_differences(self.checkpoint, options.model.as_dict()):
+                rank_zero_info(line)
+        self.folder = self._choose_folder()
+
+    def _choose_folder(self) -> Path:
+        options, command = self.options, self.config.subcommand
+        resumed = folder_of_checkpoint(options.get("ckpt_path")) if command == "fit" else None
+        if resumed:
+            return resumed
+        name = options.run.name or default_name(options.seed_everything, command)
+        folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
+        if command == "fit" and (folder / "checkpoints").is_dir():
+            raise UserError(
+                f"{folder} already holds a run. Resume it with --ckpt_path {folder}, or choose another --run.name."
+            )
+        return folder
+
+    def after_instantiate_classes(self) -> None:
+        if self.checkpoint is not None:
+            check_fits(self.checkpoint, self.model, self.options.ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.options
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        config["logger"] = self._loggers()
+        config["callbacks"] = [*(config.get("callbacks") or []), *self._callbacks()]
+        if config.get("enable_progress_bar") is not False:
+            config["callbacks"].append(ProgressBar())
+        if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":
+            raise UserError("trainer.max_epochs is not set: say how long to train (--trainer.max_epochs N).")
+        return Trainer(**config)
+
+    def _callbacks(self) -> list:
+        options = self.options
+        facts = {
+            "experiment": self.folder.parent.name,
+            "run": self.folder.name,
+            "method": options.model.class_path.rsplit(".", 1)[-1],
+            "variant": options.model.init_args.get("variant"),
+            "dataset": self.datamodule.dataset.name,
+            "seed": options.seed_everything,
+            "ckpt_path": options.get("ckpt_path"),
+        }
+        config = self._parser(self.subcommand).dump(options, skip_none=False)
+        self.record = Record(self.folder, config, facts)
+        self.retrieval = self._get(self.config_init, "retrieval")
+        self.retrieval.folder = self.folder
+        callbacks = [self.retrieval, self.record]
+        if self.config.subcommand == "fit":
+            callbacks += self._checkpoints()
+        return callbacks
+
+    def _checkpoints(self) -> list[ModelCheckpoint]:
+        options, where = self.options.checkpoint, self.folder / "checkpoints"
+        steps = options.every_n_train_steps
+        last = ModelCheckpoint(
+            where,
+            filename="last",
+            every_n_train_steps=steps,
+            every_n_epochs=None if steps else options.every_n_epochs,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True if not steps else None,
+        )
+        if not self.datamodule.has_validation:
+            return [last]
+        best = ModelCheckpoint(
+            where, filename="best", monitor=options.monitor, mode="max", enable_version_counter=False
+        )
+        return [last, best]
+
+    def _loggers(self) -> list:
+        options, loggers = self.options, [MetricsLogger(self.folder)]
+        if options.logger != "csv":
+            if isinstance(options.logger, str) and options.logger != "wandb":
+                raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")
+            chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
+            method = options.model.class_path.rsplit(".", 1)[-1]
+            loggers.append(wandb_logger(chosen, self.folder, method, self.datamodule.dataset.name))
+        return loggers
+
+    # ---- run ----------------------------------------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Every run ends with an evaluation of its last weights on the test rows."""
+        if self.trainer.interrupted:
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self.after_test()
+
+    @rank_zero_only
+    def after_test(self) -> None:
+        print_summary(self.record.results, self.folder)
+
+    after_validate = after_test
+
+
+def checkpoint_file(path: str) -> Path:
+    """A checkpoint, or the last one of a run folder."""
+    found = Path(path)
+    if found.is_dir():
+        found = found / "checkpoints" / "last.ckpt"
+    if not found.is_file():
+        raise UserError(f"--ckpt_path: no checkpoint at {found}. Give a .ckpt file or a run folder.")
+    return found
+
+
+def run(args: list[str], experiment: str) -> int:
+    """Parse and run one command of Lightning's (fit, validate, test, predict)."""
+    torch.set_float32_matmul_precision("high")
+    application = Application(args, experiment)
+    return 1 if application.trainer.interrupted else 0

@@ -1,0 +1,67 @@
+"""Progress of training: images a second and the share of time spent waiting for data."""
+
+import sys
+import time
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class Throughput:
+    """Images a second over all processes, and the share of time between the end of a step and the next batch."""
+
+    def start(self) -> None:
+        self.images, self.waited = 0, 0.0
+        self.began = self.left_off = time.perf_counter()
+
+    def batch_arrived(self) -> None:
+        self.waited += time.perf_counter() - self.left_off
+
+    def batch_done(self, images: int) -> None:
+        self.images += images
+        self.left_off = time.perf_counter()
+
+    def metrics(self) -> dict[str, str]:
+        elapsed = max(self.left_off - self.began, 1e-9)
+        return {"img/s": f"{self.images / elapsed:.0f}", "waiting for data": f"{self.waited / elapsed:.0%}"}
+
+
+class ProgressBar(RichProgressBar):
+    """A bar on a terminal, a line an epoch in a log file. The figures are those of the running epoch."""
+
+    def __init__(self):
+        super().__init__(refresh_rate=5)  # Lightning's 100 a second costs a percent of a core
+        self.throughput = Throughput()
+        self.throughput.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, method) -> None:
+        super().on_train_epoch_start(trainer, method)
+        self.throughput.start()
+
+    def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
+        self.throughput.batch_arrived()
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        self.throughput.batch_done(len(batch.index) * trainer.world_size)
+        super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, method) -> None:
+        super().on_train_epoch_end(trainer, method)
+        if not sys.stdout.isatty():
+            print_line(trainer, self.throughput)
+
+    def get_metrics(self, trainer: Trainer, method) -> dict:
+        metrics = super().get_metrics(trainer, method)
+        metrics.pop("v_num", None)  # the run's name, already in the folder
+        return {**metrics, **self.throughput.metrics()} if trainer.training else metrics
+
+
+@rank_zero_only
+def print_line(trainer: Trainer, throughput: Throughput) -> None:
+    """One line of a log file for an epoch."""
+    figures = {name: f"{value:.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+    figures |= throughput.metrics()
+    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+    text = "  ".join(f"{name} {value}" for name, value in figures.items())
+    print(f"epoch {trainer.current_epoch + 1}/{epochs}  {text}", flush=True)

@@ -1,0 +1,59 @@
+"""Fills the memories."""
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from fgssl.distributed import gather_rows
+
+
+class QueueUpdate(Callback):
+    """Enqueues what a step gives once the optimiser has stepped, on every rank the same.
+
+    Accumulated batches enter together after their optimiser step: none of them sees another's keys, as in the one
+    large batch that they stand for. Before the first epoch the memories are filled with real keys.
+    """
+
+    def on_train_start(self, trainer: Trainer, method) -> None:
+        self._step = trainer.global_step
+        self._waiting: list[dict] = []
+        memories = method.memories()
+        if memories and all(memory.fill == 0 for memory in memories.values()):
+            _prefill(trainer, method)
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        if outputs["enqueue"]:
+            self._waiting.append(outputs["enqueue"])
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        for entries in self._waiting:
+            enqueue(method, entries)
+        self._waiting = []
+
+
+def enqueue(method, entries: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Gather keys, labels and rows from all ranks and put them into the memory of each name."""
+    for name, (keys_BD, labels_B, index_B) in entries.items():
+        method.get_submodule(name).enqueue(*gather_rows(keys_BD.float(), labels_B, index_B))
+
+
+@torch.no_grad()
+def _prefill(trainer: Trainer, method) -> None:
+    """Run the training images once through the method's key side until every memory is full."""
+    memories = list(method.memories().values())
+    rank_zero_info(f"Filling the memory with {max(memory.length for memory in memories)} keys.")
+    # Another order and other crops than the first epoch's; not the loader that the first epoch has already started.
+    datamodule = trainer.datamodule
+    loader = datamodule.train_loader(epoch=-1) if datamodule is not None else trainer.train_dataloader
+    for batch in loader:
+        batch = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            enqueue(method, method.prefill(batch))
+        if all(memory.fill == memory.length for memory in memories):
+            return
+    rank_zero_warn(
+        f"The memory holds {memories[0].length} keys and one pass over the training images gave {memories[0].fill}: "
+        "a sample will meet its own older keys. Lower model.memory to avoid it."
+    )

@@ -1,0 +1,79 @@
+"""Keeps the run folder: ``config.yaml`` at the start, ``results.json`` as the run goes and when it ends."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from fgssl.run import MetricsLogger, provenance, write_json
+
+
+class Record(Callback):
+    """Writes what a reader needs to know of a run, and to run it again.
+
+    Args:
+        folder: the run folder.
+        config: the whole resolved configuration as YAML text.
+        facts: plain values for ``results.json`` (experiment, method, seed, ...).
+    """
+
+    def __init__(self, folder: Path, config: str, facts: dict[str, Any]):
+        self.folder, self.config = Path(folder), config
+        self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
+        self._began = time.time()
+
+    def setup(self, trainer: Trainer, method, stage: str) -> None:
+        if trainer.is_global_zero and "versions" not in self.results:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            keep_config(self.folder / "config.yaml", self.config)
+            self.results |= provenance() | {"processes": trainer.world_size}
+            self._write()
+
+    def on_fit_start(self, trainer: Trainer, method) -> None:
+        self.results["data"] = trainer.datamodule.describe()
+
+    def on_train_start(self, trainer: Trainer, method) -> None:
+        if trainer.global_step > 0:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsLogger):
+                    logger.drop_after(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, method) -> None:
+        self._note(trainer, status="running")
+
+    def on_fit_end(self, trainer: Trainer, method) -> None:
+        self._note(trainer, status="trained")
+
+    def on_validation_end(self, trainer: Trainer, method) -> None:
+        self._note(trainer)
+
+    def on_test_end(self, trainer: Trainer, method) -> None:
+        self.results["data"] = trainer.datamodule.describe()
+        self._note(trainer, status="finished")
+
+    def on_exception(self, trainer: Trainer, method, exception: BaseException) -> None:
+        interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
+        self.results["error"] = f"{type(exception).__name__}: {exception}"
+        self._note(trainer, status="interrupted" if interrupted else "failed")
+
+    @rank_zero_only
+    def _note(self, trainer: Trainer, status: str | None = None) -> None:
+        self.results["status"] = status or self.results["status"]
+        self.results["metrics"] |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.state.fn == "fit":
+            self.results |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.results["duration_s"] = round(time.time() - self._began, 1)
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.folder / "results.json", self.results)
+
+
+def keep_config(path: Path, text: str) -> None:
+    """Write ``config.yaml``; a different one of an earlier start of the same run stays beside it, numbered."""
+    if path.is_file() and path.read_text() != text:
+        number = 1 + len(list(path.parent.glob("config-*.yaml")))
+        path.rename(path.with_name(f"config-{number}.yaml"))
+    path.write_text(text)

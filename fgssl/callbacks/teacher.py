@@ -1,0 +1,23 @@
+"""Moves the teachers."""
+
+from lightning.pytorch import Callback, Trainer
+
+from fgssl.nn.teacher import ema_update
+
+
+class TeacherUpdate(Callback):
+    """EMA of every (student, teacher) pair of the method, after each optimiser step.
+
+    Under gradient accumulation that is not each batch. The momentum follows from the step, so that there is nothing
+    to save beyond the teacher's weights.
+    """
+
+    def on_train_start(self, trainer: Trainer, method) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        for student, teacher in method.teachers():
+            ema_update(student, teacher, method.teacher_momentum(self._step, method.total_steps()))

@@ -1,0 +1,141 @@
+"""The command: ``fgssl fit|validate|test|predict|data``.
+
+``main`` answers help and finds mistakes before anything heavy is imported; ``application.py`` does the rest.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from fgssl.config import assign, compose
+from fgssl.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "fit": "train a method; ends with a test of the last weights",
+    "validate": "evaluate on the validation rows (data.protocol.val_fraction)",
+    "test": "evaluate on the test rows; without --ckpt_path the untrained network",
+    "predict": "write the embeddings of the test rows to embeddings.npz",
+    "data": "list the data sets, or check one on disk (fgssl data --help)",
+}
+
+HELP = """\
+usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
+
+Fine-grained and self-supervised visual learning: five published methods, one evaluation.
+
+commands:
+{commands}
+
+first steps:
+  fgssl fit --config experiments/maskcon_digits.yaml       train on the digits that ship with scikit-learn
+  fgssl fit --config FILE --model.tau 0.05                 override a number
+  fgssl fit --config FILE --print_config                   print the whole resolved configuration
+  fgssl fit --config FILE --ckpt_path RUN_FOLDER           resume from a run's last checkpoint
+  fgssl fit --help                                         every option of a command
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0, 1: a fault was found, 2: the user's mistake)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(argv)
+    except UserError as mistake:
+        print(f"fgssl: {mistake}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands=commands))
+        return 0
+    if argv[0] == "--version":
+        from fgssl import __version__
+
+        print(f"fgssl {__version__}")
+        return 0
+    command, *arguments = argv
+    if command not in COMMANDS:
+        raise UserError(f"unknown command '{command}'.{did_you_mean(command, COMMANDS)} See fgssl --help.")
+    if command == "data":
+        from fgssl.data.check import main as data_main
+
+        return data_main(arguments)
+    return _run(command, arguments)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    files, flags = split_config_files(arguments)
+    config = compose(files)
+    if not {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in flags}:
+        check_data(config, flags)
+    from fgssl.application import run  # torch and Lightning take seconds to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        composed = Path(folder) / "composed.yaml"
+        composed.write_text(yaml.safe_dump(config, sort_keys=False))
+        first = ["--config", str(composed)] if files else []  # flags come after the files, so they win
+        experiment = Path(files[-1]).stem if files else "fgssl"
+        return run([command, *first, *flags], experiment)
+
+
+def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take the ``--config FILE`` pairs out of the arguments."""
+    files, flags, waiting = [], [], False
+    for argument in arguments:
+        if waiting:
+            files.append(argument)
+            waiting = False
+        elif argument in ("-c", "--config"):
+            waiting = True
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            flags.append(argument)
+    if waiting:
+        raise UserError("--config needs a file.")
+    return files, flags
+
+
+def check_data(config: dict, flags: list[str]) -> None:
+    """Say within a second that a data set is not there, or that its name is misspelt."""
+    import copy
+
+    from fgssl.data.datasets import ALL
+
+    config = copy.deepcopy(config)
+    for key, value in _options(flags):
+        if key.startswith("data.dataset"):
+            assign(config, key, yaml.safe_load(value))
+    dataset = (config.get("data") or {}).get("dataset")
+    name, options = (dataset, {}) if isinstance(dataset, str) else _class_of(dataset)
+    if name is None:
+        raise UserError("no data set is named: give --config experiments/<method>_<data>.yaml, or --data.dataset NAME.")
+    name = name.rsplit(".", 1)[-1]
+    if name not in ALL:
+        raise UserError(f"data.dataset: unknown data set '{name}'.{did_you_mean(name, ALL)} Known: {', '.join(ALL)}.")
+    try:
+        dataset = ALL[name](**options)
+    except TypeError:
+        return  # a wrong option: the parser names it better
+    dataset.check_files()
+
+
+def _class_of(spec: dict | None) -> tuple[str | None, dict]:
+    spec = spec or {}
+    return spec.get("class_path"), spec.get("init_args") or {}
+
+
+def _options(flags: list[str]):
+    """``--a.b value`` and ``--a.b=value`` as (a.b, value)."""
+    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+        if flag.startswith("--"):
+            key, equals, value = flag[2:].partition("=")
+            yield key, value if equals else following
+
+
+if __name__ == "__main__":
+    sys.exit(main())

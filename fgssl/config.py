@@ -1,0 +1,119 @@
+"""Experiments as YAML: fragments by relative path, overrides by dotted keys, later files win.
+
+    model: ../configs/model/maskcon.yaml     # a section from a file, relative to this one
+    model.tau: 0.05                          # one number of it, as on the command line
+    trainer.callbacks+: [...]                # appended to the list that is there
+
+Nothing here imports torch, so that a mistake is said at once.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fgssl.errors import UserError, did_you_mean
+
+SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run", "ckpt_path")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once, and 1e-4 is a number."""
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
+        if key in seen:
+            raise UserError(f"{node.start_mark.name}: key '{key}' stands on line {seen[key]} and again on line {line}.")
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-4 as text
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def compose(paths: list[str | Path]) -> dict[str, Any]:
+    """Read experiment files in order and merge them into one configuration.
+
+    Raises:
+        UserError: a file is missing or is not YAML, a key stands twice, or a section is unknown.
+    """
+    config: dict[str, Any] = {}
+    for path in paths:
+        _apply_file(config, Path(path))
+    return config
+
+
+def _apply_file(config: dict[str, Any], path: Path) -> None:
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: an experiment is a mapping of sections ({', '.join(SECTIONS)}).")
+    for key, value in content.items():
+        section = str(key).rstrip("+").split(".")[0]
+        if section not in SECTIONS:
+            raise UserError(
+                f"{path}: unknown section '{section}'.{did_you_mean(section, SECTIONS)} Known: {', '.join(SECTIONS)}."
+            )
+        assign(config, str(key), _resolve(value, path))
+
+
+def _resolve(value: Any, beside: Path) -> Any:
+    """A section given as a path becomes that file's content; its own paths resolve against that file."""
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        path = beside.parent / value
+        return _resolve(_read(path, asked_by=beside), path)
+    return value
+
+
+def _read(path: Path, asked_by: Path | None = None) -> Any:
+    named = f" (named in {asked_by})" if asked_by else ""
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"config file not found: {path}{named}.{did_you_mean(path.name, near)}")
+    try:
+        with path.open() as file:
+            return yaml.load(file, _Loader)
+    except yaml.YAMLError as fault:
+        raise UserError(f"{path}{named} is not valid YAML: {fault}") from None
+
+
+def assign(config: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``config`` at a dotted key; mappings merge, ``key+`` appends, ``init_args`` may be left out."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        config = _arguments_of(config, key)
+        if not isinstance(config.get(key), dict):
+            config[key] = {} if config.get(key) is None else {"class_path": config[key]}
+        config = config[key]
+    config = _arguments_of(config, last.rstrip("+"))
+    if last.endswith("+"):
+        last = last[:-1]
+        config[last] = (config.get(last) or []) + (value if isinstance(value, list) else [value])
+    elif isinstance(value, dict):
+        if not isinstance(config.get(last), dict):
+            config[last] = {}
+        _merge(config[last], value)
+    else:
+        config[last] = value
+
+
+def _arguments_of(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """Where an option of a class is kept: a mapping with a ``class_path`` keeps them under ``init_args``."""
+    if "class_path" in config and key not in ("class_path", "init_args", "dict_kwargs"):
+        return config.setdefault("init_args", {})
+    return config
+
+
+def _merge(config: dict[str, Any], update: dict[str, Any]) -> None:
+    """Deep merge; another ``class_path`` leaves the former class's arguments behind."""
+    if "class_path" in update and update["class_path"] != config.get("class_path"):
+        config.clear()
+    for key, value in update.items():
+        assign(config, str(key), value)

@@ -1,0 +1,25 @@
+"""The collective calls that the callbacks share."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_rows(*tensors: Tensor) -> list[Tensor]:
+    """Concatenate each tensor ([B, ...], the same B on every rank) over the ranks, in rank order.
+
+    One collective call for all of them: rows are packed as bytes, so that float keys and integer labels share it.
+    """
+    if not is_distributed():
+        return list(tensors)
+    rows = [t.detach().contiguous().view(len(t), -1).view(torch.uint8) for t in tensors]
+    packed = torch.cat(rows, dim=1)
+    gathered = packed.new_empty(dist.get_world_size() * len(packed), packed.shape[1])
+    dist.all_gather_into_tensor(gathered, packed)
+    columns = gathered.split([r.shape[1] for r in rows], dim=1)
+    return [c.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]

@@ -1,0 +1,34 @@
+"""One embedding pass, any number of ranks: what the ranks' loaders gave becomes one set in the order of the data."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgssl.distributed import gather_rows
+
+
+class Embeddings(NamedTuple):
+    """N embedded images, ascending by data-set row, each row once, the same on every rank.
+
+    Attributes:
+        embedding: [N, F] float32 features.
+        fine: [N] int64 labels.
+        index: [N] int64 data-set rows.
+    """
+
+    embedding: Tensor
+    fine: Tensor
+    index: Tensor
+
+
+def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
+    """Join the batches of all ranks; the duplicates that pad the ranks to equal length go, by their row."""
+    embedding = torch.cat([output["embedding"].float() for output in outputs])
+    fine = torch.cat([output["fine"] for output in outputs])
+    index = torch.cat([output["index"] for output in outputs])
+    embedding, fine, index = gather_rows(embedding, fine, index)
+    rows, first = np.unique(index.cpu().numpy(), return_index=True)
+    chosen = torch.from_numpy(first).to(embedding.device)
+    return Embeddings(embedding[chosen], fine[chosen], torch.from_numpy(rows).to(index))

@@ -1,0 +1,70 @@
+"""The networks: one timm factory."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgssl.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A timm network without its classifier.
+
+    Args:
+        name: timm model name; a pretrained tag may follow (``resnet18.tv_in1k``).
+        pretrained: start from the weights that timm distributes under that name.
+        small_input: for images of 64 px and below: a 3x3 stride-1 first convolution and no max-pool (ResNets).
+        options: further arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
+    """
+
+    name: str = "resnet18"
+    pretrained: bool = False
+    small_input: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
+        import timm  # takes seconds to import, and the command line has none to give
+
+        if not timm.is_model(self.name):
+            base = self.name.split(".")[0]
+            hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
+            raise UserError(f"model.backbone.name: timm knows no model '{self.name}'.{hint}")
+        network = timm.create_model(self.name, pretrained=self.pretrained, num_classes=0, **self.options)
+        if self.small_input:
+            _shrink_stem(network, self.name)
+        return network
+
+
+def _shrink_stem(network: nn.Module, name: str) -> None:
+    """Replace a ResNet's stem for small images (MaskCon, section 4; MoCo's CIFAR practice)."""
+    conv1 = getattr(network, "conv1", None)
+    if not isinstance(conv1, nn.Conv2d) or not hasattr(network, "maxpool"):
+        raise UserError(f"model.backbone.small_input: '{name}' has no single-convolution stem to replace; set it false")
+    network.conv1 = nn.Conv2d(conv1.in_channels, conv1.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+
+
+class Encoder(nn.Module):
+    """Backbone f and projection head h: ``features`` is what evaluation uses, ``forward`` what the loss sees."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] images to [B, F] pooled features."""
+        return self.backbone(images)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[B, F] features to [B, D] projections of unit length."""
+        return F.normalize(self.head(features), dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] images to [B, D] projections of unit length."""
+        return self.project(self.features(images))

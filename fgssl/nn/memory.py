@@ -1,0 +1,61 @@
+"""The memory bank: a first-in first-out queue of keys with their labels and data-set rows."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Memory(nn.Module):
+    """FIFO memory of K keys.
+
+    ``keys`` [fill, D], ``labels`` [fill] and ``index`` [fill] show only what has been filled. Contents are buffers and
+    position is extra state, so a checkpoint holds all of it. Nothing here is random or rank-dependent: ranks that
+    enqueue the same keys in the same order hold the same memory.
+
+    Args:
+        length: K.
+        dim: D.
+    """
+
+    def __init__(self, length: int, dim: int):
+        super().__init__()
+        self.length = length
+        self.pointer = 0  # where the next key goes; plain integers, so that no step waits for the device
+        self.fill = 0
+        self.register_buffer("keys_KD", torch.zeros(length, dim))
+        self.register_buffer("labels_K", torch.full((length,), -1))
+        self.register_buffer("index_K", torch.full((length,), -1))
+
+    @property
+    def keys(self) -> Tensor:
+        """[fill, D] keys, oldest not first: the order is that of the slots."""
+        return self.keys_KD[: self.fill]
+
+    @property
+    def labels(self) -> Tensor:
+        """[fill] labels (int64)."""
+        return self.labels_K[: self.fill]
+
+    @property
+    def index(self) -> Tensor:
+        """[fill] data-set rows (int64)."""
+        return self.index_K[: self.fill]
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, labels: Tensor, index: Tensor) -> None:
+        """Overwrite the oldest entries with keys [B, D], labels [B] and index [B]; B need not divide K.
+
+        Of a batch longer than the memory the last K stay.
+        """
+        start, count = self.pointer, len(keys)
+        kept = min(count, self.length)
+        slots = (start + torch.arange(count - kept, count, device=keys.device)) % self.length
+        for memory, values in ((self.keys_KD, keys), (self.labels_K, labels), (self.index_K, index)):
+            memory[slots] = values[count - kept :].to(memory.dtype)
+        self.pointer = (start + count) % self.length
+        self.fill = min(self.fill + count, self.length)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"pointer": self.pointer, "fill": self.fill}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.pointer, self.fill = state["pointer"], state["fill"]

@@ -1,0 +1,214 @@
+"""The folder of a run: where it is, what is logged there, and what was run.
+
+``runs/<experiment>/<run>/`` holds ``config.yaml``, ``metrics.csv``, ``results.json`` and ``checkpoints/``.
+"""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "faiss-gpu", "faiss-cpu", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run's files go: ``<root>/<experiment>/<name>/``.
+
+    Args:
+        root: folder of all runs.
+        experiment: default: the name of the last ``--config`` file.
+        name: default: date, time and seed; a fit that resumes goes on in its checkpoint's folder.
+    """
+
+    root: str = "runs"
+    experiment: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Log to Weights & Biases beside ``metrics.csv``.
+
+    Args:
+        project: W&B project.
+        entity: W&B team or user.
+        offline: write to the run folder, to be synchronised later; default: offline where no account is configured.
+    """
+
+    project: str = "fgssl"
+    entity: str | None = None
+    offline: bool | None = None
+
+
+def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
+    """The run folder that a checkpoint lies in, or None."""
+    if not ckpt_path:
+        return None
+    folder = Path(ckpt_path).resolve().parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def default_name(seed: int, subcommand: str) -> str:
+    """``2026-01-31_120000_seed0``, with the subcommand appended unless it is fit. One name for all local ranks."""
+    name = f"{datetime.now():%Y-%m-%d_%H%M%S}_seed{seed}" + ("" if subcommand == "fit" else f"_{subcommand}")
+    # Lightning starts the other ranks as copies of this command a second later; they inherit the environment.
+    return os.environ.setdefault("FGSSL_RUN_NAME", name) if "LOCAL_RANK" in os.environ else name
+
+
+class MetricsLogger(Logger):
+    """``metrics.csv``: one row a logged step, a column a metric. A resumed run appends; nothing is deleted.
+
+    Rows after the checkpoint that a fit resumes from are dropped first, since they are about to be written again.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = Path(folder)
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder.parent.parent)
+
+    @property
+    def log_dir(self) -> str:
+        return str(self.folder)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "metrics.csv"
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: ``config.yaml`` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        if self._rows and self._rows[-1]["step"] == step:
+            self._rows[-1].update(row)
+        else:
+            self._rows.append(row)
+
+    @rank_zero_only
+    def drop_after(self, step: int) -> None:
+        """Forget the rows of steps from ``step`` on, before a resumed fit writes them again."""
+        if self.path.is_file():
+            self._rewrite([row for row in self._read() if int(row["step"]) < step])
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        known = self._columns()
+        if known and set().union(*rows) <= set(known):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, known).writerows(rows)
+        else:  # a new column: the header changes
+            self._rewrite(self._read() + rows)
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _columns(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), [])
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        columns = sorted(set().union(*rows), key=lambda name: (name not in ("epoch", "step"), name)) if rows else []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self.path)
+
+
+def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str) -> Logger:
+    """The W&B logger of a run, grouped by data set and named by method, so that a dashboard compares methods."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    offline = options.offline
+    if offline is None:
+        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+        if offline:
+            rank_zero_info("W&B: no account is configured, logging offline; `wandb sync` uploads the run later.")
+    return WandbLogger(
+        project=options.project,
+        entity=options.entity,
+        offline=offline,
+        save_dir=str(folder),
+        id=None,
+        name=f"{folder.parent.name}/{folder.name}",
+        group=dataset,
+        tags=[method, dataset],
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def provenance() -> dict[str, Any]:
+    """What is needed to run it again: command, versions, hardware, git revision."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"fgssl": importlib.metadata.version("fgssl"), **versions},
+        "hardware": {"cpus": os.cpu_count(), "gpus": gpus},
+        "git": git_revision(),
+    }
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Revision of the source tree and whether it had local changes; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        where = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,44 @@
+"""The learning rate's schedule and the parameter groups."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fgssl.optim import Optim, parameter_groups, warmup_cosine
+
+SCHEDULE = json.loads((Path(__file__).parent / "golden" / "maskcon.json").read_text())["lr_schedule"]
+
+
+@pytest.mark.parametrize("point", SCHEDULE["points"], ids=lambda p: f"epoch{p['epoch']}-it{p['it']}")
+def test_schedule_is_the_golden_one(point):
+    per_epoch = SCHEDULE["iters_per_epoch"]
+    step = point["epoch"] * per_epoch + point["it"]
+    factor = warmup_cosine(step, SCHEDULE["epochs"] * per_epoch, SCHEDULE["warm_up"] * per_epoch)
+    assert SCHEDULE["base"] * factor == pytest.approx(point["lr"], rel=1e-6, abs=1e-15)
+
+
+def test_schedule_ends_at_the_floor_and_needs_no_warmup():
+    assert warmup_cosine(0, 100, 0) == 1
+    assert warmup_cosine(100, 100, 10, floor=0.1) == pytest.approx(0.1)
+    assert warmup_cosine(150, 100, 10, floor=0.1) == pytest.approx(0.1)
+
+
+def test_groups_spare_one_dimensional_parameters_when_asked():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    module[0].bias.requires_grad_(False)
+    (all_of_them,) = parameter_groups(module.named_parameters(), 0.1)
+    assert len(all_of_them["params"]) == 3
+    decayed, rest = parameter_groups(module.named_parameters(), 0.1, decay_1d=False)
+    assert [p.ndim for p in decayed["params"]] == [2]
+    assert rest["weight_decay"] == 0
+
+
+def test_learning_rate_scales_with_the_global_batch():
+    module = nn.Linear(2, 2)
+    assert Optim(lr=0.1).build(module, 512).param_groups[0]["lr"] == pytest.approx(0.1)
+    scaled = Optim(lr=0.1, reference_batch=256).build(module, 512)
+    assert scaled.param_groups[0]["lr"] == pytest.approx(0.2)
+    assert isinstance(Optim(name="adamw").build(module, 1), torch.optim.AdamW)
