@@ -5,7 +5,7 @@ Nothing here or in the files beside it imports torch: a missing data set must be
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ class Published:
 class DataSet:
     """One data set in its official layout.
 
-    A subclass states the class attributes and writes ``_read``. ``index()`` reads the files once, checks the published
-    counts, and returns the same Index every time.
+    A subclass states the class attributes and writes ``_read``. ``index()`` reads the files once, checks them against
+    each other and against the published counts, and returns the same Index every time.
 
     Args:
         root: folder of the data set. Default: ``$FGSSL_DATA/<folder>``, or ``data/<folder>`` where the variable is
@@ -36,15 +36,17 @@ class DataSet:
             then come from the files.
 
     Raises:
-        UserError: files are missing, or the counts do not match and ``partial`` is off.
+        UserError: files are missing or contradict each other, or the counts differ and ``partial`` is off.
     """
 
-    name: str = ""
+    name: str = ""  # the class name in lower case, as in `fgssl data check <name>`
     folder: str = ""  # the official top folder, under $FGSSL_DATA
     layout: tuple[str, ...] = ()  # the files and folders that must be there, relative to root
-    published: Published
+    other_layouts: tuple[tuple[str, ...], ...] = ()  # re-hosted copies that are read as well
+    published: Published | None = None  # None: only the disk knows (a user's own folder)
     source: str = ""  # where to get it, mirrors included
     licence: str = ""
+    trainval = False  # True: index() turns the official "val" part into training rows, as the field does
 
     def __init__(self, root: str | None = None, partial: bool = False):
         self.root = Path(root or Path(os.environ.get("FGSSL_DATA", "data")) / self.folder).expanduser()
@@ -54,31 +56,42 @@ class DataSet:
     @property
     def num_fine(self) -> int:
         """Number of fine classes; from the published counts, without the disk, unless ``partial``."""
-        return len(self.index().fine_names) if self.partial else self.published.fine
+        return len(self.index().fine_names) if self.partial or not self.published else self.published.fine
 
     @property
     def num_coarse(self) -> int:
         """Number of coarse classes (0: none); from the published counts, without the disk, unless ``partial``."""
-        return len(self.index().coarse_names) if self.partial else self.published.coarse
+        return len(self.index().coarse_names) if self.partial or not self.published else self.published.coarse
 
     def check_files(self) -> None:
         """Raise one UserError that names every missing file, where it was looked for and where to get the data."""
-        missing = [part for part in self.layout if not (self.root / part).exists()]
-        if missing:
-            where = "" if self.root.is_dir() else " (no such folder)"
-            raise UserError(
-                f"{self.name}: not found under {self.root}{where}: {', '.join(missing)}.\n"
-                f"Expected layout: {', '.join(self.layout)}.\n"
-                f"Where to get it: {self.source}\n"
-                f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root."
-            )
+        if not any(self.has(layout) for layout in (self.layout, *self.other_layouts)):
+            raise self.not_found([part for part in self.layout if not (self.root / part).exists()])
+
+    def has(self, layout: tuple[str, ...]) -> bool:
+        """Whether every part of a layout is under ``root``."""
+        return all((self.root / part).exists() for part in layout)
+
+    def not_found(self, missing: list[str]) -> UserError:
+        """The error for missing files: what was looked for, where, and where to get it."""
+        where = "" if self.root.is_dir() else " (no such folder)"
+        layouts = "\n  or: ".join(", ".join(layout) for layout in (self.layout, *self.other_layouts))
+        return UserError(
+            f"{self.name}: not found under {self.root}{where}: {', '.join(missing)}.\n"
+            f"Expected layout: {layouts}.\n"
+            f"Where to get it: {self.source}\n"
+            f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root."
+        )
 
     def index(self) -> Index:
-        """Read the official files (once) and check the published counts."""
+        """Read the official files (once), check them, and return the rows."""
         if self._index is None:
             self.check_files()
             index = self._read()
+            check_rows(index)
             self._check_counts(index)
+            if self.trainval:
+                index = replace(index, split=np.where(index.split == "val", "train", index.split))
             self._index = index
         return self._index
 
@@ -86,22 +99,68 @@ class DataSet:
         raise NotImplementedError
 
     def _check_counts(self, index: Index) -> None:
-        found = {part: int((index.split == part).sum()) for part in np.unique(index.split)}
-        wanted = self.published
-        faults = [
-            f"{found.get(part, 0)} {part} images, published {count}"
-            for part, count in wanted.splits.items()
-            if found.get(part, 0) != count
-        ]
-        for kind, names, count in (
-            ("fine", index.fine_names, wanted.fine),
-            ("coarse", index.coarse_names, wanted.coarse),
-        ):
-            if count and len(names) != count:
-                faults.append(f"{len(names)} {kind} classes, published {count}")
+        faults = count_faults(index, self.published) + empty_classes(index)
         if not faults:
             return
-        message = f"{self.name} under {self.root} differs from the published counts: {'; '.join(faults)}."
+        message = f"{self.name} under {self.root}: {'; '.join(faults)}."
         if not self.partial:
             raise UserError(f"{message} Get a complete copy, or pass --data.dataset.partial true to use it as it is.")
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=3)
+
+
+def check_rows(index: Index) -> None:
+    """Check what must hold in any index, complete or partial: one label a row, labels in range, no image twice.
+
+    Raises:
+        UserError: naming the column, the label or the image.
+    """
+    for column in ("fine", "split", "coarse", "boxes", "pixels", "targets"):
+        values = getattr(index, column)
+        if values is not None and len(values) != len(index.paths):
+            raise UserError(f"{index.name}: {len(index.paths)} images but {len(values)} rows of '{column}'.")
+    if len(index) == 0:
+        raise UserError(f"{index.name}: the file list names no image.")
+    for kind, labels, names in (("fine", index.fine, index.fine_names), ("coarse", index.coarse, index.coarse_names)):
+        if labels is not None and (labels.min() < -1 or labels.max() >= len(names)):
+            raise UserError(
+                f"{index.name}: {kind} labels run from {labels.min()} to {labels.max()}, "
+                f"but there are {len(names)} {kind} class names."
+            )
+    paths, counts = np.unique(index.paths, return_counts=True)
+    if (counts > 1).any():
+        raise UserError(f"{index.name}: listed more than once: {some(paths[counts > 1])}.")
+
+
+def count_faults(index: Index, published: Published | None) -> list[str]:
+    """Say where the counts of an index differ from the published ones."""
+    if published is None:
+        return []
+    found = {part: int((index.split == part).sum()) for part in published.splits}
+    faults = [
+        f"{found[part]} {part} images, published {count}"
+        for part, count in published.splits.items()
+        if found[part] != count
+    ]
+    for kind, names, count in (
+        ("fine", index.fine_names, published.fine),
+        ("coarse", index.coarse_names, published.coarse),
+    ):
+        if len(names) != count:
+            faults.append(f"{len(names)} {kind} classes, published {count}")
+    return faults
+
+
+def empty_classes(index: Index) -> list[str]:
+    """Name the fine classes without a single image."""
+    if index.targets is not None:
+        counts = (index.targets == 1).sum(axis=0)
+    else:
+        counts = np.bincount(index.fine[index.fine >= 0], minlength=len(index.fine_names))
+    empty = np.array(index.fine_names)[counts == 0]
+    return [f"no image of {len(empty)} classes: {some(empty)}"] if len(empty) else []
+
+
+def some(items, limit: int = 5) -> str:
+    """The first few items in words: ``a, b, c and 7 more``."""
+    shown = ", ".join(str(item) for item in items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

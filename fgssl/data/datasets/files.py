@@ -1,0 +1,123 @@
+"""Readers of the small file formats that data sets are published in: text tables, .mat files, pickles."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fgssl.errors import UserError
+
+
+def read_table(path: Path, columns: int, header: int = 0) -> list[list[str]]:
+    """Read a text table, one row a line, columns parted by white space.
+
+    The last column takes the rest of its line, so it may hold blanks. Empty lines are skipped.
+
+    Args:
+        path: the file.
+        columns: how many columns each line must have.
+        header: number of leading lines to skip.
+
+    Raises:
+        UserError: naming the file and the first line with fewer columns.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if number <= header or not line.strip():
+            continue
+        row = line.strip().split(maxsplit=columns - 1)
+        if len(row) != columns:
+            raise UserError(f"{path}, line {number}: expected {columns} columns, found '{line.strip()}'.")
+        rows.append(row)
+    return rows
+
+
+def read_by_id(path: Path) -> dict[str, str]:
+    """Read a table of ``<id> <value>`` lines.
+
+    Raises:
+        UserError: an id stands twice in the file.
+    """
+    values: dict[str, str] = {}
+    for key, value in read_table(path, columns=2):
+        if key in values:
+            raise UserError(f"{path}: id {key} stands there twice.")
+        values[key] = value
+    return values
+
+
+def read_mat(path: Path) -> dict[str, Any]:
+    """Read a MATLAB file with its singleton dimensions dropped.
+
+    Raises:
+        UserError: the file is not a readable .mat file.
+    """
+    from scipy.io import loadmat
+
+    try:
+        return loadmat(path, squeeze_me=True)
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"{path} is not a readable .mat file: {error}") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Loads plain values and numpy arrays and nothing else: a pickle from the net may otherwise run any code."""
+
+    # both names of numpy's package: the CIFAR files were written long before numpy 2 renamed it
+    allowed = {
+        (module, name)
+        for package in ("numpy.core", "numpy._core")
+        for module, name in ((f"{package}.multiarray", "_reconstruct"), (f"{package}.numeric", "_frombuffer"))
+    } | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is no plain value or array")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dict of plain values and numpy arrays (the CIFAR and ImageNet32 batches).
+
+    Raises:
+        UserError: the file is damaged, or holds anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, ImportError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is not a readable batch: {error}") from error
+
+
+def read_batches(
+    parts: dict[str, list[Path]], keys: tuple[str, ...]
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Read pickled batches of 32 x 32 px images in the CIFAR format and join them.
+
+    Args:
+        parts: the batch files of each part, in order.
+        keys: the label lists to read.
+
+    Returns:
+        pixels [N, 32, 32, 3] uint8, the labels [N] int64 by key, and the part [N] str of each image.
+
+    Raises:
+        UserError: a key is absent, or a label list is shorter or longer than the images.
+    """
+    pixels, split = [], []
+    labels: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for part, path in [(part, path) for part, paths in parts.items() for path in paths]:
+        batch = read_pickle(path)
+        absent = [key for key in ("data", *keys) if key not in batch]
+        if absent:
+            raise UserError(f"{path}: no '{absent[0]}' in this batch; it has {', '.join(map(str, batch))}.")
+        # each row holds the red plane, then the green, then the blue
+        images = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        pixels.append(images.transpose(0, 2, 3, 1))
+        split.append(np.full(len(images), part))
+        for key in keys:
+            if len(batch[key]) != len(images):
+                raise UserError(f"{path}: {len(batch[key])} {key} for {len(images)} images.")
+            labels[key].append(np.asarray(batch[key], dtype=np.int64))
+    return np.concatenate(pixels), {key: np.concatenate(labels[key]) for key in keys}, np.concatenate(split)

@@ -1,0 +1,241 @@
+"""Protocols: which rows of an index are trained on, validated on and tested on, and with which labels.
+
+Every draw comes from a numpy Generator seeded by (seed, purpose) and uses its ``random`` doubles only, so each rank,
+process and machine gets the same rows and the same labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from fgssl.data.datasets.base import DataSet, some
+from fgssl.data.hierarchies import read_text
+from fgssl.data.index import Index, rows_hash
+from fgssl.errors import UserError, did_you_mean
+
+# One stream of random numbers a purpose: asking for noise does not change which rows are held out.
+VALIDATION, LABEL_SHARE, NOISE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of each part and the labels they carry.
+
+    Attributes:
+        train, val, test: [n] int64 row ids of ``index``, ascending; ``val`` is empty unless asked for or published.
+        index: the data set's index, with the labels that the protocol replaced (noise, SOP lists).
+        flipped: [n] int64 training rows whose fine label the noise changed.
+        protocol: what was asked for.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    index: Index
+    flipped: np.ndarray
+    protocol: "Protocol"
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for ``results.json``: the settings, and images, classes and row hash of each part."""
+        parts = {}
+        for part, rows in (("train", self.train), ("val", self.val), ("test", self.test)):
+            labels = np.unique(self.index.fine[rows])
+            classes = int((labels >= 0).sum())  # -1 is no class
+            parts[part] = {"images": len(rows), "classes": classes, "rows_hash": rows_hash(rows)}
+        noise = {"flipped": len(self.flipped), "flipped_hash": rows_hash(self.flipped)}
+        return {"dataset": self.index.name, **asdict(self.protocol), **parts, **noise}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Picks the rows and labels of a run. Steps, in this order: split, hold out, keep a share, flip labels.
+
+    Args:
+        split: ``official``: the published train and test parts. ``zero_shot``: the first half of the sorted classes to
+            train, the rest to test, whatever their official part (a data set whose official classes are disjoint
+            already, such as SOP, keeps them). ``sop_split1``, ``sop_split2``: MaskCon's lists of Stanford Online
+            Products (appendix A.2).
+        val_fraction: share of the TRAINING rows held out for validation: of each class's images, or of the classes
+            where train and test classes differ (zero_shot, sop_split1). An official validation part is kept as it is
+            where 0, and goes back into training otherwise.
+        label_fraction: share of the training rows that is kept, stratified by class; smaller shares are subsets of
+            larger ones.
+        label_noise: probability that a training row's fine label flips to another training class, uniformly (symmetric
+            noise, OBD-SD Table 9). Coarse labels, validation and test stay clean.
+        seed: of all the draws.
+    """
+
+    split: Literal["official", "zero_shot", "sop_split1", "sop_split2"] = "official"
+    val_fraction: float = 0.0
+    label_fraction: float = 1.0
+    label_noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise UserError(
+                f"protocol.split: no '{self.split}' ({', '.join(SPLITS)}).{did_you_mean(self.split, SPLITS)}"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"protocol.val_fraction must be in [0, 1), not {self.val_fraction}.")
+        if not 0 < self.label_fraction <= 1:
+            raise UserError(f"protocol.label_fraction must be in (0, 1], not {self.label_fraction}.")
+        if not 0 <= self.label_noise < 1:
+            raise UserError(f"protocol.label_noise must be in [0, 1), not {self.label_noise}.")
+
+    def apply(self, index: Index) -> Parts:
+        """Pick the rows of ``index``.
+
+        Raises:
+            UserError: the split does not fit this data set, or leaves no training or test rows.
+        """
+        index, train, val, test = SPLITS[self.split](index)
+        if self.val_fraction:
+            train = np.sort(np.concatenate([train, val]))
+            train, val = self._hold_out(index, train, test)
+        if self.label_fraction < 1:
+            draw = self._draw(LABEL_SHARE, len(index))
+            train = stratified(train, index.fine, self.label_fraction, draw)
+        index, flipped = self._flip_labels(index, train)
+        if len(train) == 0:
+            raise UserError(f"{index.name}: protocol '{self.split}' leaves no training image.")
+        return Parts(train=train, val=val, test=test, index=index, flipped=flipped, protocol=self)
+
+    def num_fine(self, dataset: DataSet) -> int:
+        """Number of fine classes under this protocol, without the disk where the data set knows it without."""
+        return SOP_CLASSES.get(self.split, dataset.num_fine)
+
+    def _draw(self, purpose: int, size: int) -> np.ndarray:
+        """[size] float64 in [0, 1), the same on every machine."""
+        return np.random.default_rng([self.seed, purpose]).random(size)
+
+    def _hold_out(self, index: Index, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Part the training rows into training and validation rows, in the way that test differs from training."""
+        labels = np.unique(index.fine[train])
+        known = np.isin(index.fine[test], labels)
+        if known.any() or len(test) == 0:  # test shows known classes: so does validation
+            kept = stratified(train, index.fine, 1 - self.val_fraction, self._draw(VALIDATION, len(index)))
+        else:
+            count = min(max(1, round(self.val_fraction * len(labels))), len(labels) - 1)
+            held_out = labels[np.argsort(self._draw(VALIDATION, len(labels)))[:count]]
+            kept = train[~np.isin(index.fine[train], held_out)]
+        return kept, np.setdiff1d(train, kept)
+
+    def _flip_labels(self, index: Index, train: np.ndarray) -> tuple[Index, np.ndarray]:
+        """Flip fine labels of training rows; give the new index and the rows that changed."""
+        if self.label_noise == 0:
+            return index, train[:0]
+        _need_labels(index, "label_noise")
+        classes = np.unique(index.fine[train])
+        # two numbers for EVERY row of the index: what happens to a row does not depend on which others train
+        flips, targets = self._draw(NOISE, 2 * len(index)).reshape(2, -1)
+        flipped = train[flips[train] < self.label_noise]
+        old = np.searchsorted(classes, index.fine[flipped])
+        step = 1 + (targets[flipped] * (len(classes) - 1)).astype(np.int64)  # 1 to C - 1: any class but the old one
+        fine = index.fine.copy()
+        fine[flipped] = classes[(old + step) % len(classes)]
+        return replace(index, fine=fine), flipped
+
+
+def stratified(rows: np.ndarray, labels: np.ndarray, fraction: float, draw: np.ndarray) -> np.ndarray:
+    """Keep a share of each class's rows, at least one of each.
+
+    Args:
+        rows: [n] int64 row ids.
+        labels: [N] int64 labels of all rows of the index.
+        fraction: share of each class to keep, rounded to whole images.
+        draw: [N] random numbers; the rows with the smallest are kept, so a smaller share is a subset of a larger one.
+
+    Returns:
+        [m] int64 kept row ids, ascending.
+    """
+    order = rows[np.lexsort((draw[rows], labels[rows]))]  # by class, then by draw
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(first, counts)
+    keep = np.repeat(np.maximum(1, np.round(fraction * counts)), counts)
+    return np.sort(order[rank < keep])
+
+
+Split = tuple[Index, np.ndarray, np.ndarray, np.ndarray]  # index, train, val, test
+
+
+def _official(index: Index) -> Split:
+    return index, index.rows("train"), index.rows("val"), index.rows("test")
+
+
+def _zero_shot(index: Index) -> Split:
+    """First half of the classes to train (Song et al., 2016)."""
+    _need_labels(index, "zero_shot")
+    none = index.rows("")
+    train, test = index.rows("train"), index.rows("test")
+    if len(train) and len(test) and not np.isin(index.fine[test], index.fine[train]).any():
+        return index, np.sort(np.concatenate([train, index.rows("val")])), none, test
+    seen = index.fine < len(index.fine_names) // 2
+    return index, np.flatnonzero(seen), none, np.flatnonzero(~seen)
+
+
+def _need_labels(index: Index, what: str) -> None:
+    if (index.fine < 0).any():
+        raise UserError(f"{index.name} has no single class label an image, which protocol '{what}' needs.")
+
+
+# Number of fine classes: split1 has 2,517 to train and 2,518 others to test, split2 the same 1,498 on both sides.
+SOP_CLASSES = {"sop_split1": 5035, "sop_split2": 1498}
+
+
+def _sop_split1(index: Index) -> Split:
+    """Unrelated products in train and test: the published test labels, which start at 0 again, follow the others."""
+    train, test = read_sop_list("sop_split1_train"), read_sop_list("sop_split1_test")
+    return _sop_split(index, train, test, test_labels=range(len(train), len(train) + len(test)))
+
+
+def _sop_split2(index: Index) -> Split:
+    """Ten images of each product to train, two to test."""
+    train, test = read_sop_list("sop_split2_train"), read_sop_list("sop_split2_test")
+    return _sop_split(index, train, test, test_labels=range(len(test)))
+
+
+def _sop_split(index: Index, train: list[list[str]], test: list[list[str]], test_labels: range) -> Split:
+    """Look up the published paths and give their rows the published labels; all other rows get label -1."""
+    if index.name != "sop":
+        raise UserError(f"protocol.split sop_split1 and sop_split2 are for the data set sop, not {index.name}.")
+    row_of = {"/".join(path.replace("\\", "/").split("/")[-2:]): row for row, path in enumerate(index.paths.tolist())}
+    listed = [path for products in (train, test) for paths in products for path in paths]
+    missing = [path for path in listed if path not in row_of]
+    if missing:
+        raise UserError(f"sop: {len(missing)} images of the published list are not in Ebay_*.txt: {some(missing)}.")
+    fine = np.full(len(index), -1, dtype=np.int64)
+    names = {}
+    rows = []
+    for products, labels in ((train, range(len(train))), (test, test_labels)):
+        part = []
+        for label, paths in zip(labels, products, strict=True):
+            product_rows = [row_of[path] for path in paths]
+            fine[product_rows] = label
+            names[label] = index.fine_names[index.fine[product_rows[0]]]
+            part += product_rows
+        rows.append(np.sort(np.array(part, dtype=np.int64)))
+    fine_names = tuple(names[label] for label in range(len(names)))
+    return replace(index, fine=fine, fine_names=fine_names), rows[0], index.rows(""), rows[1]
+
+
+def read_sop_list(name: str) -> list[list[str]]:
+    """One of MaskCon's published lists of Stanford Online Products: the image paths of each product, in label order.
+
+    Stored as one line a product: its super-class, its number, and the numbers of its images.
+    """
+    products = []
+    for line in read_text(f"{name}.txt").splitlines():
+        super_class, product, *images = line.split()
+        products.append([f"{super_class}_final/{product}_{image}.JPG" for image in images])
+    return products
+
+
+SPLITS: dict[str, Callable[[Index], Split]] = {
+    "official": _official,
+    "zero_shot": _zero_shot,
+    "sop_split1": _sop_split1,
+    "sop_split2": _sop_split2,
+}
