@@ -44,7 +44,7 @@ def known_names(parser: Parser) -> set[str]:
 
     names = {action.dest for action in parser._actions}
     methods = _subclasses(Method)
-    names |= {method.__name__ for method in methods} | set(ALL)
+    names |= {cls.__name__ for cls in [*methods, *ALL.values()]}
     for cls in [*methods, Method, *ALL.values()]:
         names |= set(inspect.signature(cls.__init__).parameters)
     return names | {name.rsplit(".", 1)[-1] for name in names}

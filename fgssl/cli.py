@@ -114,11 +114,12 @@ def check_data(config: dict, flags: list[str]) -> None:
     name, options = (dataset, {}) if isinstance(dataset, str) else _class_of(dataset)
     if name is None:
         raise UserError("no data set is named: give --config experiments/<method>_<data>.yaml, or --data.dataset NAME.")
-    name = name.rsplit(".", 1)[-1]
-    if name not in ALL:
-        raise UserError(f"data.dataset: unknown data set '{name}'.{did_you_mean(name, ALL)} Known: {', '.join(ALL)}.")
+    name, known = name.rsplit(".", 1)[-1], {cls.__name__: cls for cls in ALL.values()}
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise UserError(f"data.dataset: unknown data set '{name}'.{hint} Known: {', '.join(known)}.")
     try:
-        dataset = ALL[name](**options)
+        dataset = known[name](**options)
     except TypeError:
         return  # a wrong option: the parser names it better
     dataset.check_files()

@@ -35,13 +35,13 @@ class QueueUpdate(Callback):
 
 def enqueue(method, entries: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
     """Gather keys, labels and rows from all ranks and put them into the memory of each name."""
-    for name, (keys_BD, labels_B, index_B) in entries.items():
-        method.get_submodule(name).enqueue(*gather_rows(keys_BD.float(), labels_B, index_B))
+    for name, rows in entries.items():
+        method.get_submodule(name).enqueue(*gather_rows(*rows))
 
 
 @torch.no_grad()
 def _prefill(trainer: Trainer, method) -> None:
-    """Run the training images once through the method's key side until every memory is full."""
+    """Run the training images once through the method's key side until every memory is just full."""
     memories = list(method.memories().values())
     rank_zero_info(f"Filling the memory with {max(memory.length for memory in memories)} keys.")
     # Another order and other crops than the first epoch's; not the loader that the first epoch has already started.
@@ -50,7 +50,11 @@ def _prefill(trainer: Trainer, method) -> None:
     for batch in loader:
         batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
-            enqueue(method, method.prefill(batch))
+            entries = method.prefill(batch)
+        for name, rows in entries.items():
+            memory = method.get_submodule(name)
+            room = memory.length - memory.fill
+            memory.enqueue(*(row[:room] for row in gather_rows(*rows)))
         if all(memory.fill == memory.length for memory in memories):
             return
     rank_zero_warn(

@@ -1,0 +1,42 @@
+# Everything runs in a virtual environment that the first target makes. PYTHON picks the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-ddp lint type bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "fgssl needs Python 3.11 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing (PyTorch and its companions are a large download) ..."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train four methods on handwritten digits and compare them, under 5 minutes on 2 cores
+	$(BIN)/python experiments/demo.py
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-ddp: $(READY)  ## the tests that start several processes
+	$(BIN)/python -m pytest -m ddp
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: $(READY)  ## mypy
+	$(BIN)/mypy
+
+bench: $(READY)  ## speed and memory, as ratios taken in one run
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
