@@ -1,11 +1,26 @@
 """The data sets, one file each. A config names them by class (``dataset: CUB``), the command line in lower case."""
 
+from fgssl.data.datasets.aircraft import Aircraft
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.cars import Cars
 from fgssl.data.datasets.cifar10 import CIFAR10
+from fgssl.data.datasets.cifar100 import CIFAR100
 from fgssl.data.datasets.cifartoy import CIFARToy
+from fgssl.data.datasets.coco import COCO
 from fgssl.data.datasets.cub import CUB
 from fgssl.data.datasets.digits import Digits
+from fgssl.data.datasets.dtd import DTD
+from fgssl.data.datasets.flowers import Flowers
 from fgssl.data.datasets.folder import Folder
+from fgssl.data.datasets.imagenet import ImageNet
+from fgssl.data.datasets.imagenet32 import ImageNet32
+from fgssl.data.datasets.indoor67 import Indoor67
+from fgssl.data.datasets.pets import Pets
+from fgssl.data.datasets.sop import SOP
+from fgssl.data.datasets.voc2007 import VOC2007
 
-ALL: dict[str, type[DataSet]] = {cls.name: cls for cls in (CUB, Cars, CIFAR10, CIFARToy, Digits, Folder)}
+_CLASSES = (
+    CUB, Cars, Aircraft, SOP, ImageNet, ImageNet32, CIFAR10, CIFAR100, CIFARToy, COCO,
+    Flowers, Pets, DTD, Indoor67, VOC2007, Digits, Folder,
+)  # fmt: skip
+ALL: dict[str, type[DataSet]] = {cls.name: cls for cls in _CLASSES}

@@ -5,6 +5,7 @@ Nothing here or in the files beside it imports torch: a missing data set must be
 
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,7 +161,26 @@ def empty_classes(index: Index) -> list[str]:
     return [f"no image of {len(empty)} classes: {some(empty)}"] if len(empty) else []
 
 
-def some(items, limit: int = 5) -> str:
+def encode(values: Iterable[str], names: Sequence[str], where: Path | str) -> np.ndarray:
+    """Labels [N] int64 of class names: the place of each value in ``names``.
+
+    Args:
+        values: one class name (or class id) an image.
+        names: all class names, in label order.
+        where: the file that the values come from, for the error.
+
+    Raises:
+        UserError: values that are not in ``names``.
+    """
+    values = list(values)
+    label_of = {name: label for label, name in enumerate(names)}
+    unknown = sorted(set(values) - label_of.keys())
+    if unknown:
+        raise UserError(f"{where}: classes that the class list does not have: {some(unknown)}.")
+    return np.array([label_of[value] for value in values], dtype=np.int64)
+
+
+def some(items: Sequence | np.ndarray, limit: int = 5) -> str:
     """The first few items in words: ``a, b, c and 7 more``."""
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet, Published, some
-from fgssl.data.datasets.files import read_by_id
+from fgssl.data.datasets.base import DataSet, Published, encode
+from fgssl.data.datasets.files import read_by_id, read_column
 from fgssl.data.index import Index
 from fgssl.errors import UserError
 
@@ -20,49 +20,32 @@ class CUB(DataSet):
 
     def _read(self) -> Index:
         files = read_by_id(self.root / "images.txt")
-        labels = self._column("image_class_labels.txt", files)
-        training = self._column("train_test_split.txt", files)
         classes = read_by_id(self.root / "classes.txt")
+        label_file = self.root / "image_class_labels.txt"
+        training = read_column(self.root / "train_test_split.txt", list(files))
 
-        class_ids = list(classes)
-        fine_names = tuple(classes[key] for key in class_ids)
-        unknown = sorted(set(labels) - set(class_ids))
-        if unknown:
-            raise UserError(f"{self.root / 'image_class_labels.txt'}: class ids not in classes.txt: {some(unknown)}.")
-        fine = np.array([class_ids.index(label) for label in labels], dtype=np.int64)
-
-        families = [family(name) for name in fine_names]
+        fine = encode(read_column(label_file, list(files)), list(classes), label_file)
+        families = [family(class_name) for class_name in classes.values()]
         coarse_names = tuple(sorted(set(families)))
-        coarse_of = np.array([coarse_names.index(name) for name in families], dtype=np.int64)
         return Index(
             name=self.name,
             paths=np.array([str(self.root / "images" / path) for path in files.values()]),
             fine=fine,
-            fine_names=fine_names,
+            fine_names=tuple(classes.values()),
             split=np.where(np.array(training) == "1", "train", "test"),
-            coarse=coarse_of[fine],
+            coarse=encode(families, coarse_names, self.root / "classes.txt")[fine],
             coarse_names=coarse_names,
-            boxes=self._boxes(files),
+            boxes=self._boxes(list(files)),
         )
 
-    def _column(self, name: str, files: dict[str, str]) -> list[str]:
-        """One value an image, in the order of images.txt."""
-        values = read_by_id(self.root / name)
-        if values.keys() != files.keys():
-            odd = sorted(values.keys() ^ files.keys())
-            raise UserError(
-                f"{self.root / name} lists {len(values)} images and images.txt {len(files)}; "
-                f"in one of them only: id {some(odd)}."
-            )
-        return [values[key] for key in files]
-
-    def _boxes(self, files: dict[str, str]) -> np.ndarray | None:
+    def _boxes(self, ids: list[str]) -> np.ndarray | None:
         """The boxes, published as (x, y, width, height); None in copies without the file."""
-        if not (self.root / "bounding_boxes.txt").exists():
+        path = self.root / "bounding_boxes.txt"
+        if not path.exists():
             return None
-        rows = [value.split() for value in self._column("bounding_boxes.txt", files)]
+        rows = [value.split() for value in read_column(path, ids)]
         if any(len(row) != 4 for row in rows):
-            raise UserError(f"{self.root / 'bounding_boxes.txt'}: each line must be <id> <x> <y> <width> <height>.")
+            raise UserError(f"{path}: each line must be <id> <x> <y> <width> <height>.")
         boxes = np.array(rows, dtype=np.float32)
         boxes[:, 2:] += boxes[:, :2]
         return boxes

@@ -1,6 +1,7 @@
 """Readers of the small file formats that data sets are published in: text tables, .mat files, pickles."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def read_by_id(path: Path) -> dict[str, str]:
             raise UserError(f"{path}: id {key} stands there twice.")
         values[key] = value
     return values
+
+
+def read_column(path: Path, ids: Sequence[str]) -> list[str]:
+    """Read a table of ``<id> <value>`` lines and give the values in the order of ``ids``.
+
+    Raises:
+        UserError: the table lacks one of the ids, or has others.
+    """
+    values = read_by_id(path)
+    odd = sorted(values.keys() ^ set(ids))
+    if odd:
+        raise UserError(
+            f"{path} has {len(values)} lines for {len(ids)} images; without counterpart: id {', '.join(odd[:5])}"
+            f"{' ...' if len(odd) > 5 else ''}."
+        )
+    return [values[key] for key in ids]
 
 
 def read_mat(path: Path) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet, some
+from fgssl.data.datasets.base import DataSet, encode, some
 from fgssl.data.index import Index
 from fgssl.errors import UserError
 
@@ -63,11 +65,10 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
                 raise UserError(f"{name}: class folder {folder / class_name} holds no image.")
             files += [(part, class_name, path) for path in images]
     fine_names = tuple(sorted({class_name for _, class_name, _ in files}))
-    label_of = {class_name: label for label, class_name in enumerate(fine_names)}
     return Index(
         name=name,
         paths=np.array([path for _, _, path in files]),
-        fine=np.array([label_of[class_name] for _, class_name, _ in files], dtype=np.int64),
+        fine=encode((class_name for _, class_name, _ in files), fine_names, name),
         fine_names=fine_names,
         split=np.array([part for part, _, _ in files]),
     )
@@ -75,7 +76,8 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
 
 def images_under(folder: Path) -> list[str]:
     """The image files under a folder, at any depth, sorted."""
-    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = (os.path.join(parent, file) for parent, _, names in os.walk(folder) for file in names)
+    return sorted(file for file in files if os.path.splitext(file)[1].lower() in SUFFIXES)
 
 
 def read_coarse_map(path: Path) -> dict[str, str]:
@@ -112,11 +114,9 @@ def add_coarse(index: Index, mapping: dict[str, str], source: str) -> Index:
     Raises:
         UserError: classes that the map misses, all in one message.
     """
-    from dataclasses import replace
-
     missing = [name for name in index.fine_names if name not in mapping]
     if missing:
         raise UserError(f"coarse map {source} has no entry for {len(missing)} classes: {some(missing, 20)}.")
     coarse_names = tuple(sorted({mapping[name] for name in index.fine_names}))
-    coarse_of = np.array([coarse_names.index(mapping[name]) for name in index.fine_names], dtype=np.int64)
+    coarse_of = encode((mapping[name] for name in index.fine_names), coarse_names, source)
     return replace(index, coarse=coarse_of[index.fine], coarse_names=coarse_names)
