@@ -81,7 +81,8 @@ class DataSet:
             f"{self.name}: not found under {self.root}{where}: {', '.join(missing)}.\n"
             f"Expected layout: {layouts}.\n"
             f"Where to get it: {self.source}\n"
-            f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root."
+            f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root "
+            f"('fgssl data check': --root)."
         )
 
     def index(self) -> Index:
@@ -105,7 +106,10 @@ class DataSet:
             return
         message = f"{self.name} under {self.root}: {'; '.join(faults)}."
         if not self.partial:
-            raise UserError(f"{message} Get a complete copy, or pass --data.dataset.partial true to use it as it is.")
+            raise UserError(
+                f"{message} Get a complete copy, or accept this one with --data.dataset.partial true "
+                f"('fgssl data check': --partial)."
+            )
         warnings.warn(message, stacklevel=3)
 
 

@@ -1,0 +1,178 @@
+"""``fgssl data list`` and ``fgssl data check``: which data sets there are, and whether a copy on disk is sound."""
+
+import argparse
+import inspect
+import os
+import warnings
+from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fgssl.data.datasets import ALL, DataSet
+from fgssl.data.images import read_image
+from fgssl.data.index import Index, rows_hash
+from fgssl.data.sheet import write_sheet
+from fgssl.errors import UserError
+
+HELP = {
+    "root": "folder of the data set (default: its official folder under $FGSSL_DATA)",
+    "partial": "accept a copy whose counts differ from the published ones",
+    "trainval": "count the official val part as training rows",
+    "coarse_map": "JSON or CSV file that gives each class its coarse class",
+    "boxes": "read the bounding boxes too",
+}
+SHOWN = 20  # unreadable images that are named; the rest are counted
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl data <argv>``.
+
+    Returns:
+        0, or 1 where a check found a fault. A wrong command line exits with status 2.
+    """
+    args = _parser().parse_args(argv)
+    console = Console(highlight=False, markup=False)
+    if args.command == "list":
+        console.print(list_table())
+        return 0
+    cls = ALL[args.name]
+    try:
+        dataset = cls(**{option: getattr(args, option) for option in inspect.signature(cls).parameters})
+        return 0 if check(dataset, console, args.sheet) else 1
+    except UserError as error:
+        console.print(f"fault: {error}", soft_wrap=True)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fgssl data", description="Data sets: what there is, and is it sound?")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="table of all data sets: layout, counts, where to get them, licence")
+    check_parser = commands.add_parser("check", help="read every label file and every image of one data set")
+    names = check_parser.add_subparsers(dest="name", required=True, metavar="name")
+    for name, cls in ALL.items():
+        options = names.add_parser(name, help=cls.folder)
+        _add_options(options, cls)
+        options.add_argument("--sheet", metavar="FILE.png", help="write a picture sheet: sample images of some classes")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, cls: type[DataSet]) -> None:
+    """Offer the constructor's arguments (root, partial, variant, ...) as options."""
+    for option in inspect.signature(cls).parameters.values():
+        settings: dict[str, Any] = {"default": option.default, "help": HELP.get(option.name)}
+        if isinstance(option.default, bool):
+            settings["action"] = argparse.BooleanOptionalAction
+        elif get_origin(option.annotation) is Literal:
+            settings["choices"] = get_args(option.annotation)
+        elif isinstance(option.default, int):
+            settings["type"] = int
+        parser.add_argument(f"--{option.name.replace('_', '-')}", **settings)
+
+
+def list_table() -> Table:
+    """One row a data set: its published counts, the files expected, where to get it."""
+    table = Table(show_lines=True)
+    for heading in ("name", "published", "layout expected", "where to get it", "licence"):
+        table.add_column(heading, overflow="fold")  # never cut a path or an address
+    for name, cls in ALL.items():
+        counts = "counts from the disk"
+        if cls.published:
+            counts = "\n".join(f"{count:,} {part}" for part, count in cls.published.splits.items())
+            counts += f"\n{cls.published.fine:,} classes"
+            counts += f"\n{cls.published.coarse} coarse" if cls.published.coarse else ""
+        layouts = "\nor: ".join(", ".join(layout) for layout in (cls.layout, *cls.other_layouts))
+        table.add_row(name, counts, f"{cls.folder}/\n{layouts}", cls.source, cls.licence)
+    return table
+
+
+def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
+    """Read a data set's label files and decode every image; print what was found.
+
+    Args:
+        dataset: the data set.
+        console: where to print.
+        sheet: PNG file to write sample images to, or None.
+
+    Returns:
+        True where every image is there and readable.
+
+    Raises:
+        UserError: the label files are missing or contradict each other.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        index = dataset.index()
+    for warning in caught:
+        console.print(f"warning: {warning.message}", soft_wrap=True)
+    console.print(f"{dataset.name}: {len(index):,} images under {dataset.root}", soft_wrap=True)
+    console.print(balance_table(index))
+    console.print(balance_line(index), soft_wrap=True)
+
+    faults = list(image_faults(index, console))
+    for fault in faults[:SHOWN]:
+        console.print(f"fault: {fault}", soft_wrap=True)
+    if len(faults) > SHOWN:
+        console.print(f"and {len(faults) - SHOWN:,} more")
+    if sheet:
+        write_sheet(index, sheet)
+        console.print(f"picture sheet: {sheet}", soft_wrap=True)
+    console.print(
+        f"{len(faults):,} of {len(index):,} images missing or unreadable" if faults else "all images readable"
+    )
+    return not faults
+
+
+def balance_table(index: Index) -> Table:
+    """One row a part: images, classes, and how evenly the images are spread over the classes."""
+    table = Table("part", "images", "rows hash", "classes", "coarse", "images a class\nfewest / median / most")
+    for part in sorted(set(index.split), key=("train", "val", "test").index):
+        rows = index.rows(part)
+        counts = class_counts(index, rows)
+        counts = counts[counts > 0]
+        coarse = 0 if index.coarse is None else len(np.unique(index.coarse[rows]))
+        spread = f"{counts.min()} / {np.median(counts):g} / {counts.max()}" if len(counts) else "no labels"
+        table.add_row(part, f"{len(rows):,}", rows_hash(rows), str(len(counts)), str(coarse), spread)
+    return table
+
+
+def balance_line(index: Index) -> str:
+    """The smallest and the largest class by name."""
+    counts = class_counts(index, np.arange(len(index)))
+    if len(counts) == 0:
+        return "no class labels"
+    few, many = counts.argmin(), counts.argmax()
+    names = index.fine_names
+    return f"smallest class: {names[few]} ({counts[few]} images); largest: {names[many]} ({counts[many]})"
+
+
+def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:
+    """[C] number of images of each fine class among ``rows``; several classes an image where there are ``targets``."""
+    if index.targets is not None:
+        return (index.targets[rows] == 1).sum(axis=0)
+    labels = index.fine[rows]
+    return np.bincount(labels[labels >= 0], minlength=len(index.fine_names))
+
+
+def image_faults(index: Index, console: Console) -> Iterator[str]:
+    """Decode every image file, on all cores, and yield one message a file that is missing or unreadable."""
+    if index.pixels is not None:
+        return
+    with ThreadPool(os.cpu_count()) as pool:  # threads do: the decoder releases Python's lock
+        faults = pool.imap(_fault_of, index.paths.tolist(), chunksize=16)
+        for fault in track(faults, "reading images", total=len(index), console=console):
+            if fault:
+                yield fault
+
+
+def _fault_of(path: str) -> str | None:
+    try:
+        read_image(path)
+    except UserError as error:
+        return str(error)
+    return None
