@@ -1,0 +1,77 @@
+"""``fgssl data list`` and ``fgssl data check``: what they print and with which status they end."""
+
+import pytest
+from PIL import Image
+
+from fgssl.data.check import main
+from fgssl.data.datasets import ALL
+from tests import trees
+
+
+def test_list_names_every_data_set(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ALL)
+    assert all(word in out for word in ("5,994 train", "cars_annos.mat", "tanganke/stanford_cars"))
+
+
+def test_sound_copy(tmp_path, capsys):
+    trees.make_cub(tmp_path / "cub")
+    sheet = tmp_path / "sheet.png"
+    assert main(["check", "cub", "--root", str(tmp_path / "cub"), "--partial", "--sheet", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    assert "warning: cub" in out  # the counts are not the published ones
+    assert "24 images" in out
+    assert "3 / 3 / 3" in out  # fewest, median, most images a class
+    assert "all images readable" in out
+    assert Image.open(sheet).size[0] > 8 * 96
+
+
+def test_missing_and_truncated_images_are_named(tmp_path, capsys):
+    trees.make_cub(tmp_path)
+    absent, truncated = sorted(tmp_path.glob("images/*/*.jpg"))[:2]
+    absent.unlink()
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    sheet = tmp_path / "sheet.png"
+    assert main(["check", "cub", "--root", str(tmp_path), "--partial", "--sheet", str(sheet)]) == 1
+    out = capsys.readouterr().out
+    assert f"fault: image not found: {absent}" in out
+    assert f"fault: unreadable image: {truncated}" in out
+    assert "2 of 24 images missing or unreadable" in out
+    assert sheet.exists()
+
+
+def test_missing_data_set_is_a_fault(tmp_path, capsys):
+    assert main(["check", "cars", "--root", str(tmp_path / "nowhere")]) == 1
+    assert "cars_test_annos_withlabels.mat" in capsys.readouterr().out
+
+
+def test_differing_counts_are_a_fault_unless_partial(tmp_path, capsys):
+    trees.make_pets(tmp_path)
+    assert main(["check", "pets", "--root", str(tmp_path)]) == 1
+    assert "9 train images, published 3680" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cifartoy", ["--variant", "bad_code", "--partial"]),
+        ("aircraft", ["--coarse", "manufacturer", "--no-trainval", "--partial"]),
+        ("dtd", ["--partition", "2", "--partial"]),
+        ("voc2007", ["--partial"]),
+        ("coco", ["--partial"]),
+        ("folder", []),
+    ],
+)
+def test_options_of_the_constructors(name, options, tmp_path):
+    make = trees.make_cifar10 if name == "cifartoy" else getattr(trees, f"make_{name}")
+    make(tmp_path / name)
+    sheet = str(tmp_path / "sheet.png")
+    assert main(["check", name, "--root", str(tmp_path / name), "--sheet", sheet, *options]) == 0
+
+
+def test_wrong_command_line():
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "cubb"])
+    assert stop.value.code == 2

@@ -1,0 +1,202 @@
+"""Mistakes that a user can mend: each is one clear message, and no traceback of ours."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from fgssl.data.datasets import ALL
+from fgssl.errors import UserError
+from tests import trees
+
+
+def replace_line(path, number, line):
+    """Replace a line of a text file, or drop it where ``line`` is None."""
+    lines = path.read_text().splitlines()
+    lines[number : number + 1] = [] if line is None else [line]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"digits"}))
+def test_missing_root_says_what_where_and_whence(name, tmp_path):
+    root = tmp_path / "nowhere"
+    with pytest.raises(UserError) as error:
+        ALL[name](str(root)).index()
+    message = str(error.value)
+    assert all(part in message for part in ALL[name].layout)
+    assert str(root) in message
+    assert ALL[name].source in message
+
+
+def test_root_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("FGSSL_DATA", str(tmp_path))
+    assert ALL["cub"]().root == tmp_path / "CUB_200_2011"
+
+
+def test_cars_test_annotations_without_labels(tmp_path):
+    """The devkit alone: its test annotations have no labels, and the message says which file has."""
+    trees.make_cars(tmp_path)
+    labelled = tmp_path / "cars_test_annos_withlabels.mat"
+    labelled.rename(tmp_path / "devkit" / "cars_test_annos.mat")
+    with pytest.raises(UserError, match=r"(?s)not found.*: cars_test_annos_withlabels.mat\..*has no labels"):
+        ALL["cars"](str(tmp_path)).index()
+
+    savemat(labelled, {"annotations": np.array([(1, 1, 5, 5, "1.jpg")], dtype=[(n, object) for n in CARS_FIELDS])})
+    with pytest.raises(UserError, match="has no labels: get cars_test_annos_withlabels.mat"):
+        ALL["cars"](str(tmp_path)).index()
+
+
+CARS_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname")
+
+
+def test_counts_must_be_the_published_ones(tmp_path):
+    with pytest.raises(UserError, match="12 train images, published 5994.*partial"):
+        ALL["cub"](str(trees.make_cub(tmp_path))).index()
+
+
+def test_label_file_too_short(tmp_path):
+    trees.make_cub(tmp_path)
+    replace_line(tmp_path / "image_class_labels.txt", 3, None)
+    with pytest.raises(UserError, match="image_class_labels.txt has 23 lines for 24 images.*id 4"):
+        ALL["cub"](str(tmp_path), partial=True).index()
+
+
+def test_label_file_with_a_broken_line(tmp_path):
+    trees.make_cub(tmp_path)
+    replace_line(tmp_path / "train_test_split.txt", 3, "4")
+    with pytest.raises(UserError, match="train_test_split.txt, line 4: expected 2 columns"):
+        ALL["cub"](str(tmp_path), partial=True).index()
+
+
+def test_unknown_class_id(tmp_path):
+    trees.make_cub(tmp_path)
+    replace_line(tmp_path / "image_class_labels.txt", 0, "1 9")
+    with pytest.raises(UserError, match="classes that the class list does not have: 9"):
+        ALL["cub"](str(tmp_path), partial=True).index()
+
+
+def test_duplicate_id(tmp_path):
+    trees.make_cub(tmp_path)
+    replace_line(tmp_path / "images.txt", 1, "1 001.Laysan_Albatross/other.jpg")
+    with pytest.raises(UserError, match="images.txt: id 1 stands there twice"):
+        ALL["cub"](str(tmp_path), partial=True).index()
+
+
+def test_same_image_twice(tmp_path):
+    trees.make_indoor67(tmp_path)
+    replace_line(tmp_path / "TestImages.txt", 0, "bar/bar 0.jpg")
+    with pytest.raises(UserError, match="listed more than once: .*bar 0.jpg"):
+        ALL["indoor67"](str(tmp_path), partial=True).index()
+
+
+def test_empty_class(tmp_path):
+    trees.make_cub(tmp_path)
+    with (tmp_path / "classes.txt").open("a") as file:
+        file.write("5 005.Crested_Auklet\n")
+    with pytest.raises(UserError, match="classes without an image: 005.Crested_Auklet"):
+        ALL["cub"](str(tmp_path)).index()
+
+
+def test_empty_class_folder(tmp_path):
+    trees.make_folder(tmp_path)
+    (tmp_path / "train" / "zebra").mkdir()
+    with pytest.raises(UserError, match="zebra holds no image"):
+        ALL["folder"](str(tmp_path)).index()
+
+
+def test_no_class_folders(tmp_path):
+    trees.make_folder(tmp_path, parts=("train",))
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match="test has no class folders"):
+        ALL["folder"](str(tmp_path)).index()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("map.json", '{"cat": "pet"}', "no entry for 2 classes: dog, horse"),
+        ("map.csv", "cat,pet\nhorse,farm\n", "no entry for 1 classes: dog"),
+        ("map.csv", "cat,pet\ndog\nhorse,farm\n", "expected one coarse class name for each class"),
+        ("map.csv", "cat,pet\ncat,farm\ndog,pet\nhorse,farm\n", "given twice: cat"),
+        ("map.json", '{"cat": "pet", "cat": "farm"}', "given twice: cat"),
+        ("map.json", '["cat"]', "expected one coarse class name"),
+        ("map.json", '{"cat": ', "not valid JSON"),
+    ],
+)
+def test_coarse_map(file, text, message, tmp_path):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        ALL["folder"](str(trees.make_folder(tmp_path / "root")), coarse_map=str(tmp_path / file)).index()
+
+
+def test_coarse_map_not_there(tmp_path):
+    with pytest.raises(UserError, match="coarse map not found: .*no.json"):
+        ALL["folder"](str(trees.make_folder(tmp_path)), coarse_map=str(tmp_path / "no.json")).index()
+
+
+def test_flowers_label_list_too_short(tmp_path):
+    trees.make_flowers(tmp_path)
+    savemat(tmp_path / "imagelabels.mat", {"labels": np.arange(1, 31)})
+    with pytest.raises(UserError, match="lists 36 images.*30 labels"):
+        ALL["flowers"](str(tmp_path), partial=True).index()
+
+
+def test_broken_mat_file(tmp_path):
+    trees.make_flowers(tmp_path)
+    (tmp_path / "setid.mat").write_bytes(b"not a mat file, " * 20)
+    with pytest.raises(UserError, match="setid.mat is not a readable .mat file"):
+        ALL["flowers"](str(tmp_path), partial=True).index()
+
+
+def test_batch_with_too_few_labels(tmp_path):
+    trees.make_cifar10(tmp_path)
+    batch = pickle.loads((tmp_path / "data_batch_2").read_bytes())
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch | {"labels": [1, 2]}))
+    with pytest.raises(UserError, match="data_batch_2: 2 labels for 20 images"):
+        ALL["cifar10"](str(tmp_path), partial=True).index()
+
+
+def test_batch_of_another_data_set(tmp_path):
+    trees.make_cifar100(tmp_path)
+    trees.write_batch(tmp_path / "train", seed=0, labels=[1, 2])
+    with pytest.raises(UserError, match="no 'fine_labels' in this batch"):
+        ALL["cifar100"](str(tmp_path), partial=True).index()
+
+
+def test_truncated_batch(tmp_path):
+    trees.make_cifar10(tmp_path)
+    whole = (tmp_path / "test_batch").read_bytes()
+    (tmp_path / "test_batch").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="test_batch is not a readable batch"):
+        ALL["cifar10"](str(tmp_path), partial=True).index()
+
+
+class _Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+def test_batch_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trees.make_cifar10(tmp_path)
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": _Exploit(), "labels": []}))
+    with pytest.raises(UserError, match="test_batch is not a readable batch: it holds a posix.mkdir|nt.mkdir"):
+        ALL["cifar10"](str(tmp_path), partial=True).index()
+    assert not (tmp_path / "exploited").exists()
+
+
+def test_imagenet_class_that_is_none(tmp_path):
+    trees.make_imagenet(tmp_path)
+    trees.write_image(tmp_path / "train" / "n00000000" / "1.JPEG")
+    with pytest.raises(UserError, match="classes that the class list does not have: n00000000"):
+        ALL["imagenet"](str(tmp_path), partial=True).index()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("cifartoy", {"variant": "goood"}), ("aircraft", {"coarse": "famly"})], ids=str
+)
+def test_misspelt_option(name, option):
+    with pytest.raises(UserError, match="Did you mean '(good|family)'"):
+        ALL[name](**option)
