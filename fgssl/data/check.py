@@ -84,7 +84,7 @@ def list_table() -> Table:
         counts = "counts from the disk"
         if cls.published:
             counts = "\n".join(f"{count:,} {part}" for part, count in cls.published.splits.items())
-            counts += f"\n{cls.published.fine:,} classes"
+            counts += f"\n{cls.published.fine:,} classes" if cls.published.fine else "\nno labels"
             counts += f"\n{cls.published.coarse} coarse" if cls.published.coarse else ""
         layouts = "\nor: ".join(", ".join(layout) for layout in (cls.layout, *cls.other_layouts))
         table.add_row(name, counts, f"{cls.folder}/\n{layouts}", cls.source, cls.licence)

@@ -4,6 +4,7 @@ Every draw comes from a numpy Generator seeded by (seed, purpose) and uses its `
 process and machine gets the same rows and the same labels.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from fgssl.errors import UserError, did_you_mean
 
 # One stream of random numbers a purpose: asking for noise does not change which rows are held out.
 VALIDATION, LABEL_SHARE, NOISE = 0, 1, 2
+NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Protocol:
             where train and test classes differ (zero_shot, sop_split1). An official validation part is kept as it is
             where 0, and goes back into training otherwise.
         label_fraction: share of the training rows that is kept, stratified by class; smaller shares are subsets of
-            larger ones.
+            larger ones. CMD's Table V keeps 50 and 20 % for the linear classifier only: pre-train with 1.
         label_noise: probability that a training row's fine label flips to another training class, uniformly (symmetric
             noise, OBD-SD Table 9). Coarse labels, validation and test stay clean.
         seed: of all the draws.
@@ -89,7 +91,7 @@ class Protocol:
         """Pick the rows of ``index``.
 
         Raises:
-            UserError: the split does not fit this data set, or leaves no training or test rows.
+            UserError: the split does not fit this data set, or leaves no training rows.
         """
         index, train, val, test = SPLITS[self.split](index)
         if self.val_fraction:
@@ -105,7 +107,7 @@ class Protocol:
 
     def num_fine(self, dataset: DataSet) -> int:
         """Number of fine classes under this protocol, without the disk where the data set knows it without."""
-        return SOP_CLASSES.get(self.split, dataset.num_fine)
+        return SOP_CLASSES.get(self.split) or dataset.num_fine
 
     def _draw(self, purpose: int, size: int) -> np.ndarray:
         """[size] float64 in [0, 1), the same on every machine."""
@@ -126,8 +128,8 @@ class Protocol:
     def _flip_labels(self, index: Index, train: np.ndarray) -> tuple[Index, np.ndarray]:
         """Flip fine labels of training rows; give the new index and the rows that changed."""
         if self.label_noise == 0:
-            return index, train[:0]
-        _need_labels(index, "label_noise")
+            return index, NO_ROWS
+        _need_labels(index, train, "label_noise")
         classes = np.unique(index.fine[train])
         # two numbers for EVERY row of the index: what happens to a row does not depend on which others train
         flips, targets = self._draw(NOISE, 2 * len(index)).reshape(2, -1)
@@ -167,17 +169,16 @@ def _official(index: Index) -> Split:
 
 def _zero_shot(index: Index) -> Split:
     """First half of the classes to train (Song et al., 2016)."""
-    _need_labels(index, "zero_shot")
-    none = index.rows("")
+    _need_labels(index, np.arange(len(index)), "zero_shot")
     train, test = index.rows("train"), index.rows("test")
     if len(train) and len(test) and not np.isin(index.fine[test], index.fine[train]).any():
-        return index, np.sort(np.concatenate([train, index.rows("val")])), none, test
+        return index, np.sort(np.concatenate([train, index.rows("val")])), NO_ROWS, test
     seen = index.fine < len(index.fine_names) // 2
-    return index, np.flatnonzero(seen), none, np.flatnonzero(~seen)
+    return index, np.flatnonzero(seen), NO_ROWS, np.flatnonzero(~seen)
 
 
-def _need_labels(index: Index, what: str) -> None:
-    if (index.fine < 0).any():
+def _need_labels(index: Index, rows: np.ndarray, what: str) -> None:
+    if (index.fine[rows] < 0).any():
         raise UserError(f"{index.name} has no single class label an image, which protocol '{what}' needs.")
 
 
@@ -186,39 +187,40 @@ SOP_CLASSES = {"sop_split1": 5035, "sop_split2": 1498}
 
 
 def _sop_split1(index: Index) -> Split:
-    """Unrelated products in train and test: the published test labels, which start at 0 again, follow the others."""
-    train, test = read_sop_list("sop_split1_train"), read_sop_list("sop_split1_test")
-    return _sop_split(index, train, test, test_labels=range(len(train), len(train) + len(test)))
+    """Other products in test than in train: the published test labels start at 0 again and are set off here."""
+    return _sop_split(index, "sop_split1", same_products=False)
 
 
 def _sop_split2(index: Index) -> Split:
     """Ten images of each product to train, two to test."""
-    train, test = read_sop_list("sop_split2_train"), read_sop_list("sop_split2_test")
-    return _sop_split(index, train, test, test_labels=range(len(test)))
+    return _sop_split(index, "sop_split2", same_products=True)
 
 
-def _sop_split(index: Index, train: list[list[str]], test: list[list[str]], test_labels: range) -> Split:
+def _sop_split(index: Index, name: str, same_products: bool) -> Split:
     """Look up the published paths and give their rows the published labels; all other rows get label -1."""
     if index.name != "sop":
-        raise UserError(f"protocol.split sop_split1 and sop_split2 are for the data set sop, not {index.name}.")
-    row_of = {"/".join(path.replace("\\", "/").split("/")[-2:]): row for row, path in enumerate(index.paths.tolist())}
-    listed = [path for products in (train, test) for paths in products for path in paths]
-    missing = [path for path in listed if path not in row_of]
+        raise UserError(f"protocol.split {name} is for the data set sop, not {index.name}.")
+    train, test = read_sop_list(f"{name}_train"), read_sop_list(f"{name}_test")
+    train_rows, train_labels = _look_up(index, train)
+    test_rows, test_labels = _look_up(index, test)
+    if not same_products:
+        test_labels += len(train)
+    fine = np.full(len(index), -1, dtype=np.int64)
+    fine[train_rows], fine[test_rows] = train_labels, test_labels
+    used = fine >= 0
+    names = {new: index.fine_names[old] for new, old in zip(fine[used], index.fine[used], strict=True)}
+    index = replace(index, fine=fine, fine_names=tuple(names[label] for label in range(len(names))))
+    return index, np.sort(train_rows), NO_ROWS, np.sort(test_rows)
+
+
+def _look_up(index: Index, products: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [n] of the listed images, and the label [n] of each: the place of its product in the list."""
+    row_of = {"/".join(path.split(os.sep)[-2:]): row for row, path in enumerate(index.paths.tolist())}
+    missing = [path for paths in products for path in paths if path not in row_of]
     if missing:
         raise UserError(f"sop: {len(missing)} images of the published list are not in Ebay_*.txt: {some(missing)}.")
-    fine = np.full(len(index), -1, dtype=np.int64)
-    names = {}
-    rows = []
-    for products, labels in ((train, range(len(train))), (test, test_labels)):
-        part = []
-        for label, paths in zip(labels, products, strict=True):
-            product_rows = [row_of[path] for path in paths]
-            fine[product_rows] = label
-            names[label] = index.fine_names[index.fine[product_rows[0]]]
-            part += product_rows
-        rows.append(np.sort(np.array(part, dtype=np.int64)))
-    fine_names = tuple(names[label] for label in range(len(names)))
-    return replace(index, fine=fine, fine_names=fine_names), rows[0], index.rows(""), rows[1]
+    rows = np.array([row_of[path] for paths in products for path in paths], dtype=np.int64)
+    return rows, np.repeat(np.arange(len(products)), [len(paths) for paths in products])
 
 
 def read_sop_list(name: str) -> list[list[str]]:

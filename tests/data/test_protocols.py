@@ -211,6 +211,11 @@ def test_sop_splits(split, train, test, train_classes, test_classes):
     assert Protocol(split=split).num_fine(ALL["sop"]()) == len(parts.index.fine_names)
 
 
+def test_sop_split_with_label_noise():
+    parts = Protocol(split="sop_split2", label_noise=0.2).apply(sop_index())
+    assert 0.18 < len(parts.flipped) / len(parts.train) < 0.22
+
+
 def test_sop_validation_follows_the_test_part():
     split1 = Protocol(split="sop_split1", val_fraction=0.1).apply(sop_index())
     assert not set(split1.index.fine[split1.val]) & set(split1.index.fine[split1.train])
@@ -228,7 +233,7 @@ def test_sop_lists_need_sop():
 
 def test_sop_image_not_there():
     index = make_index(name="sop")
-    with pytest.raises(UserError, match="50646 images of the published list are not in Ebay"):
+    with pytest.raises(UserError, match="25368 images of the published list are not in Ebay"):
         Protocol(split="sop_split1").apply(index)
 
 

@@ -131,8 +131,8 @@ def check_rows(index: Index) -> None:
                 f"{index.name}: {kind} labels run from {labels.min()} to {labels.max()}, "
                 f"but there are {len(names)} {kind} class names."
             )
-    paths, counts = np.unique(index.paths, return_counts=True)
-    if (counts > 1).any():
+    if len(set(index.paths.tolist())) < len(index.paths):
+        paths, counts = np.unique(index.paths, return_counts=True)
         raise UserError(f"{index.name}: listed more than once: {some(paths[counts > 1])}.")
 
 
@@ -162,7 +162,7 @@ def empty_classes(index: Index) -> list[str]:
     else:
         counts = np.bincount(index.fine[index.fine >= 0], minlength=len(index.fine_names))
     empty = np.array(index.fine_names)[counts == 0]
-    return [f"no image of {len(empty)} classes: {some(empty)}"] if len(empty) else []
+    return [f"classes without an image: {some(empty)}"] if len(empty) else []
 
 
 def encode(values: Iterable[str], names: Sequence[str], where: Path | str) -> np.ndarray:

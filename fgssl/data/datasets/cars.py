@@ -58,9 +58,10 @@ class Cars(DataSet):
     other_layouts = (COMBINED,)
     published = Published({"train": 8144, "test": 8041}, fine=196, coarse=8)
     source = (
-        "the original host (ai.stanford.edu) is gone. Mirrors: Kaggle 'eduardo4jesus/stanford-cars-dataset' or "
-        "'jessicali9530/stanford-cars-dataset', Hugging Face 'tanganke/stanford_cars'; "
-        "https://github.com/pytorch/vision/issues/7545 tells how to rebuild the original folders"
+        "the original host (ai.stanford.edu) is gone. Mirrors: Kaggle 'eduardo4jesus/stanford-cars-dataset', or "
+        "'jessicali9530/stanford-cars-dataset' for the images with the devkit and the test labels from "
+        "https://github.com/pytorch/vision/issues/7545; Hugging Face 'tanganke/stanford_cars' (export it to one folder "
+        "a class and read it as the data set 'folder')"
     )
     licence = "non-commercial research only"
 
