@@ -71,10 +71,9 @@ class Cars(DataSet):
         if not missing or self.has(COMBINED):
             return
         error = self.not_found(missing)
-        if (self.root / "devkit/cars_test_annos.mat").exists():
-            error = UserError(
-                f"{error}\nThe devkit's cars_test_annos.mat has no labels and cannot stand in for the last."
-            )
+        labelled = "cars_test_annos_withlabels.mat"
+        if labelled in missing and (self.root / "devkit/cars_test_annos.mat").exists():
+            error = UserError(f"{error}\nThe devkit's cars_test_annos.mat has no labels: {labelled} is needed.")
         raise error
 
     def _find(self, part: str) -> Path:
