@@ -1,6 +1,8 @@
 """Reading one image file, the same way for training, evaluation and ``fgssl data check``."""
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,20 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: naming the path, where the file is missing, truncated or no image.
     """
+    with open_image(path) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file and read its header; decode inside the ``with``, where the same errors are caught.
+
+    Raises:
+        UserError: as in ``read_image``.
+    """
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            yield image
     except FileNotFoundError as error:
         raise UserError(f"image not found: {path}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:

@@ -1,0 +1,302 @@
+"""The one data module: rows of a data set, by a protocol, as batches of views."""
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, augment, normalise
+from fgssl.data.batch import Batch
+from fgssl.data.datasets.base import DataSet
+from fgssl.data.images import open_image
+from fgssl.data.index import Index
+from fgssl.data.protocols import Parts, Protocol
+from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
+from fgssl.data.views import EvalView, PairViews, Views, decode
+from fgssl.errors import UserError
+
+# Lightning cannot know that our samplers start at the batch where a checkpoint was written (see ``state_dict``), and
+# warns of the empty list that stands for "no validation".
+warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+
+
+class Images(Dataset):
+    """Reads whole batches: positions and draws in, a uint8 Batch out.
+
+    Args:
+        index: the data set's images and labels.
+        rows: [n] int64 rows of ``index`` that the positions count through.
+        views: what to take of each image.
+        seed: of the views' random numbers.
+        on_error: ``error`` or ``skip``, see DataModule.
+        unreadable: [N] bool, shared between processes; rows that were skipped are marked.
+    """
+
+    def __init__(self, index: Index, rows: np.ndarray, views: Views, seed: int, on_error: str, unreadable: Tensor):
+        self.index, self.rows, self.views, self.seed = index, rows, views, seed
+        self.on_error, self.unreadable = on_error, unreadable
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, pairs: np.ndarray) -> Batch | UserError:
+        """Read a batch of [B, 2] (position, draw) pairs.
+
+        Returns:
+            A uint8 Batch, or the UserError that stopped it: raised in a worker it would reach the user wrapped in a
+            traceback of the worker.
+        """
+        positions, draws = pairs.T
+        numbers = self.views.numbers(self.seed, draws)
+        batch = [torch.empty(len(pairs), 3, c.size, c.size, dtype=torch.uint8) for c in self.views.crops]
+        rows = np.empty_like(positions)
+        for i, position in enumerate(positions):
+            try:
+                rows[i], views = self._read(position, numbers[i])
+            except UserError as error:
+                return error
+            for view_B3HW, view in zip(batch, views, strict=True):
+                view_B3HW[i] = view
+        coarse = np.full(len(rows), -1) if self.index.coarse is None else self.index.coarse[rows]
+        labels = (torch.from_numpy(column) for column in (self.index.fine[rows], coarse, rows, draws.copy()))
+        return Batch(batch, *labels)
+
+    def _read(self, position: int, numbers: np.ndarray) -> tuple[int, list[Tensor]]:
+        """The row at ``position`` and its views; if it is unreadable and may be skipped, the next row that is not."""
+        for step in range(len(self.rows)):
+            row = int(self.rows[(position + step) % len(self.rows)])
+            try:
+                return row, self._views(row, numbers)
+            except UserError:
+                if self.on_error == "error":
+                    raise
+                self.unreadable[row] = True
+        raise UserError(f"{self.index.name}: none of the {len(self.rows)} images can be read.")
+
+    def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
+        if self.index.pixels is not None:
+            image_3HW = torch.from_numpy(self.index.pixels[row]).permute(2, 0, 1)
+            boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
+        else:
+            with open_image(self.index.paths[row]) as file:
+                boxes = self.views.boxes(file.size, numbers)
+                image_3HW, boxes = decode(file, boxes, self.views.crops)
+        return self.views.cut(image_3HW, boxes, numbers)
+
+
+class Loader(DataLoader):
+    """A DataLoader whose samples are whole batches, and which raises the UserError that a worker hands over."""
+
+    def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
+        super().__init__(dataset, sampler=sampler, batch_size=None, **options)
+
+    def __iter__(self):
+        batches = super().__iter__()  # now, not at the first batch: the workers start to read
+        return (_raised(batch) for batch in batches)
+
+
+def _raised(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+class DataModule(LightningDataModule):
+    """Rows of a data set, by a protocol, as batches of views.
+
+    Training batches are random views (uint8 from the loader, changed in colour and normalised on the device);
+    validation, test and prediction batches hold one plain view. Prediction shows the test rows.
+
+    Args:
+        dataset: which data set, and where.
+        protocol: which rows train, validate and test, and their labels.
+        views: what the method sees of a training image.
+        eval_size: side of the evaluation view, px; by default that of the first training view.
+        eval_resize: None resizes whole images to ``eval_size`` x ``eval_size`` (MaskCon); a number resizes the shorter
+            side to it before the central crop (256 for 224 px, the usual protocol).
+        batch_size: training images a batch and process.
+        eval_batch_size: the same in evaluation; by default ``batch_size``.
+        images_per_class: class-balanced batches with this many images of a class (OBD-SD: 2); None shuffles.
+        replacement: draw classes and their images with replacement (OBD-SD's released code).
+        num_workers: loader processes; 0 reads in the main process.
+        prefetch: batches that each worker reads ahead.
+        on_error: an unreadable image stops the run with its path (``error``), or the next row takes its place
+            (``skip``), which is reported at the end of the epoch.
+        mean, std: of the channels, for normalisation; ImageNet's.
+        seed: of order and views.
+
+    Raises:
+        UserError: the data set is missing or does not match, or a batch does not fit it.
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet,
+        protocol: Protocol = Protocol(),
+        views: Views = PairViews(),
+        eval_size: int | None = None,
+        eval_resize: int | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        images_per_class: int | None = None,
+        replacement: bool = False,
+        num_workers: int = 4,
+        prefetch: int = 2,
+        on_error: Literal["error", "skip"] = "error",
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.dataset, self.protocol, self.views = dataset, protocol, views
+        self.eval_view = EvalView(eval_size or views.crops[0].size, eval_resize)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.images_per_class, self.replacement = images_per_class, replacement
+        self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
+        self.mean, self.std, self.seed = mean, std, seed
+        self._parts: Parts | None = None
+        self._position = (0, 0)  # epoch and batch to begin with
+
+    # ---- what there is ------------------------------------------------------------------------------------------
+
+    @property
+    def num_fine(self) -> int:
+        """Number of fine classes, without the disk."""
+        return self.protocol.num_fine(self.dataset)
+
+    @property
+    def num_coarse(self) -> int:
+        """Number of coarse classes (0: none), without the disk."""
+        return self.dataset.num_coarse
+
+    @property
+    def parts(self) -> Parts:
+        """Rows and labels under the protocol; read from the disk once, the same on every rank."""
+        if self._parts is None:
+            self._parts = self.protocol.apply(self.dataset.index())
+            self._unreadable = torch.zeros(len(self._parts.index), dtype=torch.bool).share_memory_()
+        return self._parts
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the protocol holds validation rows out."""
+        return len(self.parts.val) > 0
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for ``results.json``: data set, protocol, counts and row hashes, images skipped."""
+        return {**self.parts.describe(), "unreadable": len(self.skipped())}
+
+    def skipped(self) -> list[str]:
+        """Paths of the images that this process could not read and replaced so far."""
+        return self.parts.index.paths[self._unreadable.numpy()].tolist()
+
+    # ---- loaders ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self._position = (0, 0)
+        if stage == "fit":
+            self._check_samplers_are_kept()
+            self._sampler()  # a batch that does not fit is said before anything starts
+
+    def train_dataloader(self) -> Loader:
+        """The training loader, beginning where a restored checkpoint was written."""
+        epoch, start_batch = self._position
+        return self.train_loader(epoch, start_batch)
+
+    def train_loader(self, epoch: int, start_batch: int = 0) -> Loader:
+        """A training loader of its own; epoch -1 has an order and draws that no epoch of training has."""
+        sampler = self._sampler(epoch=epoch, start_batch=start_batch)
+        return self._loader(self.parts.train, self.views, sampler, lasting=epoch >= 0)
+
+    def val_dataloader(self) -> Loader | list:
+        return self._eval_loader(self.parts.val) if self.has_validation else []
+
+    def test_dataloader(self) -> Loader:
+        return self._eval_loader(self.parts.test)
+
+    predict_dataloader = test_dataloader
+
+    def _sampler(self, **start: int) -> TrainSampler:
+        rank, world = self._rank_and_world()
+        options = {"seed": self.seed, "rank": rank, "world": world, **start}
+        if self.images_per_class is None:
+            return Shuffled(len(self.parts.train), self.batch_size, **options)
+        labels = self.parts.index.fine[self.parts.train]
+        balance = {"images_per_class": self.images_per_class, "replacement": self.replacement}
+        return ClassBalanced(labels, self.batch_size, **balance, **options)
+
+    def _eval_loader(self, rows: np.ndarray) -> Loader:
+        rank, world = self._rank_and_world()
+        sampler = EvalShard(len(rows), self.eval_batch_size, rank=rank, world=world)
+        return self._loader(rows, self.eval_view, sampler, lasting=True)
+
+    def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, lasting: bool) -> Loader:
+        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable)
+        workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
+        return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _check_samplers_are_kept(self) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                "Set trainer.use_distributed_sampler to false: the data module's samplers know about the processes "
+                "already, and Lightning would replace them."
+            )
+
+    # ---- position in the run ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batch that come next, for a checkpoint.
+
+        Kept here, not taken from the restored trainer: a method that asks for the number of steps while it builds its
+        optimiser makes Lightning start the loaders before it has restored its own progress.
+        """
+        loop = self.trainer.fit_loop
+        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
+        epoch_is_over = loop.epoch_progress.current.ready == epoch
+        if not epoch_is_over and batch >= self.trainer.num_training_batches:
+            return {"epoch": epoch + 1, "batch": 0}  # its last batch is done, what follows an epoch is not
+        return {"epoch": epoch, "batch": 0 if epoch_is_over else batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = (state["epoch"], state["batch"])
+
+    # ---- on the device ------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch; ``draw`` stays on the CPU, where the parameters of the augmentation are drawn from it."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved._replace(draw=batch.draw)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (training batches) and normalise; float32. A batch that is float already is returned as it is."""
+        if batch.views[0].is_floating_point():
+            return batch
+        self._report_skipped()
+        training = bool(batch.draw[0] >= 0)
+        views = [self._finish(view, number, batch.draw, training) for number, view in enumerate(batch.views)]
+        return batch._replace(views=views)
+
+    def _finish(self, view: Tensor, number: int, draw: Tensor, training: bool) -> Tensor:
+        if training:
+            photometric = self.views.crops[number].photometric
+            # even streams are the boxes' (Views.numbers)
+            x = augment(view, photometric, seed=self.seed, draws=draw.cpu().numpy(), stream=2 * number + 1)
+        else:
+            x = view.float().div_(255)
+        return normalise(x, self.mean, self.std)
+
+    def _report_skipped(self) -> None:
+        """Say at the end of an epoch which images could not be read."""
+        if self.on_error == "skip" and self.trainer is not None and self.trainer.is_last_batch and self.skipped():
+            paths = self.skipped()
+            shown = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+            warnings.warn(f"{len(paths)} unreadable images were replaced by the next row: {shown}", stacklevel=2)

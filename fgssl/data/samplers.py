@@ -1,0 +1,152 @@
+"""Which images make up which batch.
+
+A sampler yields one [B, 2] int64 array a batch: columns *position* (a row of the part that is loaded) and *draw* (the
+sample's serial number in the run, see ``Batch.draw``; -1 in evaluation, which draws nothing). The order of an epoch is
+a function of (seed, epoch), so nothing of it is in a checkpoint: to resume is to start at a batch of an epoch.
+
+B images a batch and process, W processes, G = B * W images a global batch.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from fgssl.errors import UserError
+
+
+class TrainSampler(Sampler):
+    """Global batches of an epoch's order; rank r takes the r-th of the W slices of each.
+
+    The ranks together see the batches that one process with batch size G would see, in rank order. What does not fill
+    a global batch is left out of the epoch.
+
+    Args:
+        images: number of training images.
+        batch_size: B, images a batch and process.
+        seed: of the order.
+        epoch: epoch to begin with; -1 is the pass that fills a memory before epoch 0.
+        start_batch: batch of that epoch to begin with; later epochs begin at 0.
+        rank, world: this process and the number of processes.
+
+    Raises:
+        UserError: a global batch holds more images than there are.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        start_batch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if batch_size * world > images:
+            processes = f" in each of {world} processes" if world > 1 else ""
+            raise UserError(
+                f"data.batch_size is {batch_size}{processes}, and there are {images} training images. Lower it to "
+                f"{images // world} or less."
+            )
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.epoch, self.start_batch = epoch, start_batch
+        self.rank, self.world = rank, world
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions in the order in which the epoch shows them, int64."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where this one begins later: trainers count progress by it."""
+        return self.images // (self.batch_size * self.world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        if epoch != self.epoch:
+            self.epoch, self.start_batch = epoch, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        # The whole epoch at once, not a generator: loaders ask for the first batches before they call set_epoch.
+        used = len(self) * self.batch_size * self.world
+        serial = (self.epoch + 1) * self.images + np.arange(used)
+        pairs = np.stack([self.order(self.epoch)[:used], serial], axis=1)
+        return iter(pairs.reshape(len(self), self.world, self.batch_size, 2)[self.start_batch :, self.rank])
+
+
+class Shuffled(TrainSampler):
+    """Every image once an epoch, in random order."""
+
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch + 1]).permutation(self.images)
+
+
+class ClassBalanced(TrainSampler):
+    """Global batches of ``G / images_per_class`` classes with ``images_per_class`` images each (metric learning).
+
+    Each batch is drawn anew: an image may come twice in an epoch, or not at all.
+
+    Args:
+        labels: [N] class of each training image.
+        images_per_class: images of a class in a global batch (OBD-SD: 2).
+        replacement: draw classes and images with replacement, as OBD-SD's released code does: an image can be its own
+            pair. Without it, classes of a batch are distinct and so are a class's images, where it has enough.
+        batch_size, **options: as in TrainSampler.
+
+    Raises:
+        UserError: G is no multiple of ``images_per_class``, or there are too few classes.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, batch_size: int, *, images_per_class: int = 2, replacement: bool = False, **options
+    ):
+        super().__init__(len(labels), batch_size, **options)
+        self.images_per_class, self.replacement = images_per_class, replacement
+        classes, starts = np.unique(np.sort(labels), return_index=True)
+        self.members = np.split(np.argsort(labels, kind="stable"), starts[1:])
+        global_batch = batch_size * self.world
+        self.classes_per_batch, rest = divmod(global_batch, images_per_class)
+        if rest:
+            raise UserError(
+                f"The global batch ({global_batch}: data.batch_size times the number of processes) must be a multiple "
+                f"of data.images_per_class ({images_per_class})."
+            )
+        if self.classes_per_batch > len(classes) and not replacement:
+            raise UserError(
+                f"A batch of {global_batch} with {images_per_class} images a class needs {self.classes_per_batch} "
+                f"classes; the training images have {len(classes)}. Lower data.batch_size or set "
+                "data.replacement to true."
+            )
+
+    def order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch + 1])
+        return np.concatenate([self._global_batch(rng) for _ in range(len(self))])
+
+    def _global_batch(self, rng: np.random.Generator) -> np.ndarray:
+        classes = rng.choice(len(self.members), self.classes_per_batch, replace=self.replacement)
+        return np.concatenate([self._images(rng, self.members[label]) for label in classes])
+
+    def _images(self, rng: np.random.Generator, members: np.ndarray) -> np.ndarray:
+        replace = self.replacement or len(members) < self.images_per_class
+        return rng.choice(members, self.images_per_class, replace=replace)
+
+
+class EvalShard(Sampler):
+    """Every image in order, one block of them a rank.
+
+    Where the images do not divide by the ranks, the first ones come again at the end, so that every rank has batches
+    of the same sizes; ``Batch.index`` tells the duplicates.
+    """
+
+    def __init__(self, images: int, batch_size: int, *, rank: int = 0, world: int = 1):
+        each = -(-images // world)
+        self.positions = np.resize(np.arange(images), (world, each))[rank]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        pairs = np.stack([self.positions, np.full_like(self.positions, -1)], axis=1)
+        return (pairs[start : start + self.batch_size] for start in range(0, len(pairs), self.batch_size))

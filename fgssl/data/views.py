@@ -1,0 +1,285 @@
+"""What a method sees of an image: which parts, at which size. Decoding, cropping and resizing, in the loader's workers.
+
+A view is a ``Crop``: a random box, resized and flipped here to uint8, and changed in colour later, in batches on the
+device (``augment.py``). Boxes and flips are functions of random numbers that the caller draws, V views and NUMBERS
+numbers each.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+from fgssl.data.augment import Photometric
+from fgssl.data.draws import uniform
+from fgssl.data.images import to_rgb
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 outside
+
+ATTEMPTS = 10  # boxes tried before a central one is taken, as in torchvision's RandomResizedCrop
+NUMBERS = 2 * ATTEMPTS + 4  # random numbers a view: area and ratio of each attempt, x, y, flip, colour policy
+RATIO = (3 / 4, 4 / 3)  # width over height of a box
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One view: a random part of the image, resized to a square.
+
+    Args:
+        size: side of the result, px.
+        scale: smallest and largest share of the area that the part takes.
+        flip: probability of a left-right flip.
+        inside: number of an earlier view; the part is then taken out of that view's part (FLSL), not of the image.
+        resample: how to resize; both smooth before they shrink.
+        auto_augment: apply the CIFAR-10 policy of AutoAugment, on the CPU (MaskCon's strong view at 32 px).
+        photometric: changes that follow on the device.
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.2, 1.0)
+    flip: float = 0.5
+    inside: int | None = None
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    auto_augment: bool = False
+    photometric: Photometric = Photometric()
+
+
+class Views:
+    """The views of one image, in the order in which a method gets them.
+
+    Args:
+        crops: one a view.
+    """
+
+    def __init__(self, crops: list[Crop]):
+        self.crops = crops
+
+    def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
+        """[B, V, NUMBERS] random numbers for ``boxes`` and ``cut`` of the samples ``draws`` [B]."""
+        streams = [uniform(seed, draws, stream=2 * view, count=NUMBERS) for view in range(len(self.crops))]
+        return np.stack(streams, axis=1)
+
+    def boxes(self, size: tuple[int, int], numbers: np.ndarray) -> list[Box]:
+        """Boxes of the V views in an image of ``size`` (width, height); numbers [V, NUMBERS]."""
+        boxes: list[Box] = []
+        for crop, row in zip(self.crops, numbers, strict=True):
+            if crop.inside is None:
+                boxes.append(random_box(*size, crop.scale, row))
+            else:
+                side = self.crops[crop.inside].size
+                boxes.append(_within(boxes[crop.inside], side, random_box(side, side, crop.scale, row)))
+        return boxes
+
+    def cut(self, image_3HW: Tensor, boxes: list[Box], numbers: np.ndarray) -> list[Tensor]:
+        """The V views of a uint8 image, each [3, size, size] uint8."""
+        return [_cut(image_3HW, *view) for view in zip(self.crops, boxes, numbers, strict=True)]
+
+
+class EvalView(Views):
+    """The one plain view of evaluation.
+
+    Args:
+        size: side of the result, px.
+        resize: None resizes the whole image to ``size`` x ``size`` (MaskCon). A number resizes the shorter side to it
+            and keeps the central ``size`` x ``size`` (OBD-SD, CMD, MLS: 256 and 224).
+    """
+
+    def __init__(self, size: int = 224, resize: int | None = None):
+        super().__init__([Crop(size, flip=0.0)])
+        self.share = None if resize is None else size / resize
+
+    def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
+        return np.ones((len(draws), 1, NUMBERS))  # nothing random: a flip has probability 0
+
+    def boxes(self, size: tuple[int, int], numbers: np.ndarray) -> list[Box]:
+        width, height = size
+        if self.share is None:
+            return [(0, 0, width, height)]
+        side = min(width, height, round(self.share * min(width, height)))
+        x, y = round((width - side) / 2), round((height - side) / 2)
+        return [(x, y, x + side, y + side)]
+
+
+# ---- the views of the methods ---------------------------------------------------------------------------------------
+
+_WARP = Photometric(perspective=0.5)
+_MOCO = Photometric(jitter=0.8, grey=0.2, blur=0.5)
+_PEN = Photometric(perspective=0.5, jitter=0.8, saturation=0.0, hue=0.0)
+
+# name -> (strong view, weak view), without their size
+RECIPES: dict[str, tuple[Crop, Crop]] = {
+    "cars": (Crop(photometric=replace(_MOCO, perspective=0.5)), Crop(photometric=_WARP)),
+    "sop": (Crop(photometric=_WARP), Crop(photometric=_WARP)),
+    "cifar": (Crop(auto_augment=True), Crop()),
+    "moco": (Crop(photometric=_MOCO), Crop(photometric=_MOCO)),
+    "digits": (Crop(scale=(0.6, 1.0), flip=0.0, photometric=_PEN), Crop(scale=(0.8, 1.0), flip=0.0)),
+}
+
+
+class PairViews(Views):
+    """A strong and a weak view.
+
+    Args:
+        recipe: ``cars``, ``sop``, ``cifar``: MaskCon, appendix A.1 (``cars`` also for CUB and other photographs,
+            ``cifar`` for ImageNet32). ``moco``: MoCo v2's one recipe twice (MLS). ``digits``: ours, mild and without
+            flip, since a mirrored digit is another sign.
+        size: side of both views, px.
+    """
+
+    def __init__(self, recipe: Literal["cars", "sop", "cifar", "moco", "digits"] = "cars", size: int = 224):
+        super().__init__([replace(crop, size=size) for crop in RECIPES[recipe]])
+
+
+class SingleView(Views):
+    """One plain random crop with flip (supervised training, OBD-SD, linear probes).
+
+    Args:
+        size: side, px.
+        scale: smallest and largest share of the area.
+    """
+
+    def __init__(self, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)):
+        super().__init__([Crop(size, scale)])
+
+
+_DINO = Photometric(jitter=0.8, saturation=0.2, grey=0.2)  # jitter (0.4, 0.4, 0.2, 0.1)
+
+
+class MultiCrop(Views):
+    """Two large views, then small ones (DINO, EsViT, CMD).
+
+    Args:
+        size, scale: of the two large views.
+        local_size, local_scale: of the small ones.
+        local_crops: how many small ones.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        scale: tuple[float, float] = (0.4, 1.0),
+        local_size: int = 96,
+        local_scale: tuple[float, float] = (0.05, 0.4),
+        local_crops: int = 8,
+    ):
+        large = Crop(size, scale, resample="bicubic")
+        small = Crop(local_size, local_scale, resample="bicubic", photometric=replace(_DINO, blur=0.5))
+        first = replace(large, photometric=replace(_DINO, blur=1.0))
+        second = replace(large, photometric=replace(_DINO, blur=0.1, solarise=0.2))
+        super().__init__([first, second] + [small] * local_crops)
+
+
+class NestedCrops(Views):
+    """Teacher views, and student views taken out of them (FLSL).
+
+    Order: T teacher views; T large student views; T x ``local_crops`` small ones, those of the first teacher view
+    first. ``crops[i].inside`` is the teacher view of student view i.
+
+    Args:
+        size: side of teacher and large student views, px.
+        teacher_scale: share of the image that a teacher view takes.
+        student_scale: share of the teacher view that a large student view takes.
+        local_size, local_scale: the same for the small views.
+        local_crops: small views for each teacher view (2 in the released code, 0 in the paper).
+        teacher_views: T; 2 gives the two symmetric pairs of the paper's pseudo-code.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        teacher_scale: tuple[float, float] = (0.8, 1.0),
+        student_scale: tuple[float, float] = (0.5, 1.0),
+        local_size: int = 96,
+        local_scale: tuple[float, float] = (0.05, 0.4),
+        local_crops: int = 2,
+        teacher_views: int = 1,
+    ):
+        photometric = replace(_DINO, blur=0.5, solarise=0.2)
+        teacher = Crop(size, teacher_scale, resample="bicubic", photometric=photometric)
+        student, local = replace(teacher, scale=student_scale), replace(teacher, size=local_size, scale=local_scale)
+        parents = range(teacher_views)
+        super().__init__(
+            [teacher for _ in parents]
+            + [replace(student, inside=parent) for parent in parents]
+            + [replace(local, inside=parent) for parent in parents for _ in range(local_crops)]
+        )
+
+
+# ---- geometry -------------------------------------------------------------------------------------------------------
+
+
+def random_box(width: int, height: int, scale: tuple[float, float], numbers: np.ndarray) -> Box:
+    """A random part of an image, distributed as torchvision's ``RandomResizedCrop`` draws it.
+
+    Args:
+        width, height: of the image, px.
+        scale: smallest and largest share of its area.
+        numbers: [NUMBERS] uniform in [0, 1).
+    """
+    *attempts, u_x, u_y = numbers[: 2 * ATTEMPTS + 2].tolist()
+    for u_area, u_ratio in zip(attempts[0::2], attempts[1::2], strict=True):
+        area = width * height * (scale[0] + u_area * (scale[1] - scale[0]))
+        ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** u_ratio  # uniform in its logarithm
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(u_x * (width - w + 1)), int(u_y * (height - h + 1))
+            return x, y, x + w, y + h
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))  # the largest in the middle
+    x, y = (width - w) // 2, (height - h) // 2
+    return x, y, x + w, y + h
+
+
+def _within(parent: Box, side: int, child: Box) -> Box:
+    """Map ``child``, a box of the view of ``side`` px that shows ``parent``, to the image; at least one pixel."""
+    x0, y0, x1, y1 = parent
+    grow_x, grow_y = (x1 - x0) / side, (y1 - y0) / side
+    left, top = min(x0 + round(child[0] * grow_x), x1 - 1), min(y0 + round(child[1] * grow_y), y1 - 1)
+    right, bottom = x0 + round(child[2] * grow_x), y0 + round(child[3] * grow_y)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def decode(image: Image.Image, boxes: list[Box], crops: list[Crop]) -> tuple[Tensor, list[Box]]:
+    """Decode an opened image, a JPEG at a half, quarter or eighth where every view still shrinks what it takes.
+
+    Returns:
+        [3, H, W] uint8, and the boxes in its pixels.
+    """
+    width, height = image.size
+    shrink = min(min(x1 - x0, y1 - y0) / crop.size for (x0, y0, x1, y1), crop in zip(boxes, crops, strict=True))
+    if shrink >= 2:
+        image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))  # does nothing to other formats
+    rgb = np.array(to_rgb(image))
+    image_3HW = torch.from_numpy(rgb).permute(2, 0, 1)
+    if rgb.shape[:2] != (height, width):
+        fx, fy = rgb.shape[1] / width, rgb.shape[0] / height
+        boxes = [(round(x0 * fx), round(y0 * fy), round(x1 * fx), round(y1 * fy)) for x0, y0, x1, y1 in boxes]
+    return image_3HW, boxes
+
+
+def _cut(image_3HW: Tensor, crop: Crop, box: Box, numbers: np.ndarray) -> Tensor:
+    """One view, [3, size, size] uint8."""
+    x0, y0, x1, y1 = box
+    part = image_3HW[None, :, y0:y1, x0:x1]
+    # torch's uint8 kernel: 0.35 ms for 224 px, PIL's resize 0.7 to 1.5 ms, with the same values but for rounding.
+    view = F.interpolate(part, size=(crop.size, crop.size), mode=crop.resample, antialias=True)[0]
+    if numbers[-2] < crop.flip:
+        view = view.flip(-1)
+    return auto_augment(view, numbers[-1]) if crop.auto_augment else view
+
+
+def auto_augment(view: Tensor, number: float) -> Tensor:
+    """Apply a random entry of AutoAugment's CIFAR-10 policy (Cubuk et al., 2019) to a uint8 view.
+
+    torchvision draws from torch's global generator: it is seeded by ``number`` for this one call and put back.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(number * 2**53))
+        image = Image.fromarray(view.permute(1, 2, 0).numpy())
+        image = AutoAugment(AutoAugmentPolicy.CIFAR10)(image)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
