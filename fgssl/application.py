@@ -1,7 +1,5 @@
 """The part of the command line that needs Lightning: parse, build, run."""
 
-import difflib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +17,9 @@ from fgssl.checkpoint import check_fits, check_method, explain_differences, read
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError
 from fgssl.methods.base import Method
+from fgssl.parser import Parser
 from fgssl.report.summary import print_summary
 from fgssl.run import MetricsLogger, Run, Wandb, default_name, folder_of_checkpoint, wandb_logger
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors are ours: one message, with the nearest known name."""
-
-    def error(self, message: str, ex: Exception | None = None):
-        raise UserError(suggest(clean(message), known_names(self)))
-
-
-def clean(message: str) -> str:
-    """Drop the parser's frames; what is left names the option and the fault."""
-    message = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", str(message))
-    return re.sub(r"\n\s*\n", "\n", message).strip()
-
-
-def known_names(parser: Parser) -> set[str]:
-    """Every option and class name that could have been meant."""
-    import inspect
-
-    from fgssl.data.datasets import ALL
-
-    names = {action.dest for action in parser._actions}
-    methods = _subclasses(Method)
-    names |= {cls.__name__ for cls in [*methods, *ALL.values()]}
-    for cls in [*methods, Method, *ALL.values()]:
-        names |= set(inspect.signature(cls.__init__).parameters)
-    return names | {name.rsplit(".", 1)[-1] for name in names}
-
-
-def _subclasses(cls: type) -> set[type]:
-    return {s for c in cls.__subclasses__() for s in {c, *_subclasses(c)}}
-
-
-def suggest(message: str, known: set[str]) -> str:
-    """Append the nearest known name for a word that the message complains of."""
-    blamed = re.findall(r"'([\w.]+)'|--([\w.]+)", message)
-    for word in (w for pair in blamed for w in pair if w):
-        leaf = word.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(leaf, known - {leaf}, n=1, cutoff=0.75)
-        if near and leaf not in known:
-            return f"{message}\nDid you mean '{near[0]}' for '{leaf}'?"
-    return message
 
 
 class Application(LightningCLI):

@@ -132,7 +132,7 @@ def _class_of(spec: dict | None) -> tuple[str | None, dict]:
 
 def _options(flags: list[str]):
     """``--a.b value`` and ``--a.b=value`` as (a.b, value)."""
-    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+    for flag, following in zip(flags, flags[1:] + [""], strict=False):
         if flag.startswith("--"):
             key, equals, value = flag[2:].partition("=")
             yield key, value if equals else following

@@ -19,6 +19,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from fgssl import __version__
+
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "faiss-gpu", "faiss-cpu", "numpy")
 
 
@@ -195,7 +197,7 @@ def provenance() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"fgssl": importlib.metadata.version("fgssl"), **versions},
+        "versions": {"fgssl": __version__, **versions},
         "hardware": {"cpus": os.cpu_count(), "gpus": gpus},
         "git": git_revision(),
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fgssl.data.images import image_of
+from fgssl.data.images import read_image
 from fgssl.data.index import Index
 from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
@@ -41,12 +41,17 @@ def retrieval_grid(
     axes = figure.subplots(len(chosen), k + 1, squeeze=False)
     figure.suptitle("query, then its nearest neighbours (green: same class, red: another)", fontsize=10)
     for line, query, near in zip(axes, chosen, ids.cpu().numpy(), strict=True):
-        _show(line[0], image_of(index, rows[query]), index.fine_names[fine[query]], QUERY, bold=True)
+        _show(line[0], _image(index, rows[query]), index.fine_names[fine[query]], QUERY, bold=True)
         for axis, other in zip(line[1:], near, strict=True):
             colour = RIGHT if fine[other] == fine[query] else WRONG
-            _show(axis, image_of(index, rows[other]), index.fine_names[fine[other]], colour)
+            _show(axis, _image(index, rows[other]), index.fine_names[fine[other]], colour)
     figure.savefig(path)
     return path
+
+
+def _image(index: Index, row: int) -> np.ndarray:
+    """[H, W, 3] uint8."""
+    return index.pixels[row] if index.pixels is not None else np.asarray(read_image(index.paths[row]))
 
 
 def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -> None:
