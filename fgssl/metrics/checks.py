@@ -1,0 +1,14 @@
+"""The one check of what comes in."""
+
+from torch import Tensor
+
+
+def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, name: str = "embeddings") -> None:
+    """Raise ValueError unless ``embeddings`` is a finite, non-empty [N, D] matrix and ``labels`` [N]."""
+    if embeddings.ndim != 2 or embeddings.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty [N, D] matrix, got shape {tuple(embeddings.shape)}")
+    if labels is not None and labels.shape != (len(embeddings),):
+        raise ValueError(f"{len(embeddings)} {name} but labels of shape {tuple(labels.shape)}")
+    bad = int((~embeddings.isfinite()).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(embeddings)} {name} hold NaN or Inf")

@@ -1,0 +1,39 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgssl.metrics import embedding_density, spectral_decay
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "obdsd_metrics.json").read_text())
+Z, LABELS = torch.tensor(GOLDEN["raw"], dtype=torch.float64), torch.tensor(GOLDEN["labels"])
+
+
+def test_golden_density():
+    assert embedding_density(Z, LABELS) == pytest.approx(GOLDEN["pi_ratio"], rel=1e-6)
+
+
+@pytest.mark.parametrize("drop", [0, 1, 2])
+def test_golden_spectral_decay(drop):
+    assert spectral_decay(Z, drop=drop) == pytest.approx(
+        GOLDEN["spectral_decay"][f"drop_{drop}"]["KL_uniform_s"], rel=1e-6
+    )
+
+
+def test_classes_of_one_count_as_means_alone():
+    z, labels = torch.eye(4)[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 2])
+    assert embedding_density(z, labels) == 0
+
+
+def test_a_collapsed_embedding():
+    assert math.isnan(embedding_density(torch.ones(8, 4), LABELS))
+    assert spectral_decay(torch.ones(8, 4)) == math.inf
+
+
+def test_what_has_no_answer_is_said():
+    with pytest.raises(ValueError, match="two classes"):
+        embedding_density(Z, torch.arange(8))
+    with pytest.raises(ValueError, match="cannot drop 4 of 4"):
+        spectral_decay(Z, drop=4)
