@@ -1,0 +1,47 @@
+"""Weighted k-nearest-neighbour classification with a frozen backbone."""
+
+import torch
+from torch import Tensor
+
+from fgssl.evaluation.search import search
+
+
+def knn_accuracy(
+    queries: Tensor,
+    query_labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Top-1 accuracy of a vote of the k nearest of the bank, each with weight exp(cosine / temperature).
+
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
+
+    Args:
+        queries, query_labels: [Q, D] float, [Q] int: the test set.
+        bank, bank_labels: [M, D] float, [M] int: the training set.
+        k: voters of a query.
+        temperature: of the weights.
+
+    Returns:
+        A fraction. Of classes with equal votes the lowest wins.
+
+    Raises:
+        ValueError: as ``search``, or lengths that differ.
+    """
+    if query_labels.shape != (len(queries),) or bank_labels.shape != (len(bank),):
+        raise ValueError(
+            f"{len(queries)} queries, {len(bank)} in the bank, but labels of shapes "
+            f"{tuple(query_labels.shape)} and {tuple(bank_labels.shape)}"
+        )
+    cosine_Qk, ids_Qk = search(queries, bank, k)
+    classes_C, class_M = bank_labels.to(queries.device).unique(return_inverse=True)
+    correct = 0
+    for rows in torch.arange(len(queries), device=queries.device).split(4096):
+        vote_QC = cosine_Qk.new_zeros(len(rows), len(classes_C))
+        vote_QC.scatter_add_(1, class_M[ids_Qk[rows]], (cosine_Qk[rows] / temperature).exp())
+        predicted_Q = classes_C[vote_QC.argmax(dim=1)]
+        correct += int((predicted_Q == query_labels.to(queries.device)[rows]).sum())
+    return correct / len(queries)

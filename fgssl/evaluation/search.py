@@ -1,0 +1,122 @@
+"""Exact nearest neighbours by cosine: FAISS where it serves, torch where not, the same answer from both.
+
+Shapes: Q queries, G gallery rows, D dimensions, C candidates.
+"""
+
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fgssl.metrics.checks import check_embeddings
+from fgssl.metrics.ranking import cosine, fixed_point, keys_from_dots, query_blocks, ranking_keys
+
+SPARE = 32  # candidates beyond k asked of FAISS, so that near-ties at the k-th place are settled exactly
+LONG = 128  # neighbours beyond which scoring the candidates again takes longer than torch's search
+GPU_LIMIT = 2048  # neighbours that a GPU index of FAISS can return
+BLOCK = 2**24  # numbers in the candidates' vectors at once: 128 MiB
+
+
+def search(
+    queries: Tensor, gallery: Tensor, k: int, *, exclude: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The k nearest gallery rows of each query, nearest first, ties by row, the lower first.
+
+    The result is the same, bit by bit, for both backends, any number of queries at once, and any device.
+
+    Args:
+        queries: [Q, D] float, normalised inside.
+        gallery: [G, D] float on the same device, which is the one that searches.
+        k: neighbours of a query.
+        exclude: [Q] int, the gallery row that each query must not find (itself), or None.
+        backend: ``"faiss"``, ``"torch"``, or ``"auto"``: FAISS, but torch for a long list of neighbours or on a GPU
+            that FAISS cannot use.
+
+    Returns:
+        Cosine similarities [Q, k] float64 in steps of 2^-30, and gallery rows [Q, k] int64, on the queries' device.
+
+    Raises:
+        ValueError: an unknown backend, empty input, NaN or Inf, dimensions that differ, or k out of range.
+    """
+    check_embeddings(queries, name="queries")
+    check_embeddings(gallery, name="gallery rows")
+    available = len(gallery) - (exclude is not None)
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")
+    if not 1 <= k <= available:
+        raise ValueError(f"k must be 1 to {available}, the rows that a query can find, got {k}")
+    if backend not in ("auto", "faiss", "torch"):
+        raise ValueError(f"backend must be 'auto', 'faiss' or 'torch', got {backend!r}")
+
+    x_QD, inverse_length_Q = fixed_point(queries)
+    g_GD, inverse_length_G = fixed_point(gallery)
+    exclude_Q = torch.full((len(queries),), -1) if exclude is None else exclude
+    exclude_Q = exclude_Q.to(x_QD.device)
+    if backend == "auto":
+        faiss_serves = x_QD.device.type == "cpu" or _on_gpu(x_QD.device, k)
+        backend = "faiss" if faiss_serves and k <= LONG else "torch"
+    if backend == "torch":
+        keys_Qk, ids_Qk = _torch_search(x_QD, g_GD, inverse_length_G, k, exclude_Q)
+    else:
+        keys_Qk, ids_Qk = _faiss_search(x_QD, inverse_length_Q, g_GD, inverse_length_G, k, exclude_Q)
+    return cosine(keys_Qk, inverse_length_Q[:, None]).to(queries.device), ids_Qk.to(queries.device)
+
+
+def _torch_search(
+    x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and rows [Q, k] from all keys of a block of queries."""
+    row_G = torch.arange(len(g_GD), device=g_GD.device)
+    found = []
+    for rows in query_blocks(torch.arange(len(x_QD), device=x_QD.device), len(g_GD)):
+        keys_QG = ranking_keys(x_QD[rows], g_GD, inverse_length_G)
+        keys_QG.masked_fill_(row_G == exclude_Q[rows, None], -torch.inf)
+        found.append(keys_QG.topk(k, dim=1))
+    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
+
+
+def _faiss_search(
+    x_QD: Tensor, inverse_length_Q: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and rows [Q, k] from FAISS's candidates, scored again exactly; by torch where a candidate may be missing."""
+    index = _flat_index(g_GD, k)
+    score, candidate = index.search(_unit_rows(x_QD), min(k + 1 + SPARE, len(g_GD)))
+    score_QC, candidate_QC = torch.from_numpy(score).to(x_QD.device), torch.from_numpy(candidate).to(x_QD.device)
+
+    keys_Qk = x_QD.new_empty(len(x_QD), k)
+    ids_Qk = candidate_QC.new_empty(len(x_QD), k)
+    at_once = max(1, BLOCK // (candidate_QC.shape[1] * x_QD.shape[1]))
+    for rows in torch.arange(len(x_QD), device=x_QD.device).split(at_once):
+        ids_QC = candidate_QC[rows]
+        dots_QC = torch.einsum("qd,qcd->qc", x_QD[rows], g_GD[ids_QC])
+        keys_QC = keys_from_dots(dots_QC, inverse_length_G[ids_QC], ids_QC)
+        keys_QC.masked_fill_(ids_QC == exclude_Q[rows, None], -torch.inf)
+        keys_Qk[rows], place_Qk = keys_QC.topk(k, dim=1)
+        ids_Qk[rows] = ids_QC.gather(1, place_Qk)
+
+    if candidate_QC.shape[1] < len(g_GD):
+        # What FAISS left out scores no more than its last candidate, plus the error of a float32 dot product.
+        error = (x_QD.shape[1] + 4) * 2**-24
+        doubtful_Q = cosine(keys_Qk[:, -1], inverse_length_Q) <= score_QC[:, -1] + error
+        rest = doubtful_Q.nonzero()[:, 0]
+        if len(rest):
+            keys_Qk[rest], ids_Qk[rest] = _torch_search(x_QD[rest], g_GD, inverse_length_G, k, exclude_Q[rest])
+    return keys_Qk, ids_Qk
+
+
+def _flat_index(g_GD: Tensor, k: int) -> faiss.Index:
+    index: faiss.Index = faiss.IndexFlatIP(g_GD.shape[1])
+    if _on_gpu(g_GD.device, k):
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), g_GD.device.index, index)
+    index.add(_unit_rows(g_GD))
+    return index
+
+
+def _on_gpu(device: torch.device, k: int) -> bool:
+    """Whether FAISS can search on this device, a GPU."""
+    return device.type == "cuda" and device.index < faiss.get_num_gpus() and k + 1 + SPARE <= GPU_LIMIT
+
+
+def _unit_rows(vectors_ND: Tensor) -> np.ndarray:
+    return F.normalize(vectors_ND).float().cpu().numpy()

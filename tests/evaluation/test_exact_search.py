@@ -1,0 +1,76 @@
+"""Both backends against a full sort, and against each other bit by bit."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fgssl.evaluation.search import search
+
+KINDS = ("gaussian", "duplicates", "quantised", "equal", "near-ties")
+
+
+def gallery(kind: str) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    return {
+        "gaussian": torch.randn(500, 24, generator=g),
+        "duplicates": torch.randn(100, 24, generator=g).repeat(5, 1),
+        "quantised": torch.randint(-1, 2, (500, 4), generator=g).float(),
+        "equal": torch.ones(500, 6),
+        "near-ties": 1 + 1e-4 * torch.randn(500, 24, generator=g),  # below what a float32 product can tell
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 7, 499])
+def test_faiss_and_torch_agree_bit_by_bit(kind, k):
+    z = gallery(kind)
+    own = torch.arange(len(z))
+    cosine_f, ids_f = search(z, z, k, exclude=own, backend="faiss")
+    cosine_t, ids_t = search(z, z, k, exclude=own, backend="torch")
+    assert torch.equal(ids_f, ids_t)
+    assert torch.equal(cosine_f, cosine_t)
+    assert (ids_f != own[:, None]).all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "duplicates", "quantised", "equal"])
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_as_a_full_sort(kind, backend):
+    z = gallery(kind)
+    queries = z[::3]
+    got, ids = search(queries, z, 20, backend=backend)
+    cosine = (F.normalize(queries.double()) @ F.normalize(z.double()).T).numpy()
+    expected = np.argsort(-np.round(cosine, 9), axis=1, kind="stable")[:, :20]
+    assert np.array_equal(ids.numpy(), expected)
+    np.testing.assert_allclose(got.numpy(), np.take_along_axis(cosine, expected, 1), atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_shards_of_queries_and_small_blocks_change_nothing(backend, monkeypatch):
+    z = gallery("near-ties")
+    whole = search(z, z, 9, backend=backend)
+    monkeypatch.setattr("fgssl.evaluation.search.BLOCK", 1)
+    monkeypatch.setattr("fgssl.metrics.ranking.BLOCK", 1)
+    parts = [search(z[some], z, 9, backend=backend) for some in (slice(0, 1), slice(1, 200), slice(200, None))]
+    assert all(torch.equal(torch.cat([part[i] for part in parts]), whole[i]) for i in (0, 1))
+
+
+def test_auto_takes_torch_for_long_lists():
+    z = torch.randn(400, 8)
+    assert torch.equal(search(z, z, 300)[1], search(z, z, 300, backend="torch")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must be 1 to 5"),
+        ({"k": 6}, "k must be 1 to 5"),
+        ({"k": 5, "exclude": torch.arange(5)}, "k must be 1 to 4"),
+        ({"k": 1, "backend": "annoy"}, "backend must be"),
+        ({"k": 1, "queries": torch.randn(2, 4)}, "4 dimensions, the gallery 3"),
+        ({"k": 1, "queries": torch.full((1, 3), torch.nan)}, "NaN"),
+    ],
+)
+def test_bad_input_is_said(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(**({"queries": torch.randn(5, 3), "gallery": torch.randn(5, 3)} | arguments))
