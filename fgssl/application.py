@@ -1,5 +1,8 @@
 """The part of the command line that needs Lightning: parse, build, run."""
 
+import logging
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,12 @@ class Application(LightningCLI):
         parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
         parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)  # our summary says it once
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
 
@@ -117,6 +126,7 @@ class Application(LightningCLI):
         options = self.options
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         config["logger"] = self._loggers()
+        config["enable_checkpointing"] = self.config.subcommand == "fit"
         config["callbacks"] = [*(config.get("callbacks") or []), *self._callbacks()]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
@@ -140,9 +150,7 @@ class Application(LightningCLI):
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
         callbacks = [self.retrieval, self.record]
-        if self.config.subcommand == "fit":
-            callbacks += self._checkpoints()
-        return callbacks
+        return callbacks + (self._checkpoints() if self.config.subcommand == "fit" else [])
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         options, where = self.options.checkpoint, self.folder / "checkpoints"
@@ -198,8 +206,22 @@ def checkpoint_file(path: str) -> Path:
     return found
 
 
+def _quieten() -> None:
+    """Leave out what tells the reader of a run nothing about it."""
+    unwanted = re.compile("Tip: For seamless|configure_callbacks. will override|TPU available")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: not unwanted.search(r.getMessage()))
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without our line of code below it
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
+
+
 def run(args: list[str], experiment: str) -> int:
     """Parse and run one command of Lightning's (fit, validate, test, predict)."""
+    _quieten()
     torch.set_float32_matmul_precision("high")
     application = Application(args, experiment)
     return 1 if application.trainer.interrupted else 0

@@ -33,7 +33,15 @@ class Backbone:
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
             raise UserError(f"model.backbone.name: timm knows no model '{self.name}'.{hint}")
-        network = timm.create_model(self.name, pretrained=self.pretrained, num_classes=0, **self.options)
+        try:
+            network = timm.create_model(self.name, pretrained=self.pretrained, num_classes=0, **self.options)
+        except Exception as fault:  # each host and each network fails in its own way
+            if not self.pretrained:
+                raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
+            raise UserError(
+                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). Without a network, "
+                "put them into timm's cache beforehand, or set --model.backbone.pretrained false."
+            ) from fault
         if self.small_input:
             _shrink_stem(network, self.name)
         return network

@@ -14,7 +14,7 @@ def print_summary(results: dict[str, Any], folder: Path) -> None:
     table.add_column("value", justify="right")
     for name, value in results["metrics"].items():
         if name.startswith(("test/", "val/")):
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, f"{value:.0f}" if "queries" in name else f"{value:.4f}")
     console = Console()
     console.print(table)
     console.print(f"{results['status']} in {results.get('duration_s', 0):.0f} s. Run folder: {folder}", soft_wrap=True)
