@@ -22,7 +22,7 @@ DISTORTION = 0.5  # of the random perspective: corners move by up to a quarter o
 SIGMA = (0.1, 2.0)  # range of the blur in pixels (MoCo v2, DINO, MaskCon)
 BLUR_RADIUS = 6  # three times the largest sigma: what is cut off weighs less than 0.3 %
 THRESHOLD = 128 / 255  # of solarisation
-CPU_CHUNK = 8  # images at a time on the CPU: 8 of 224 px are 5 MB and stay in the cache
+CPU_CHUNK = 8 * 224 * 224  # pixels at a time on the CPU: 8 images of 224 px are 5 MB and stay in the cache
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def augment(images: Tensor, photometric: Photometric, *, seed: int, draws: np.nd
         [B, 3, H, W] float32 in 0 .. 1.
     """
     numbers = uniform(seed, draws, stream, 18)
-    chunk = len(images) if images.is_cuda else CPU_CHUNK
+    height, width = images.shape[-2:]
+    chunk = len(images) if images.is_cuda else max(1, CPU_CHUNK // (height * width))
     result = torch.empty(images.shape, device=images.device)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, augment, normalise
 from fgssl.data.batch import Batch
+from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.images import open_image
 from fgssl.data.index import Index
@@ -18,11 +19,6 @@ from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
 from fgssl.errors import UserError
-
-# Lightning cannot know that our samplers start at the batch where a checkpoint was written (see ``state_dict``), and
-# warns of the empty list that stands for "no validation".
-warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
-warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
 
 
 class Images(Dataset):
@@ -35,11 +31,21 @@ class Images(Dataset):
         seed: of the views' random numbers.
         on_error: ``error`` or ``skip``, see DataModule.
         unreadable: [N] bool, shared between processes; rows that were skipped are marked.
+        cache: decoded images to use instead of the files.
     """
 
-    def __init__(self, index: Index, rows: np.ndarray, views: Views, seed: int, on_error: str, unreadable: Tensor):
+    def __init__(
+        self,
+        index: Index,
+        rows: np.ndarray,
+        views: Views,
+        seed: int,
+        on_error: Literal["error", "skip"],
+        unreadable: Tensor,
+        cache: Cache | None = None,
+    ):
         self.index, self.rows, self.views, self.seed = index, rows, views, seed
-        self.on_error, self.unreadable = on_error, unreadable
+        self.on_error, self.unreadable, self.cache = on_error, unreadable, cache
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,14 +85,20 @@ class Images(Dataset):
         raise UserError(f"{self.index.name}: none of the {len(self.rows)} images can be read.")
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
-        if self.index.pixels is not None:
-            image_3HW = torch.from_numpy(self.index.pixels[row]).permute(2, 0, 1)
+        image_3HW = self._decoded(row)
+        if image_3HW is not None:
             boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
         else:
             with open_image(self.index.paths[row]) as file:
                 boxes = self.views.boxes(file.size, numbers)
                 image_3HW, boxes = decode(file, boxes, self.views.crops)
         return self.views.cut(image_3HW, boxes, numbers)
+
+    def _decoded(self, row: int) -> Tensor | None:
+        """[3, H, W] uint8 where no file has to be read."""
+        if self.index.pixels is not None:
+            return torch.from_numpy(self.index.pixels[row]).permute(2, 0, 1)
+        return self.cache.image(row) if self.cache is not None else None
 
 
 class Loader(DataLoader):
@@ -125,6 +137,9 @@ class DataModule(LightningDataModule):
         replacement: draw classes and their images with replacement (OBD-SD's released code).
         num_workers: loader processes; 0 reads in the main process.
         prefetch: batches that each worker reads ahead.
+        cache: folder for a cache of decoded images that training reads instead of the files (0.2 MB an image); built
+            at the first use. Evaluation reads the files, so that no result depends on it.
+        cache_side: shorter side of the images in the cache, px.
         on_error: an unreadable image stops the run with its path (``error``), or the next row takes its place
             (``skip``), which is reported at the end of the epoch.
         mean, std: of the channels, for normalisation; ImageNet's.
@@ -147,6 +162,8 @@ class DataModule(LightningDataModule):
         replacement: bool = False,
         num_workers: int = 4,
         prefetch: int = 2,
+        cache: str | None = None,
+        cache_side: int = SIDE,
         on_error: Literal["error", "skip"] = "error",
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -158,8 +175,10 @@ class DataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
+        self.cache, self.cache_side = cache, cache_side
         self.mean, self.std, self.seed = mean, std, seed
         self._parts: Parts | None = None
+        self._cache: Cache | None = None
         self._position = (0, 0)  # epoch and batch to begin with
 
     # ---- what there is ------------------------------------------------------------------------------------------
@@ -199,9 +218,14 @@ class DataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self._position = (0, 0)
+        # Lightning cannot know that the samplers start at the batch where a checkpoint was written (``state_dict``),
+        # and warns of the empty list that stands for "no validation".
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         if stage == "fit":
             self._check_samplers_are_kept()
             self._sampler()  # a batch that does not fit is said before anything starts
+            self._open_cache()
 
     def train_dataloader(self) -> Loader:
         """The training loader, beginning where a restored checkpoint was written."""
@@ -211,7 +235,7 @@ class DataModule(LightningDataModule):
     def train_loader(self, epoch: int, start_batch: int = 0) -> Loader:
         """A training loader of its own; epoch -1 has an order and draws that no epoch of training has."""
         sampler = self._sampler(epoch=epoch, start_batch=start_batch)
-        return self._loader(self.parts.train, self.views, sampler, lasting=epoch >= 0)
+        return self._loader(self.parts.train, self.views, sampler, self._open_cache(), lasting=epoch >= 0)
 
     def val_dataloader(self) -> Loader | list:
         return self._eval_loader(self.parts.val) if self.has_validation else []
@@ -223,22 +247,33 @@ class DataModule(LightningDataModule):
 
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()
-        options = {"seed": self.seed, "rank": rank, "world": world, **start}
+        options: dict[str, Any] = {"seed": self.seed, "rank": rank, "world": world, **start}
         if self.images_per_class is None:
             return Shuffled(len(self.parts.train), self.batch_size, **options)
         labels = self.parts.index.fine[self.parts.train]
-        balance = {"images_per_class": self.images_per_class, "replacement": self.replacement}
-        return ClassBalanced(labels, self.batch_size, **balance, **options)
+        options |= {"images_per_class": self.images_per_class, "replacement": self.replacement}
+        return ClassBalanced(labels, self.batch_size, **options)
 
     def _eval_loader(self, rows: np.ndarray) -> Loader:
         rank, world = self._rank_and_world()
         sampler = EvalShard(len(rows), self.eval_batch_size, rank=rank, world=world)
-        return self._loader(rows, self.eval_view, sampler, lasting=True)
+        return self._loader(rows, self.eval_view, sampler, cache=None, lasting=True)
 
-    def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, lasting: bool) -> Loader:
-        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable)
+    def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
+        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable, cache)
         workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
         return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
+
+    def _open_cache(self) -> Cache | None:
+        """The cache, built at the first call."""
+        if self.cache is None or self.parts.index.pixels is not None:
+            return None
+        largest = max(crop.size for crop in self.views.crops)
+        if largest > self.cache_side:
+            raise UserError(f"data.cache_side is {self.cache_side}, smaller than a view of {largest} px. Raise it.")
+        if self._cache is None:
+            self._cache = open_cache(self.parts.index, self.cache, self.cache_side)
+        return self._cache
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -259,12 +294,14 @@ class DataModule(LightningDataModule):
         Kept here, not taken from the restored trainer: a method that asks for the number of steps while it builds its
         optimiser makes Lightning start the loaders before it has restored its own progress.
         """
-        loop = self.trainer.fit_loop
-        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
-        epoch_is_over = loop.epoch_progress.current.ready == epoch
-        if not epoch_is_over and batch >= self.trainer.num_training_batches:
-            return {"epoch": epoch + 1, "batch": 0}  # its last batch is done, what follows an epoch is not
-        return {"epoch": epoch, "batch": 0 if epoch_is_over else batch}
+        trainer: Any = self.trainer
+        epochs = trainer.fit_loop.epoch_progress.current
+        epoch, batch = epochs.processed, trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        if epochs.ready == epoch:  # between two epochs: the batch count is still the last one's
+            return {"epoch": epoch, "batch": 0}
+        if batch >= trainer.num_training_batches:  # the last batch is done, what follows an epoch is not
+            return {"epoch": epoch + 1, "batch": 0}
+        return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._position = (state["epoch"], state["batch"])

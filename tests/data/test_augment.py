@@ -1,0 +1,152 @@
+"""Each photometric change against torchvision's with the same parameters; how often and how far; whose draws."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import ColorJitter, RandomPerspective
+from torchvision.transforms import functional as TF
+
+from fgssl.data import augment as module
+from fgssl.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Photometric,
+    augment,
+    gaussian_blur,
+    grey,
+    homographies,
+    jitter,
+    normalise,
+    perspective,
+    shift_hue,
+    solarise,
+    solve_homographies,
+)
+
+IMAGES = torch.rand(6, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+IMAGES[0] = IMAGES[0, :1]  # a grey image has no hue
+IMAGES[1, :, :10] = 0
+IMAGES[1, :, 30:] = 1
+
+
+def per_image(function, values) -> torch.Tensor:
+    return torch.stack([function(image, float(value)) for image, value in zip(IMAGES, values, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("column", "function"),
+    [(0, TF.adjust_brightness), (1, TF.adjust_contrast), (2, TF.adjust_saturation), (3, TF.adjust_hue)],
+)
+def test_jitter_of_one_kind(column, function):
+    factors = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(6, 1)
+    factors[:, column] += torch.linspace(-0.4, 0.4, 6)
+    assert torch.allclose(jitter(IMAGES, factors), per_image(function, factors[:, column]), atol=3e-6)
+
+
+def test_jitter_of_all_kinds_where_nothing_clips():
+    images = 0.4 + 0.2 * IMAGES
+    b, c, s, h = 1.1, 0.8, 1.3, 0.07
+    wanted = TF.adjust_hue(TF.adjust_saturation(TF.adjust_contrast(TF.adjust_brightness(images, b), c), s), h)
+    assert torch.allclose(jitter(images, torch.tensor([[b, c, s, h]]).repeat(6, 1)), wanted, atol=3e-6)
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.1, 0.0, 0.3, 0.5])
+def test_hue(turns):
+    shift = torch.full((6, 1, 1), turns)
+    assert torch.allclose(shift_hue(IMAGES, shift), TF.adjust_hue(IMAGES, turns), atol=3e-6)
+
+
+def test_grey():
+    assert torch.allclose(grey(IMAGES), TF.rgb_to_grayscale(IMAGES, 3), atol=1e-6)
+
+
+def test_blur():
+    sigma = torch.linspace(0.1, 2.0, 6)
+    wanted = per_image(lambda image, s: TF.gaussian_blur(image, [13, 13], [s, s]), sigma)
+    assert torch.allclose(gaussian_blur(IMAGES, sigma), wanted, atol=2e-6)
+    assert gaussian_blur(IMAGES[..., :4, :4], sigma).shape == (6, 3, 4, 4)
+
+
+def test_solarise():
+    bytes_ = torch.arange(256).repeat(1, 3, 1, 1) / 255
+    wanted = TF.solarize(torch.arange(256, dtype=torch.uint8).repeat(1, 3, 1, 1), 128) / 255
+    assert torch.allclose(solarise(bytes_), wanted, atol=1e-6)
+
+
+def test_perspective():
+    rng = np.random.default_rng(0)
+    start = np.array([[0, 0], [51, 0], [51, 39], [0, 39]])
+    end = start + np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * rng.integers(0, 11, (6, 4, 2))
+    matrices = torch.from_numpy(solve_homographies(start.astype(float), end.astype(float))).float()
+    ours = perspective(IMAGES, matrices)
+    for image, corners, result in zip(IMAGES, end.tolist(), ours, strict=True):
+        assert torch.allclose(result, TF.perspective(image, start.tolist(), corners), atol=3e-4)
+
+
+def test_corners_move_as_far_as_torchvisions():
+    corners = np.random.default_rng(0).random((3000, 8))
+    start = np.array([[0, 0, 1], [51, 0, 1], [51, 39, 1], [0, 39, 1]]).T
+    moved = np.linalg.inv(homographies(corners, 52, 40)) @ start  # source corners in the result
+    x, y = (moved[:, axis] / moved[:, 2] for axis in (0, 1))
+    theirs = np.array([RandomPerspective.get_params(52, 40, 0.5)[1] for _ in range(3000)])
+    for corner in range(4):
+        for ours, others in ((x[:, corner], theirs[:, corner, 0]), (y[:, corner], theirs[:, corner, 1])):
+            assert set(np.round(ours).astype(int)) == set(others)  # every pixel within reach, and no other
+            assert abs(ours.mean() - others.mean()) < 0.5
+
+
+def test_normalise():
+    assert torch.allclose(
+        normalise(IMAGES.clone(), IMAGENET_MEAN, IMAGENET_STD), TF.normalize(IMAGES, IMAGENET_MEAN, IMAGENET_STD)
+    )
+
+
+# ---- the random part ------------------------------------------------------------------------------------------
+
+NOISE = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def run(photometric: Photometric, images: torch.Tensor, first: int = 0, **options) -> torch.Tensor:
+    return augment(images, photometric, **{"seed": 0, "stream": 1, **options}, draws=first + np.arange(len(images)))
+
+
+@pytest.mark.parametrize("name", ["perspective", "jitter", "grey", "blur", "solarise"])
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 1.0])
+def test_how_often(name, probability):
+    images = NOISE.expand(2000, -1, -1, -1)
+    changed = (run(Photometric(**{name: probability}), images) != images / 255).flatten(1).any(1).float().mean()
+    assert abs(changed - probability) < 0.04  # 3.6 sigma; all 256 identity perspectives are rarer
+
+
+@pytest.mark.parametrize(("column", "name"), enumerate(["brightness", "contrast", "saturation", "hue"]))
+def test_how_far_is_torchvisions_range(column, name, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "jitter", lambda x, factors: seen.append(factors) or x)
+    run(Photometric(jitter=1.0, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1), NOISE.expand(3000, -1, -1, -1))
+    values = torch.cat(seen)[:, column]
+    low, high = getattr(ColorJitter(0.4, 0.3, 0.2, 0.1), name)
+    assert low <= values.min() < low + 0.01 * (high - low)
+    assert high >= values.max() > high - 0.01 * (high - low)
+    assert abs(values.mean() - (low + high) / 2) < 0.02
+
+
+def test_each_image_draws_for_itself_whatever_its_batch(monkeypatch):
+    everything = Photometric(perspective=0.5, jitter=0.8, grey=0.2, blur=0.5, solarise=0.2)
+    images = NOISE.repeat(20, 1, 1, 1)
+    whole = run(everything, images)
+    assert len({image.numpy().tobytes() for image in whole}) > 15
+    halves = torch.cat([run(everything, images[:7]), run(everything, images[7:], first=7)])
+    assert torch.allclose(whole, halves, atol=1e-6)
+    monkeypatch.setattr(module, "CPU_CHUNK", 3 * 16 * 16)
+    assert torch.allclose(whole, run(everything, images), atol=1e-6)
+    assert not torch.equal(whole, run(everything, images, seed=1))
+    assert not torch.equal(whole, run(everything, images, stream=3))
+
+
+def test_input_is_left_alone_and_output_is_planar():
+    images = NOISE.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    before = images.clone()
+    result = run(Photometric(jitter=1.0, blur=1.0), images)
+    assert torch.equal(images, before)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous()

@@ -1,0 +1,169 @@
+"""Boxes against torchvision's distribution, containment of nested crops, resizing, reduced decode, AutoAugment."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandomResizedCrop
+from torchvision.transforms import functional as TF
+
+from fgssl.data.views import (
+    NUMBERS,
+    RECIPES,
+    Crop,
+    EvalView,
+    MultiCrop,
+    NestedCrops,
+    PairViews,
+    SingleView,
+    Views,
+    auto_augment,
+    decode,
+    random_box,
+)
+
+PHOTO = np.asarray(Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)).resize((640, 512)))
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)
+
+
+def all_boxes(views: Views, size: tuple[int, int], count: int) -> np.ndarray:
+    """[count, V, 4]"""
+    return np.array([views.boxes(size, numbers) for numbers in views.numbers(0, np.arange(count))])
+
+
+@pytest.mark.parametrize("size", [(200, 200), (500, 180), (150, 400)])
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.4), (0.9, 1.0)])
+def test_boxes_are_distributed_as_torchvisions(size, scale):
+    """Kolmogorov-Smirnov distance of area, ratio, x and y; (500, 180) at 0.9 always ends in the central fallback."""
+    from scipy.stats import ks_2samp
+
+    width, height = size
+    torch.manual_seed(0)
+    blank = torch.empty(1, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(blank, scale, (3 / 4, 4 / 3)) for _ in range(2000)])
+    y, x, h, w = theirs.T
+    boxes = all_boxes(SingleView(8, scale), size, 2000)[:, 0]
+    x0, y0, x1, y1 = boxes.T
+    ours = {"area": (x1 - x0) * (y1 - y0), "ratio": (x1 - x0) / (y1 - y0), "x": x0, "y": y0}
+    for name, values in {"area": w * h, "ratio": w / h, "x": x, "y": y}.items():
+        assert ks_2samp(values, ours[name]).statistic < 0.06, name  # 0.1 % of equal distributions differ by more
+    assert min(x0.min(), y0.min()) >= 0
+    assert x1.max() <= width
+    assert y1.max() <= height
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 2)])
+def test_boxes_of_extreme_images_hold_a_pixel(size):
+    for numbers in np.random.default_rng(0).random((50, NUMBERS)):
+        x0, y0, x1, y1 = random_box(*size, (0.05, 0.4), numbers)
+        assert 0 <= x0 < x1 <= size[0]
+        assert 0 <= y0 < y1 <= size[1]
+
+
+@pytest.mark.parametrize("size", [(500, 375), (60, 80)])
+def test_nested_crops_lie_in_their_teachers_crop(size):
+    views = NestedCrops(size=224, local_crops=3, teacher_views=2)
+    assert [crop.inside for crop in views.crops] == [None, None, 0, 1, 0, 0, 0, 1, 1, 1]
+    assert [crop.size for crop in views.crops] == [224] * 4 + [96] * 6
+    boxes = all_boxes(views, size, 200)
+    for view, crop in enumerate(views.crops):
+        if crop.inside is None:
+            continue
+        parent, child = boxes[:, crop.inside], boxes[:, view]
+        assert (child[:, :2] >= parent[:, :2]).all()
+        assert (child[:, 2:] <= parent[:, 2:]).all()
+    area = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
+    share = area[:, 2] / (size[0] * size[1])
+    assert share.min() > 0.38  # FLSL: effective scale 0.4 to 1
+    assert share.max() <= 1
+
+
+def test_multi_crop_is_dinos():
+    views = MultiCrop()
+    assert [crop.size for crop in views.crops] == [224, 224] + [96] * 8
+    assert [crop.photometric.blur for crop in views.crops] == [1.0, 0.1] + [0.5] * 8
+    assert [crop.photometric.solarise for crop in views.crops] == [0, 0.2] + [0] * 8
+    share = np.prod(np.diff(all_boxes(views, (400, 300), 300).reshape(-1, 10, 2, 2), axis=2)[:, :, 0], axis=-1) / 120000
+    assert share[:, :2].min() > 0.39
+    assert 0.04 < share[:, 2:].min() < share[:, 2:].max() < 0.41
+
+
+def test_recipes_of_maskcon():
+    strong, weak = RECIPES["cars"]
+    assert (strong.photometric.perspective, strong.photometric.jitter, strong.photometric.blur) == (0.5, 0.8, 0.5)
+    assert (weak.photometric.perspective, weak.photometric.jitter) == (0.5, 0.0)
+    assert RECIPES["sop"][0] == RECIPES["sop"][1] == weak
+    assert all(crop.scale == (0.2, 1.0) for name in ("cars", "sop", "cifar") for crop in RECIPES[name])
+    assert all(crop.flip == 0 and crop.photometric.hue * crop.photometric.jitter == 0 for crop in RECIPES["digits"])
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [32, 224])
+def test_a_cut_is_crop_then_resize(resample, size):
+    views = Views([Crop(size, flip=0.0, resample=resample)])
+    numbers = np.zeros((1, NUMBERS))
+    (view,) = views.cut(tensor(PHOTO), [(40, 30, 340, 230)], numbers)
+    mode = TF.InterpolationMode(resample)
+    wanted = np.asarray(TF.resize(Image.fromarray(PHOTO[30:230, 40:340]), [size, size], mode))
+    assert view.shape == (3, size, size)
+    assert abs(view.permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 2  # uint8 rounding of two passes
+
+
+def test_half_of_the_views_are_flipped():
+    ramp = tensor(np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
+    views = SingleView(16, (1.0, 1.0))
+    numbers = views.numbers(0, np.arange(1000))
+    flipped = [bool(v[0, 0, 0] > v[0, 0, -1]) for row in numbers for v in views.cut(ramp, [(0, 0, 64, 64)], row)]
+    assert 0.45 < np.mean(flipped) < 0.55
+
+
+def test_views_depend_on_seed_draw_and_view_alone():
+    views = PairViews("cars", 32)
+    both = views.numbers(5, np.array([7, 8]))
+    assert np.array_equal(both[1], views.numbers(5, np.array([8]))[0])
+    assert not np.array_equal(both[0], both[1])
+    assert not np.array_equal(both[0, 0], both[0, 1])
+    assert not np.array_equal(both, views.numbers(6, np.array([7, 8])))
+
+
+@pytest.mark.parametrize("resize", [None, 256])
+def test_evaluation_view(resize):
+    view = EvalView(224, resize)
+    numbers = view.numbers(0, np.array([-1]))[0]
+    (ours,) = view.cut(tensor(PHOTO), view.boxes((640, 512), numbers), numbers)
+    image = Image.fromarray(PHOTO)
+    theirs = TF.center_crop(TF.resize(image, resize), [224, 224]) if resize else TF.resize(image, [224, 224])
+    difference = abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs))
+    assert difference.mean() < 1.0
+    assert difference.max() <= 4
+
+
+def test_large_jpegs_are_decoded_small_only_where_every_view_shrinks(tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(PHOTO).resize((1280, 1024)).save(path, quality=95)
+    crops = [Crop(96), Crop(64)]
+    large, small = (0, 0, 1200, 900), (100, 200, 500, 600)
+    for boxes, factor in (([large, small], 4), ([large, (0, 0, 80, 300)], 1), ([large, (0, 0, 140, 300)], 2)):
+        with Image.open(path) as file:
+            image_3HW, scaled = decode(file, boxes, crops)
+        assert image_3HW.shape == (3, 1024 // factor, 1280 // factor)
+        assert scaled == [tuple(edge // factor for edge in box) for box in boxes]
+    reduced = Views(crops).cut(image_3HW, scaled, np.ones((2, NUMBERS)))
+    with Image.open(path) as file:
+        full = Views(crops).cut(tensor(np.asarray(file)), boxes, np.ones((2, NUMBERS)))
+    assert all((a.float() - b.float()).abs().mean() < 2 for a, b in zip(reduced, full, strict=True))
+
+
+def test_auto_augment_is_torchvisions_with_our_number():
+    view = tensor(np.asarray(Image.fromarray(PHOTO).resize((32, 32))))
+    before = torch.random.get_rng_state()
+    ours = [auto_augment(view, number) for number in np.linspace(0.01, 0.99, 30)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(int(0.01 * 2**53))
+    theirs = AutoAugment(AutoAugmentPolicy.CIFAR10)(Image.fromarray(view.permute(1, 2, 0).numpy()))
+    assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
+    assert torch.equal(auto_augment(view, 0.01), ours[0])
+    assert len({o.numpy().tobytes() for o in ours}) > 10
