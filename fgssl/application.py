@@ -88,6 +88,15 @@ class Application(LightningCLI):
 
     # ---- build --------------------------------------------------------------------------------------------------
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as fault:  # the parser wraps what a constructor raises; ours is somewhere below
+            cause: BaseException | None = fault
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            raise cause or fault from None
+
     @property
     def options(self) -> Any:
         """The parsed options of the chosen command."""
@@ -127,7 +136,8 @@ class Application(LightningCLI):
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         config["logger"] = self._loggers()
         config["enable_checkpointing"] = self.config.subcommand == "fit"
-        config["callbacks"] = [*(config.get("callbacks") or []), *self._callbacks()]
+        asked = config.get("callbacks") or []
+        config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
         if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":
@@ -145,6 +155,7 @@ class Application(LightningCLI):
             "seed": options.seed_everything,
             "ckpt_path": options.get("ckpt_path"),
         }
+        options.run.experiment = self.folder.parent.name  # known by the file's name only now
         config = self._parser(self.subcommand).dump(options, skip_none=False)
         self.record = Record(self.folder, config, facts)
         self.retrieval = self._get(self.config_init, "retrieval")

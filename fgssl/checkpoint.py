@@ -33,7 +33,7 @@ def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:
 
 def explain_differences(checkpoint: dict[str, Any], model: dict[str, Any]) -> Iterator[str]:
     """One line for each model argument that the checkpoint had otherwise. The user's value is the one that is used."""
-    theirs = _flatten({k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")})
+    theirs = _flatten(checkpoint.get("config", {}).get("model", {}).get("init_args") or {})
     ours = _flatten(model.get("init_args") or {})
     for name in sorted(theirs.keys() & ours.keys()):
         if theirs[name] != ours[name]:

@@ -15,7 +15,8 @@ import yaml
 
 from fgssl.errors import UserError, did_you_mean
 
-SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run", "ckpt_path")
+SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
+FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions")  # of the commands; a saved configuration has them
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +58,7 @@ def _apply_file(config: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path}: an experiment is a mapping of sections ({', '.join(SECTIONS)}).")
     for key, value in content.items():
         section = str(key).rstrip("+").split(".")[0]
-        if section not in SECTIONS:
+        if section not in SECTIONS + FLAGS:
             raise UserError(
                 f"{path}: unknown section '{section}'.{did_you_mean(section, SECTIONS)} Known: {', '.join(SECTIONS)}."
             )

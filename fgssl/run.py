@@ -63,10 +63,12 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
 
 
 def default_name(seed: int, subcommand: str) -> str:
-    """``2026-01-31_120000_seed0``, with the subcommand appended unless it is fit. One name for all local ranks."""
+    """``2026-01-31_120000_seed0``, with the subcommand appended unless it is fit; one name for all local ranks."""
+    if "LOCAL_RANK" in os.environ and "FGSSL_RUN_NAME" in os.environ:
+        return os.environ["FGSSL_RUN_NAME"]  # Lightning started this rank as a copy of the first one's command
     name = f"{datetime.now():%Y-%m-%d_%H%M%S}_seed{seed}" + ("" if subcommand == "fit" else f"_{subcommand}")
-    # Lightning starts the other ranks as copies of this command a second later; they inherit the environment.
-    return os.environ.setdefault("FGSSL_RUN_NAME", name) if "LOCAL_RANK" in os.environ else name
+    os.environ["FGSSL_RUN_NAME"] = name
+    return name
 
 
 class MetricsLogger(Logger):

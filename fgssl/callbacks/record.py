@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -23,9 +24,11 @@ class Record(Callback):
         self.folder, self.config = Path(folder), config
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
+        self._started = False
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
-        if trainer.is_global_zero and "versions" not in self.results:
+        if trainer.is_global_zero and not self._started:
+            self._started = True
             self.folder.mkdir(parents=True, exist_ok=True)
             keep_config(self.folder / "config.yaml", self.config)
             self.results |= provenance() | {"processes": trainer.world_size}
@@ -39,6 +42,9 @@ class Record(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsLogger):
                     logger.drop_after(trainer.global_step)
+
+    def on_save_checkpoint(self, trainer: Trainer, method, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = yaml.safe_load(self.config)
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         self._note(trainer, status="running")
@@ -56,7 +62,8 @@ class Record(Callback):
     def on_exception(self, trainer: Trainer, method, exception: BaseException) -> None:
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
         self.results["error"] = f"{type(exception).__name__}: {exception}"
-        self._note(trainer, status="interrupted" if interrupted else "failed")
+        if self._started:
+            self._note(trainer, status="interrupted" if interrupted else "failed")
 
     @rank_zero_only
     def _note(self, trainer: Trainer, status: str | None = None) -> None:

@@ -53,7 +53,9 @@ class Retrieval(Callback):
     def _evaluate(self, method, part: str) -> Embeddings:
         embeddings = self._take()
         metrics = finish(statistics_over_ranks(embeddings, self.ks))
-        method.log_dict({f"{part}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        # float64: Lightning rounds a plain number to float32
+        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        method.log_dict(values, batch_size=1)
         return embeddings
 
     def _take(self) -> Embeddings:
