@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fgssl.metrics.checks import check_embeddings
-from fgssl.metrics.ranking import cosine, fixed_point, keys_from_dots, query_blocks, ranking_keys
+from fgssl.metrics.ranking import cosine, fixed_point, key_blocks, keys_from_dots
 
 SPARE = 32  # candidates beyond k asked of FAISS, so that near-ties at the k-th place are settled exactly
 LONG = 128  # neighbours beyond which scoring the candidates again takes longer than torch's search
@@ -69,8 +69,7 @@ def _torch_search(
     """Keys and rows [Q, k] from all keys of a block of queries."""
     row_G = torch.arange(len(g_GD), device=g_GD.device)
     found = []
-    for rows in query_blocks(torch.arange(len(x_QD), device=x_QD.device), len(g_GD)):
-        keys_QG = ranking_keys(x_QD[rows], g_GD, inverse_length_G)
+    for rows, keys_QG in key_blocks(x_QD, g_GD, inverse_length_G, torch.arange(len(x_QD), device=x_QD.device)):
         keys_QG.masked_fill_(row_G == exclude_Q[rows, None], -torch.inf)
         found.append(keys_QG.topk(k, dim=1))
     return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])

@@ -7,6 +7,8 @@ device or in another block. Here the embeddings are integers (held in float64, f
 small enough that every dot product is exact: no order of summation can change it.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -41,33 +43,36 @@ def fixed_point(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     return vectors_ND, 1 / vectors_ND.square().sum(dim=1).clamp(min=1).sqrt()
 
 
-def ranking_keys(queries_QD: Tensor, gallery_GD: Tensor, inverse_length_G: Tensor) -> Tensor:
-    """One number for each query and gallery row, all different within a query: the higher, the nearer.
-
-    A key is the similarity in steps of 2^-30 (so that cosines tied in exact arithmetic stay tied), times the query's
-    length, minus row / 2^22 for ties: the lower row first. The query's length does not change its order and is left in.
+def key_blocks(
+    queries_QD: Tensor, gallery_GD: Tensor, inverse_length_G: Tensor, rows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go through query rows in blocks, with a key for each gallery row: the higher, the nearer, and no two the same.
 
     Args:
         queries_QD: vectors of ``fixed_point``.
         gallery_GD, inverse_length_G: both results of ``fixed_point``.
+        rows: which queries, in which order.
 
-    Returns:
-        keys [Q, G] float64.
+    Yields:
+        rows of a block [B] and their keys [B, G] float64, in memory that the next block overwrites.
     """
     row_G = torch.arange(len(gallery_GD), device=gallery_GD.device)
-    return keys_from_dots(queries_QD @ gallery_GD.T, inverse_length_G, row_G)
+    at_once = max(64, BLOCK // len(gallery_GD) // 64 * 64)  # multiples of 64 make the quickest products
+    memory = gallery_GD.new_empty(min(at_once, len(rows)), len(gallery_GD))  # new memory a block costs a fifth more
+    for block in rows.split(at_once):
+        dots_BG = torch.mm(queries_QD[block], gallery_GD.T, out=memory[: len(block)])
+        yield block, keys_from_dots(dots_BG, inverse_length_G, row_G)
 
 
 def keys_from_dots(dots: Tensor, inverse_length: Tensor, row: Tensor) -> Tensor:
-    """Turn exact dot products into keys, in place; ``inverse_length`` and ``row`` are those of the gallery items."""
+    """Turn exact dot products into keys, in place; ``inverse_length`` and ``row`` are those of the gallery items.
+
+    A key is the cosine in steps of 2^-30 (so that what is tied in exact arithmetic stays tied), times the query's
+    length, which does not change its order, minus row / 2^22: of tied items the lower row comes first.
+    """
     return dots.mul_(inverse_length * 2**4).round_().sub_(row / MAX_ROWS)  # 2^26 (query's length) x 2^4 = 2^30
 
 
 def cosine(keys: Tensor, inverse_length: Tensor) -> Tensor:
     """Cosine similarities of keys, to 2^-30; ``inverse_length`` is that of the queries."""
     return keys.ceil() / 2**4 * inverse_length
-
-
-def query_blocks(rows: Tensor, gallery_size: int) -> tuple[Tensor, ...]:
-    """Split query rows so that the keys of a block stay near ``BLOCK``; fewer than 64 rows waste the matrix product."""
-    return rows.split(max(64, BLOCK // gallery_size))

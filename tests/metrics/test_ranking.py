@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fgssl.metrics.ranking import cosine, fixed_point, ranking_keys
+from fgssl.metrics.ranking import cosine, fixed_point, key_blocks
 
 
 def test_dot_products_are_exact_in_any_order():
@@ -16,10 +16,12 @@ def test_dot_products_are_exact_in_any_order():
 def test_cosines_are_those_of_the_embeddings():
     z = torch.randn(40, 64, dtype=torch.float64) * 10.0 ** torch.randint(-20, 20, (40, 1))
     x_ND, inverse_length_N = fixed_point(z)
-    got = cosine(ranking_keys(x_ND, x_ND, inverse_length_N), inverse_length_N[:, None])
+    ((_, keys_NN),) = key_blocks(x_ND, x_ND, inverse_length_N, torch.arange(40))
+    got = cosine(keys_NN, inverse_length_N[:, None])
     torch.testing.assert_close(got, F.normalize(z, eps=0) @ F.normalize(z, eps=0).T, rtol=0, atol=1e-7)
 
 
 def test_keys_of_equal_rows_fall_with_the_row():
     x_ND, inverse_length_N = fixed_point(torch.ones(300, 3))
-    assert (ranking_keys(x_ND, x_ND, inverse_length_N).diff(dim=1) < 0).all()
+    ((_, keys_NN),) = key_blocks(x_ND, x_ND, inverse_length_N, torch.arange(300))
+    assert (keys_NN.diff(dim=1) < 0).all()
