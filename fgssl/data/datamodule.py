@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, augment, normalise
+from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, augment, normalise
 from fgssl.data.batch import Batch
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
@@ -101,14 +101,22 @@ class Images(Dataset):
         return self.cache.image(row) if self.cache is not None else None
 
 
-class Loader(DataLoader):
-    """A DataLoader whose samples are whole batches, and which raises the UserError that a worker hands over."""
+class Loader:
+    """Batches by a DataLoader whose samples are whole batches; raises the UserError that a worker hands over.
+
+    Not a DataLoader itself: Lightning rebuilds those that it predicts with, around samplers of its own.
+    """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
-        super().__init__(dataset, sampler=sampler, batch_size=None, **options)
+        self.dataset = dataset
+        self.sampler, self.batch_sampler = sampler, None  # Lightning looks at both, and tells the sampler the epoch
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, **options)
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
     def __iter__(self):
-        batches = super().__iter__()  # now, not at the first batch: the workers start to read
+        batches = iter(self.loader)  # now, not at the first batch: the workers start to read
         return (_raised(batch) for batch in batches)
 
 
@@ -165,8 +173,8 @@ class DataModule(LightningDataModule):
         cache: str | None = None,
         cache_side: int = SIDE,
         on_error: Literal["error", "skip"] = "error",
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
         seed: int = 0,
     ):
         super().__init__()
@@ -314,22 +322,21 @@ class DataModule(LightningDataModule):
         return moved._replace(draw=batch.draw)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment (training batches) and normalise; float32. A batch that is float already is returned as it is."""
+        """Augment (training batches) and normalise, in the model's precision. A float batch is returned as it is."""
         if batch.views[0].is_floating_point():
             return batch
         self._report_skipped()
         training = bool(batch.draw[0] >= 0)
         views = [self._finish(view, number, batch.draw, training) for number, view in enumerate(batch.views)]
-        return batch._replace(views=views)
+        dtype = self.trainer.lightning_module.dtype if self.trainer is not None else torch.float32
+        return batch._replace(views=[view.to(dtype) for view in views])  # 64-true and bf16-true ask for their own
 
     def _finish(self, view: Tensor, number: int, draw: Tensor, training: bool) -> Tensor:
-        if training:
-            photometric = self.views.crops[number].photometric
-            # even streams are the boxes' (Views.numbers)
-            x = augment(view, photometric, seed=self.seed, draws=draw.cpu().numpy(), stream=2 * number + 1)
-        else:
-            x = view.float().div_(255)
-        return normalise(x, self.mean, self.std)
+        if not training:
+            return normalise(view.float().div_(255), self.mean, self.std)
+        photometric = self.views.crops[number].photometric
+        random = {"seed": self.seed, "draws": draw.cpu().numpy(), "stream": 2 * number + 1}  # even ones: Views.numbers
+        return augment(view, photometric, **random, mean=self.mean, std=self.std)
 
     def _report_skipped(self) -> None:
         """Say at the end of an epoch which images could not be read."""
