@@ -1,6 +1,6 @@
 """Exact nearest neighbours by cosine: FAISS where it serves, torch where not, the same answer from both.
 
-Shapes: Q queries, G gallery rows, D dimensions, C candidates.
+Shapes: Q queries, B queries of a block, G gallery rows, D dimensions, C candidates.
 """
 
 import faiss
@@ -83,24 +83,31 @@ def _faiss_search(
     score, candidate = index.search(_unit_rows(x_QD), min(k + 1 + SPARE, len(g_GD)))
     score_QC, candidate_QC = torch.from_numpy(score).to(x_QD.device), torch.from_numpy(candidate).to(x_QD.device)
 
+    keys_Qk, ids_Qk = _best_of(candidate_QC, x_QD, g_GD, inverse_length_G, k, exclude_Q)
+    if candidate_QC.shape[1] == len(g_GD):
+        return keys_Qk, ids_Qk
+    # What FAISS left out scores no more than its last candidate, plus the error of a float32 dot product.
+    error = (x_QD.shape[1] + 4) * 2**-24
+    rest = (cosine(keys_Qk[:, -1], inverse_length_Q) <= score_QC[:, -1] + error).nonzero()[:, 0]
+    if len(rest):
+        keys_Qk[rest], ids_Qk[rest] = _torch_search(x_QD[rest], g_GD, inverse_length_G, k, exclude_Q[rest])
+    return keys_Qk, ids_Qk
+
+
+def _best_of(
+    candidate_QC: Tensor, x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and rows [Q, k] of the nearest candidates, from exact dot products."""
     keys_Qk = x_QD.new_empty(len(x_QD), k)
     ids_Qk = candidate_QC.new_empty(len(x_QD), k)
     at_once = max(1, BLOCK // (candidate_QC.shape[1] * x_QD.shape[1]))
     for rows in torch.arange(len(x_QD), device=x_QD.device).split(at_once):
-        ids_QC = candidate_QC[rows]
-        dots_QC = torch.einsum("qd,qcd->qc", x_QD[rows], g_GD[ids_QC])
-        keys_QC = keys_from_dots(dots_QC, inverse_length_G[ids_QC], ids_QC)
-        keys_QC.masked_fill_(ids_QC == exclude_Q[rows, None], -torch.inf)
-        keys_Qk[rows], place_Qk = keys_QC.topk(k, dim=1)
-        ids_Qk[rows] = ids_QC.gather(1, place_Qk)
-
-    if candidate_QC.shape[1] < len(g_GD):
-        # What FAISS left out scores no more than its last candidate, plus the error of a float32 dot product.
-        error = (x_QD.shape[1] + 4) * 2**-24
-        doubtful_Q = cosine(keys_Qk[:, -1], inverse_length_Q) <= score_QC[:, -1] + error
-        rest = doubtful_Q.nonzero()[:, 0]
-        if len(rest):
-            keys_Qk[rest], ids_Qk[rest] = _torch_search(x_QD[rest], g_GD, inverse_length_G, k, exclude_Q[rest])
+        ids_BC = candidate_QC[rows]
+        dots_BC = torch.einsum("bd,bcd->bc", x_QD[rows], g_GD[ids_BC])
+        keys_BC = keys_from_dots(dots_BC, inverse_length_G[ids_BC], ids_BC)
+        keys_BC.masked_fill_(ids_BC == exclude_Q[rows, None], -torch.inf)
+        keys_Qk[rows], place_Bk = keys_BC.topk(k, dim=1)
+        ids_Qk[rows] = ids_BC.gather(1, place_Bk)
     return keys_Qk, ids_Qk
 
 

@@ -1,6 +1,6 @@
 """Exact cosine ranking: the same order for any block size, number of ranks and device, ties broken by row.
 
-Shapes: Q queries, G gallery rows, N rows, D dimensions.
+Shapes: Q queries, B queries of a block, G gallery rows, N rows, D dimensions.
 
 A float dot product depends on the order of summation, so tied neighbours come out in a different order on another
 device or in another block. Here the embeddings are integers (held in float64, for the speed of its matrix product)
