@@ -335,8 +335,8 @@ class DataModule(LightningDataModule):
         if not training:
             return normalise(view.float().div_(255), self.mean, self.std)
         photometric = self.views.crops[number].photometric
-        random = {"seed": self.seed, "draws": draw.cpu().numpy(), "stream": 2 * number + 1}  # even ones: Views.numbers
-        return augment(view, photometric, **random, mean=self.mean, std=self.std)
+        draws, stream = draw.cpu().numpy(), 2 * number + 1  # the even streams are those of Views.numbers
+        return augment(view, photometric, seed=self.seed, draws=draws, stream=stream, mean=self.mean, std=self.std)
 
     def _report_skipped(self) -> None:
         """Say at the end of an epoch which images could not be read."""

@@ -254,7 +254,7 @@ def decode(image: Image.Image, boxes: list[Box], crops: list[Crop]) -> tuple[Ten
     shrink = min(min(x1 - x0, y1 - y0) / crop.size for (x0, y0, x1, y1), crop in zip(boxes, crops, strict=True))
     if shrink >= 2:
         image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))  # does nothing to other formats
-    rgb = np.array(to_rgb(image))
+    rgb = np.array(image if image.mode == "RGB" else to_rgb(image))
     image_3HW = torch.from_numpy(rgb).permute(2, 0, 1)
     if rgb.shape[:2] != (height, width):
         fx, fy = rgb.shape[1] / width, rgb.shape[0] / height
