@@ -16,7 +16,13 @@ from fgssl.cli import main as fgssl
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")
-METRICS = {"Recall@1": "recall@1", "Recall@2": "recall@2", "Recall@5": "recall@5", "Recall@10": "recall@10", "mAP": "map"}
+METRICS = {
+    "Recall@1": "recall@1",
+    "Recall@2": "recall@2",
+    "Recall@5": "recall@5",
+    "Recall@10": "recall@10",
+    "mAP": "map",
+}
 VARIANTS = {"SupCE": "supce", "SelfCon": "selfcon", "Grafit": "grafit", "MaskCon": "maskcon"}
 
 

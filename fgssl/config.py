@@ -16,7 +16,12 @@ import yaml
 from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
-FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions")  # of the commands; a saved configuration has them
+FLAGS = (
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+)  # of the commands; a saved configuration has them
 
 
 class _Loader(yaml.SafeLoader):

@@ -16,10 +16,22 @@ from fgssl.cli import main
 DIGITS = str(Path(__file__).parents[1] / "experiments" / "maskcon_digits.yaml")
 CARS = str(Path(__file__).parents[1] / "experiments" / "maskcon_cars.yaml")
 SMALL = [
-    "--model.backbone.options", "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}", "--model.memory", "32",
-    "--data.batch_size", "16", "--data.protocol.label_fraction", "0.05", "--retrieval.grid", "0",
-    "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
-    "--trainer.log_every_n_steps", "1",
+    "--model.backbone.options",
+    "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}",
+    "--model.memory",
+    "32",
+    "--data.batch_size",
+    "16",
+    "--data.protocol.label_fraction",
+    "0.05",
+    "--retrieval.grid",
+    "0",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.log_every_n_steps",
+    "1",
 ]  # fmt: skip  (69 training digits: 4 batches an epoch)
 
 

@@ -25,7 +25,10 @@ def test_fragments_are_found_beside_the_file_and_numbers_override_them(write):
         "model: ../configs/model.yaml\nmodel.tau: 0.05\nmodel.optim.lr: 2e-4\ntrainer: ../configs/trainer.yaml\n",
     )
     config = compose([path])
-    assert config["model"] == {"class_path": "MaskCon", "init_args": {"tau": 0.05, "optim": {"lr": 2e-4, "name": "sgd"}}}
+    assert config["model"] == {
+        "class_path": "MaskCon",
+        "init_args": {"tau": 0.05, "optim": {"lr": 2e-4, "name": "sgd"}},
+    }
     assert config["trainer"]["max_epochs"] == 200
 
 
