@@ -104,7 +104,7 @@ class Images(Dataset):
 class Loader:
     """Batches by a DataLoader whose samples are whole batches; raises the UserError that a worker hands over.
 
-    Not a DataLoader itself: Lightning rebuilds those that it predicts with, around samplers of its own.
+    Not a DataLoader itself: Lightning rebuilds those around samplers of its own, with several processes or to predict.
     """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
@@ -231,7 +231,6 @@ class DataModule(LightningDataModule):
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         if stage == "fit":
-            self._check_samplers_are_kept()
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()
 
@@ -285,14 +284,6 @@ class DataModule(LightningDataModule):
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    def _check_samplers_are_kept(self) -> None:
-        trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError(
-                "Set trainer.use_distributed_sampler to false: the data module's samplers know about the processes "
-                "already, and Lightning would replace them."
-            )
 
     # ---- position in the run ------------------------------------------------------------------------------------
 

@@ -269,11 +269,3 @@ def test_no_readable_image_at_all(cub):
 def test_a_batch_larger_than_the_training_set_is_said_before_training(cub):
     with pytest.raises(UserError, match="batch_size is 13, and there are 12 training images"):
         fit(cub(batch_size=13, views=SingleView(16)), Recorder())
-
-
-def test_lightning_must_not_replace_the_samplers(monkeypatch):
-    data = digits()
-    data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    monkeypatch.setattr(type(data.trainer), "world_size", 2)
-    with pytest.raises(UserError, match="use_distributed_sampler"):
-        data.setup("fit")
