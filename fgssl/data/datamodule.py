@@ -115,6 +115,15 @@ class Loader:
     def __len__(self) -> int:
         return len(self.loader)
 
+    @property
+    def _iterator(self):
+        """Where Lightning looks for the workers that it ends after a fit or a test, and forgets them."""
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator) -> None:
+        self.loader._iterator = iterator
+
     def __iter__(self):
         batches = iter(self.loader)  # now, not at the first batch: the workers start to read
         return (_raised(batch) for batch in batches)
