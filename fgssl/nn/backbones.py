@@ -39,8 +39,8 @@ class Backbone:
             if not self.pretrained:
                 raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
             raise UserError(
-                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). Without a network, "
-                "put them into timm's cache beforehand, or set --model.backbone.pretrained false."
+                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
+                "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
             ) from fault
         if self.small_input:
             _shrink_stem(network, self.name)
