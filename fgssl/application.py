@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods  # noqa: F401  (makes the methods' short names known)
@@ -154,6 +155,7 @@ class Application(LightningCLI):
             "dataset": self.datamodule.dataset.name,
             "seed": options.seed_everything,
             "ckpt_path": options.get("ckpt_path"),
+            "gallery": options.retrieval.gallery,
         }
         options.run.experiment = self.folder.parent.name  # known by the file's name only now
         config = self._parser(self.subcommand).dump(options, skip_none=False)
@@ -181,8 +183,9 @@ class Application(LightningCLI):
         )
         return [last, best]
 
-    def _loggers(self) -> list:
-        options, loggers = self.options, [MetricsLogger(self.folder)]
+    def _loggers(self) -> list[Logger]:
+        options = self.options
+        loggers: list[Logger] = [MetricsLogger(self.folder)]
         if options.logger != "csv":
             if isinstance(options.logger, str) and options.logger != "wandb":
                 raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")

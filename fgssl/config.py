@@ -8,6 +8,7 @@ Nothing here imports torch, so that a mistake is said at once.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ _Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-4 as text
 )
 
 
-def compose(paths: list[str | Path]) -> dict[str, Any]:
+def compose(paths: Sequence[str | Path]) -> dict[str, Any]:
     """Read experiment files in order and merge them into one configuration.
 
     Raises:

@@ -51,13 +51,14 @@ def known_names(parser: Parser) -> set[str]:
     classes = [*_subclasses(Method), Method, *ALL.values(), DataModule, Trainer, Retrieval, Run]
     names = {action.dest for action in parser._actions} | {cls.__name__ for cls in classes}
     for cls in classes:
-        for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        for name, parameter in inspect.signature(cls).parameters.items():
             names |= {name, *(choice for choice in get_args(parameter.annotation) if isinstance(choice, str))}
     return names | {name.rsplit(".", 1)[-1] for name in names}
 
 
 def _subclasses(cls: type) -> set[type]:
-    return {s for c in cls.__subclasses__() for s in {c, *_subclasses(c)}}
+    direct: set[type] = set(cls.__subclasses__())
+    return direct.union(*(_subclasses(sub) for sub in direct))
 
 
 def suggest(message: str, known: set[str]) -> str:

@@ -76,7 +76,7 @@ def test_a_run_folder_says_what_was_run_and_what_came_out(run):
     assert {"torch", "lightning", "fgssl"} <= said["versions"].keys()
     assert {"command", "git", "hardware", "duration_s", "seed", "processes"} <= said.keys()
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["init_args"]["tau"] == 0.1
+    assert config["model"]["init_args"]["tau"] == 0.05
     assert config["data"]["protocol"]["label_fraction"] == 0.05
     logged = rows(run)
     assert [int(row["step"]) for row in logged if row["train/loss"]] == list(range(8))
@@ -153,7 +153,7 @@ def test_what_the_user_says_wins_over_the_checkpoint(run, tmp_path, capsys, capl
     flags = ("--model.tau", "0.5", "--ckpt_path", str(run), "--run.name", "t")
     assert fgssl("test", tmp_path, *flags) == 0
     said = capsys.readouterr()
-    assert "model.tau: 0.1 in the checkpoint, 0.5 now. Using 0.5." in said.out + said.err + caplog.text
+    assert "model.tau: 0.05 in the checkpoint, 0.5 now. Using 0.5." in said.out + said.err + caplog.text
     config = yaml.safe_load((tmp_path / "maskcon_digits" / "t" / "config.yaml").read_text())
     assert config["model"]["init_args"]["tau"] == 0.5
 
@@ -246,3 +246,37 @@ def test_wandb_offline_without_an_account(tmp_path, monkeypatch):
     run = fit(tmp_path, "wandb", "--logger", "wandb", epochs=1)
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert rows(run)
+
+
+def test_queries_against_a_train_gallery(run, tmp_path):
+    """The same numbers as the metrics give for two sets embedded by hand; no query is left out of the gallery."""
+    from fgssl.data.datasets import ALL
+    from fgssl.data.datamodule import DataModule
+    from fgssl.data.protocols import Protocol
+    from fgssl.data.views import PairViews
+    from fgssl.metrics import retrieval_metrics
+
+    flags = ("--run.name", "g", "--retrieval.gallery", "train", "--retrieval.grid", "2", "--ckpt_path", str(run))
+    assert fgssl("test", tmp_path, *flags) == 0
+    said = results(tmp_path / "maskcon_digits" / "g")
+    assert said["gallery"] == "train"
+
+    from fgssl.methods.maskcon import MaskCon
+    from fgssl.nn.backbones import Backbone
+
+    options = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "stem_width": 32, "zero_init_last": False}
+    method = MaskCon(Backbone("resnet18", options=options), dim=64, hidden=128, memory=32, num_coarse=3).eval()
+    method.load_state_dict(weights(run))
+    half = (0.5, 0.5, 0.5)
+    data = DataModule(
+        ALL["digits"](), Protocol(label_fraction=0.05), PairViews("digits", 32), num_workers=0, mean=half, std=half
+    )
+    sets = []
+    with torch.no_grad():
+        for loader in (data.test_dataloader(), data.gallery_loader()):
+            batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+            sets += [torch.cat([method.embed(b.views[0]) for b in batches]), torch.cat([b.fine for b in batches])]
+    queries, labels, gallery, gallery_labels = sets
+    expected = retrieval_metrics(queries, labels, ks=(1, 10), gallery=gallery, gallery_labels=gallery_labels)
+    for name, value in expected.items():
+        assert said["metrics"][f"test/{name}"] == pytest.approx(value, rel=1e-4), name

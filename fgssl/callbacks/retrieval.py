@@ -1,6 +1,7 @@
 """Evaluates retrieval on the validation and test rows, and writes embeddings on predict."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,16 +16,22 @@ from fgssl.metrics.retrieval import finish, retrieval_statistics
 class Retrieval(Callback):
     """Recall@K, mAP, mAP@R and R-precision of the features that ``Method.embed`` gives.
 
-    Leave-one-out over the evaluated rows, exact. Queries are sharded over the ranks; the result is the same for any
-    number of them.
+    Exact. Queries are sharded over the ranks; the result is the same for any number of them.
 
     Args:
         ks: the K of Recall@K.
+        gallery: what a query is searched in: ``evaluated``, the evaluated rows without itself (leave-one-out), or
+            ``train``, the training rows (plain views).
         grid: queries in the picture of nearest neighbours that a test writes (0: no picture).
     """
 
-    def __init__(self, ks: list[int] = [1, 2, 5, 10, 50, 100], grid: int = 8):  # noqa: B006
-        self.ks, self.grid = list(ks), grid
+    def __init__(
+        self,
+        ks: list[int] = [1, 2, 5, 10, 50, 100],  # noqa: B006
+        gallery: Literal["evaluated", "train"] = "evaluated",
+        grid: int = 8,
+    ):
+        self.ks, self.gallery, self.grid = list(ks), gallery, grid
         self.folder: Path | None = None  # the run folder, set by the application; None writes no files
         self._outputs: list[dict] = []
 
@@ -34,14 +41,15 @@ class Retrieval(Callback):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(method, "val")
+        self._evaluate(trainer, method, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        embeddings = self._evaluate(method, "test")
+        queries, gallery = self._evaluate(trainer, method, "test")
         if self.folder and self.grid and trainer.is_global_zero:
             from fgssl.report.figures import retrieval_grid  # matplotlib, only where a picture is drawn
 
-            retrieval_grid(embeddings, trainer.datamodule.parts.index, self.folder / "retrieval.png", queries=self.grid)
+            index, path = trainer.datamodule.parts.index, self.folder / "retrieval.png"
+            retrieval_grid(queries, gallery, index, path, count=self.grid)
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         embeddings = self._take()
@@ -50,29 +58,45 @@ class Retrieval(Callback):
             paths = np.asarray(trainer.datamodule.parts.index.paths)[arrays["index"]]
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
 
-    def _evaluate(self, method, part: str) -> Embeddings:
-        embeddings = self._take()
-        metrics = finish(statistics_over_ranks(embeddings, self.ks))
+    def _evaluate(self, trainer: Trainer, method, part: str) -> tuple[Embeddings, Embeddings | None]:
+        queries = self._take()
+        gallery = _embed(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
+        metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
         # float64: Lightning rounds a plain number to float32
         values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
         method.log_dict(values, batch_size=1)
-        return embeddings
+        return queries, gallery
 
     def _take(self) -> Embeddings:
         outputs, self._outputs = self._outputs, []
         return collect(outputs)
 
 
-def statistics_over_ranks(embeddings: Embeddings, ks: list[int]) -> dict:
-    """Each rank answers every world-th query against the whole gallery; sums are added up over the ranks."""
+@torch.no_grad()
+def _embed(trainer: Trainer, method, loader) -> Embeddings:
+    """Embed what another loader gives, with the evaluated network."""
+    outputs = []
+    for number, batch in enumerate(loader):
+        batch = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            outputs.append(method.validation_step(batch, number))
+    return collect(outputs)
+
+
+def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: list[int]) -> dict:
+    """Each rank answers every world-th query against the whole gallery; sums are added up over the ranks.
+
+    Without a gallery the queries are searched among themselves, each left out by its row.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
-    queries = torch.arange(rank, len(embeddings.fine), world, device=embeddings.fine.device)
+    mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)
+    searched = gallery or queries
     statistics = retrieval_statistics(
-        embeddings.embedding[queries],
-        embeddings.fine[queries],
-        embeddings.embedding,
-        embeddings.fine,
-        exclude=queries,
+        queries.embedding[mine],
+        queries.fine[mine],
+        searched.embedding,
+        searched.fine,
+        exclude=mine if gallery is None else None,
         ks=ks,
     )
     if is_distributed():

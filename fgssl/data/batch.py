@@ -21,5 +21,5 @@ class Batch(NamedTuple):
     views: list[Tensor]
     fine: Tensor
     coarse: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks a batch for
     draw: Tensor

@@ -261,6 +261,10 @@ class DataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
+    def gallery_loader(self) -> Loader:
+        """The training rows as plain views: a gallery for queries of another part."""
+        return self._eval_loader(self.parts.train)
+
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()
         options: dict[str, Any] = {"seed": self.seed, "rank": rank, "world": world, **start}

@@ -20,7 +20,7 @@ class Embeddings(NamedTuple):
 
     embedding: Tensor
     fine: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
 def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:

@@ -16,6 +16,10 @@ class Memory(nn.Module):
         dim: D.
     """
 
+    keys_KD: Tensor
+    labels_K: Tensor
+    index_K: Tensor
+
     def __init__(self, length: int, dim: int):
         super().__init__()
         self.length = length
@@ -49,8 +53,8 @@ class Memory(nn.Module):
         start, count = self.pointer, len(keys)
         kept = min(count, self.length)
         slots = (start + torch.arange(count - kept, count, device=keys.device)) % self.length
-        for memory, values in ((self.keys_KD, keys), (self.labels_K, labels), (self.index_K, index)):
-            memory[slots] = values[count - kept :].to(memory.dtype)
+        for buffer, values in ((self.keys_KD, keys), (self.labels_K, labels), (self.index_K, index)):
+            buffer[slots] = values[count - kept :].to(buffer.dtype)
         self.pointer = (start + count) % self.length
         self.fill = min(self.fill + count, self.length)
 

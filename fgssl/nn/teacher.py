@@ -25,6 +25,6 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
 
     Buffers stay the teacher's own: it runs in training mode, so its BatchNorm keeps its own statistics.
     """
-    theirs, ours = list(teacher.parameters()), [p.detach() for p in student.parameters()]
+    theirs, ours = ([p.detach() for p in module.parameters()] for module in (teacher, student))
     if theirs:
         torch._foreach_lerp_(theirs, ours, 1 - momentum)

@@ -14,37 +14,47 @@ RIGHT, WRONG, QUERY = "#2a9d4a", "#d1352b", "#333333"
 
 
 def retrieval_grid(
-    embeddings: Embeddings, index: Index, path: Path, *, queries: int = 8, neighbours: int = 8, seed: int = 0
+    queries: Embeddings,
+    gallery: Embeddings | None,
+    index: Index,
+    path: Path,
+    *,
+    count: int = 8,
+    neighbours: int = 8,
+    seed: int = 0,
 ) -> Path:
     """Draw queries (left) and their nearest neighbours: a green frame where the class is right, red where wrong.
 
     The queries are drawn at random, the same for every run on the same rows, so that two runs can be laid side by side.
 
     Args:
-        embeddings: the evaluated set; rows point into ``index``.
+        queries: the evaluated set; rows point into ``index``.
+        gallery: where they are searched; None: among themselves, each left out.
         index: the data set, for the images and the class names.
         path: where the PNG goes.
-        queries: rows of the picture.
+        count: queries shown, one a row.
         neighbours: columns beside the query.
         seed: of the choice of queries.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
 
-    count = len(embeddings.fine)
-    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:queries])
-    positions = torch.from_numpy(chosen).to(embeddings.fine.device)
-    k = min(neighbours, count - 1)
-    _, ids = search(embeddings.embedding[positions], embeddings.embedding, k, exclude=positions)
-    rows, fine = embeddings.index.cpu().numpy(), embeddings.fine.cpu().numpy()
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(queries.fine))[:count])
+    positions = torch.from_numpy(chosen).to(queries.fine.device)
+    searched, exclude = (queries, positions) if gallery is None else (gallery, None)
+    k = min(neighbours, len(searched.fine) - 1)
+    _, ids = search(queries.embedding[positions], searched.embedding, k, exclude=exclude)
+    near_Qk = ids.cpu()
 
     figure = Figure(figsize=(1.25 * (k + 1) + 0.3, 1.55 * len(chosen) + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(len(chosen), k + 1, squeeze=False)
     figure.suptitle("query, then its nearest neighbours (green: same class, red: another)", fontsize=10)
-    for line, query, near in zip(axes, chosen, ids.cpu().numpy(), strict=True):
-        _show(line[0], _image(index, rows[query]), index.fine_names[fine[query]], QUERY, bold=True)
-        for axis, other in zip(line[1:], near, strict=True):
-            colour = RIGHT if fine[other] == fine[query] else WRONG
-            _show(axis, _image(index, rows[other]), index.fine_names[fine[other]], colour)
+    for line, query, near_k in zip(axes, chosen, near_Qk, strict=True):
+        label = int(queries.fine[query])
+        _show(line[0], _image(index, int(queries.index[query])), index.fine_names[label], QUERY, bold=True)
+        for axis, other in zip(line[1:], near_k, strict=True):
+            found = int(searched.fine[other])
+            colour = RIGHT if found == label else WRONG
+            _show(axis, _image(index, int(searched.index[other])), index.fine_names[found], colour)
     figure.savefig(path)
     return path
 
