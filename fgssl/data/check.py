@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fgssl.data.datasets import ALL, DataSet
+from fgssl.data.datasets.base import Published
 from fgssl.data.images import read_image
 from fgssl.data.index import Index, rows_hash
 from fgssl.data.sheet import write_sheet
@@ -76,19 +77,26 @@ def _add_options(parser: argparse.ArgumentParser, cls: type[DataSet]) -> None:
 
 
 def list_table() -> Table:
-    """One row a data set: its published counts, the files expected, where to get it."""
-    table = Table(show_lines=True)
-    for heading in ("name", "published", "layout expected", "where to get it", "licence"):
-        table.add_column(heading, overflow="fold")  # never cut a path or an address
+    """One row a data set: its published counts, and beside them the files expected, where to get it, the licence."""
+    table = Table("name", "published", "files", show_lines=True)
     for name, cls in ALL.items():
-        counts = "counts from the disk"
-        if cls.published:
-            counts = "\n".join(f"{count:,} {part}" for part, count in cls.published.splits.items())
-            counts += f"\n{cls.published.fine:,} classes" if cls.published.fine else "\nno labels"
-            counts += f"\n{cls.published.coarse} coarse" if cls.published.coarse else ""
-        layouts = "\nor: ".join(", ".join(layout) for layout in (cls.layout, *cls.other_layouts))
-        table.add_row(name, counts, f"{cls.folder}/\n{layouts}", cls.source, cls.licence)
+        facts = Table.grid(padding=(0, 1))
+        facts.add_column(style="dim")
+        facts.add_column(overflow="fold")  # never cut a path or an address
+        for number, layout in enumerate((cls.layout, *cls.other_layouts)):
+            facts.add_row("or" if number else "layout", f"{cls.folder}/: {', '.join(layout)}")
+        facts.add_row("from", cls.source)
+        facts.add_row("licence", cls.licence)
+        table.add_row(name, _counts(cls.published), facts)
     return table
+
+
+def _counts(published: Published | None) -> str:
+    if published is None:
+        return "from the disk"
+    lines = [f"{count:,} {part}" for part, count in published.splits.items()]
+    lines.append(f"{published.fine:,} classes" if published.fine else "no labels")
+    return "\n".join(lines + ([f"{published.coarse} coarse"] if published.coarse else []))
 
 
 def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
