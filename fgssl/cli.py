@@ -1,8 +1,9 @@
-"""The command: ``fgssl fit|validate|test|predict|data``.
+"""The command: ``fgssl fit|validate|test|predict``, and the commands that have a parser of their own (``OWN``).
 
 ``main`` answers help and finds mistakes before anything heavy is imported; ``application.py`` does the rest.
 """
 
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,12 @@ COMMANDS = {
     "test": "evaluate on the test rows; without --ckpt_path the untrained network",
     "predict": "write the embeddings of the test rows to embeddings.npz",
     "data": "list the data sets, or check one on disk (fgssl data --help)",
+    "compare": "tables and pictures from run folders, over the seeds, beside the papers' numbers",
+}
+# Commands beside Lightning's four: where their ``main(arguments)`` is.
+OWN = {
+    "data": "fgssl.data.check",
+    "compare": "fgssl.report.compare",
 }
 
 HELP = """\
@@ -60,10 +67,8 @@ def _dispatch(argv: list[str]) -> int:
     command, *arguments = argv
     if command not in COMMANDS:
         raise UserError(f"unknown command '{command}'.{did_you_mean(command, COMMANDS)} See fgssl --help.")
-    if command == "data":
-        from fgssl.data.check import main as data_main
-
-        return data_main(arguments)
+    if command in OWN:
+        return importlib.import_module(OWN[command]).main(arguments)
     return _run(command, arguments)
 
 

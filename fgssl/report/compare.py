@@ -1,0 +1,259 @@
+"""``fgssl compare``: from run folders to tables and pictures.
+
+One table a protocol: runs stand in one column only if they were evaluated, and trained, on the same rows of the same
+data set. A row is a configuration, over its seeds.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgssl.errors import UserError, did_you_mean
+from fgssl.options import Parser
+from fgssl.report.published import Number, published
+from fgssl.report.runs import RunFolder, read_runs
+
+DEFAULT_METRICS = ("recall@1", "map", "map@r")
+FORMATS = ("table", "markdown", "csv", "latex")
+LOWER_IS_BETTER = ("spectral_decay",)
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl compare <argv>``."""
+    args = _parser().parse_args(argv)
+    runs, faults = read_runs(args.runs)
+    metrics = chosen_metrics(runs, args.metric)
+    tables, notes = compare(runs, metrics)
+
+    from fgssl.report.tables import write
+
+    write(tables, args.format, notes + [f"left out: {fault}" for fault in faults])
+    if args.plots and runs:
+        from fgssl.report.plots import draw_comparison
+
+        for path in draw_comparison(tables, Path(args.plots)):
+            if args.format == "table":
+                print(f"picture: {path}")
+    if args.wandb is not None:
+        from fgssl.report.dashboard import save_comparison
+
+        print(save_comparison(args.wandb, metrics))
+    return 0 if runs else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="fgssl compare", description="Compare runs: one table a data set and protocol, over the seeds."
+    )
+    parser.add_argument("runs", nargs="+", help="run folders, or folders above them")
+    parser.add_argument("--metric", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_METRICS)}")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--plots", metavar="FOLDER", help="draw bars, Recall@K curves and curves over the epochs there")
+    parser.add_argument(
+        "--wandb",
+        metavar="[ENTITY/]PROJECT",
+        nargs="?",
+        const="fgssl",
+        help="create or refresh the report 'fgssl compare' in this W&B project (default fgssl)",
+    )
+    return parser
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row.
+
+    Attributes:
+        values: a fraction a seed.
+        best: whether no other row of the table has a better mean.
+        printed: the paper's number.
+    """
+
+    values: tuple[float, ...] = ()
+    best: bool = False
+    printed: Number | None = None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over the seeds; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration over its seeds; ``settings`` are those that tell it from the other rows of its table."""
+
+    method: str
+    backbone: str
+    settings: dict[str, Any]
+    runs: list[RunFolder]
+    cells: dict[str, Cell]
+    rank: int | None = None
+
+    @property
+    def epochs(self) -> int | None:
+        return self.runs[0].epochs
+
+    @property
+    def label(self) -> str:
+        """Method and settings, for pictures."""
+        return " ".join([self.method, *(f"{_leaf(name)}={value}" for name, value in self.settings.items())])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table: the rows that share a protocol, best first by the first metric."""
+
+    protocol: dict[str, Any]
+    metrics: tuple[str, ...]
+    rows: list[Row]
+    unlike: list[str] = field(default_factory=list)  # what sets it apart from the other tables of its data set
+
+    @property
+    def title(self) -> str:
+        p = self.protocol
+        asked = f"{p['data set']}, {p['split']} split" + "".join(f", {what}" for what in self.unlike)
+        searched = "each query left out" if p["gallery"] == "evaluated" else f"searched in the {p['gallery']} rows"
+        return (
+            f"{asked}: {p['test images']:,} test images (rows {p['test rows_hash']}), {searched}; "
+            f"{p['train images']:,} training images (rows {p['train rows_hash']})"
+        )
+
+
+def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:
+    """The metrics to show: those asked for, or the default ones that some run has.
+
+    Raises:
+        UserError: no run has a metric that was asked for.
+    """
+    known = {name.removeprefix("test/") for run in runs for name in run.results["metrics"]}
+    if not asked:
+        return [name for name in DEFAULT_METRICS if name in known] or sorted(known)[:1]
+    names = [name.removeprefix("test/") for name in asked]
+    for name in names:
+        if runs and name not in known:
+            raise UserError(
+                f"--metric: no run has '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
+            )
+    return names
+
+
+def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison], list[str]]:
+    """Group runs by protocol, then by configuration.
+
+    Returns:
+        The tables, by data set, and notes for the reader: runs that repeat a seed.
+    """
+    notes: list[str] = []
+    groups: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
+    protocols = [members[0].protocol for members in groups.values()]
+    tables = []
+    for protocol, members in zip(protocols, groups.values(), strict=True):
+        rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
+        rows = _ranked(_rows(members, metrics, notes), metrics)
+        tables.append(Comparison(protocol, tuple(metrics), rows, _differences(protocol, rivals)))
+    tables.sort(key=lambda table: (table.protocol["data set"], table.title))
+    names = [table.protocol["data set"] for table in tables]
+    notes += [
+        f"{name}: {names.count(name)} protocols, so {names.count(name)} tables: their numbers do not compare."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    return tables, notes
+
+
+def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list[str]:
+    """What this protocol states otherwise than another one of the same data set; hashes and counts are in the title."""
+    names = sorted({name for rival in rivals for name in rival})
+    titled = ("split", "gallery", "train images", "train rows_hash", "test images", "test rows_hash")
+    differing = [n for n in names if n not in titled and len({str(rival.get(n)) for rival in rivals}) > 1]
+    return [f"{name} {protocol.get(name)}" for name in differing]
+
+
+def _rows(runs: list[RunFolder], metrics: list[str], notes: list[str]) -> list[Row]:
+    """One row a configuration."""
+    groups: dict[tuple, list[RunFolder]] = {}
+    for run in runs:
+        identity = (run.method, tuple(sorted((name, repr(value)) for name, value in run.settings.items())))
+        groups.setdefault(identity, []).append(run)
+    configurations = [_one_a_seed(members, notes) for members in groups.values()]
+    rows = []
+    for members in configurations:
+        first = members[0]
+        kin = [other[0] for other in configurations if other[0].method == first.method]
+        cells = {metric: _cell(members, metric) for metric in metrics}
+        rows.append(Row(first.method, _backbone(first), _telling(first, kin), members, cells))
+    return rows
+
+
+def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
+    """The newest run of each seed: a run counted twice would make the spread too small."""
+    kept: dict[int, RunFolder] = {}
+    for run in sorted(runs, key=lambda run: (run.folder / "results.json").stat().st_mtime):
+        if run.seed in kept:
+            notes.append(
+                f"left out: {kept[run.seed].folder}: {run.folder} is newer and has the same settings and seed."
+            )
+        kept[run.seed] = run
+    return [kept[seed] for seed in sorted(kept)]
+
+
+def _backbone(run: RunFolder) -> str:
+    name = str(run.config.get("model.backbone.name", "?"))
+    return f"{name}, pretrained" if run.config.get("model.backbone.pretrained") else name
+
+
+def _telling(run: RunFolder, kin: list[RunFolder]) -> dict[str, Any]:
+    """The settings of a run that not all runs of its method share, those with a column apart."""
+    shown = ("model.variant", "model.backbone.name", "model.backbone.pretrained", "epochs", "trainer.max_epochs")
+    names = sorted({name for other in kin for name in other.settings} - set(shown))
+    differing = [n for n in names if len({repr(other.settings.get(n)) for other in kin}) > 1]
+    return {name: run.settings.get(name) for name in differing}
+
+
+def _cell(runs: list[RunFolder], metric: str) -> Cell:
+    values = tuple(value for run in runs if (value := run.metric(metric)) is not None)
+    return Cell(values, printed=published(runs[0], metric))
+
+
+def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:
+    """Best first by the first metric, equal means sharing a rank; the best of each metric marked."""
+    best = {metric: max((_score(row, metric) for row in rows), default=-1e9) for metric in metrics}
+    ordered = sorted(rows, key=lambda row: (-_score(row, metrics[0]), row.label))
+    ranked = []
+    for row in ordered:
+        place = 1 + sum(_score(other, metrics[0]) > _score(row, metrics[0]) for other in rows)
+        cells = {
+            metric: Cell(cell.values, bool(cell.values) and _score(row, metric) == best[metric], cell.printed)
+            for metric, cell in row.cells.items()
+        }
+        rank = place if row.cells[metrics[0]].values else None
+        ranked.append(Row(row.method, row.backbone, row.settings, row.runs, cells, rank))
+    return ranked
+
+
+def _score(row: Row, metric: str) -> float:
+    mean = row.cells[metric].mean
+    if mean is None:
+        return -1e9
+    return -mean if metric in LOWER_IS_BETTER else mean
+
+
+def _leaf(option: str) -> str:
+    """``model.optim.lr`` as ``lr``: short, for labels."""
+    return option.rsplit(".", 1)[-1]
+
+
+def sources(rows: Iterable[Row]) -> list[str]:
+    """What the papers' numbers are and where they stand, each once."""
+    printed = [cell.printed for row in rows for cell in row.cells.values() if cell.printed]
+    return list(dict.fromkeys(number.source for number in printed))

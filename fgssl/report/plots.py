@@ -1,0 +1,198 @@
+"""Charts of comparisons and sweeps. Needs matplotlib only."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
+
+from fgssl.report.compare import Comparison, Row
+from fgssl.report.tables import number
+
+SHOWN = 12  # rows of a chart, the best ones: more than a reader can tell apart by colour
+COLOURS = (  # told apart by the colour-blind too, as far as twelve go (Paul Tol's muted set, and three greys)
+    "#332288", "#cc6677", "#117733", "#ddaa33", "#88ccee", "#aa4499", "#44aa99", "#882255", "#999933",
+    "#444444", "#888888", "#bbbbbb",
+)  # fmt: skip
+
+
+def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Write bars, Recall@K curves and curves over the epochs of each table; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
+    written = []
+    for place, table in enumerate(tables):
+        name = table.protocol["data set"]
+        earlier = sum(other.protocol["data set"] == name for other in tables[:place])
+        for kind, draw in charts.items():
+            figure = draw(table)
+            if figure is not None:
+                path = folder / f"{name}{f'-{earlier + 1}' if earlier else ''}_{kind}.png"
+                figure.savefig(path)
+                written.append(path)
+    return written
+
+
+def bars(table: Comparison) -> Figure:
+    """One panel a metric, one bar a row, best above; whiskers: standard deviation over the seeds."""
+    rows = table.rows[:SHOWN]
+    widest = max(len(_label(row)) for row in rows)
+    figure = Figure(
+        (1.2 + 0.075 * widest + 2.9 * len(table.metrics), 1.3 + 0.36 * len(rows)), dpi=120, layout="constrained"
+    )
+    axes = figure.subplots(1, len(table.metrics), sharey=True, squeeze=False)[0]
+    for axis, metric in zip(axes, table.metrics, strict=True):
+        for place, row in enumerate(rows):
+            cell = row.cells[metric]
+            if cell.mean is None:
+                continue
+            axis.barh(place, cell.mean, xerr=cell.spread, color=COLOURS[place], alpha=0.85, error_kw={"capsize": 3})
+            end = cell.mean + (cell.spread or 0)
+            words = number(metric, cell.mean)
+            axis.text(end, place, f" {words}", va="center", fontsize=8, fontweight="bold" if cell.best else "normal")
+            if cell.printed:
+                axis.plot(cell.printed.value, place, marker="D", color="black", markersize=4)
+        axis.set_xlabel(metric + _unit(metric))
+        axis.margins(x=0.22)  # room for the numbers
+        _percent(axis.xaxis, metric)
+        _plain(axis)
+    axes[0].set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes[0].invert_yaxis()
+    paper = " Diamonds: the paper." if any(c.printed for row in rows for c in row.cells.values()) else ""
+    _title(figure, table, f"mean over seeds (number in brackets), whiskers: standard deviation.{paper}")
+    return figure
+
+
+def recall_curves(table: Comparison) -> Figure | None:
+    """Recall@K against K; bands: standard deviation over the seeds. None where no two K were measured."""
+    names = {name for row in table.rows for run in row.runs for name in run.results["metrics"]}
+    ks = sorted(int(m[1]) for name in names if (m := re.fullmatch(r"test/recall@(\d+)", name)))
+    if len(ks) < 2:
+        return None
+    figure = Figure((7.5, 4.2), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for colour, row in zip(COLOURS, table.rows[:SHOWN], strict=False):
+        values = np.array([[run.metric(f"recall@{k}") or np.nan for k in ks] for run in row.runs])
+        mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0
+        axis.plot(ks, mean, marker="o", markersize=4, color=colour, label=_label(row))
+        axis.fill_between(ks, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+    axis.set_xscale("log")
+    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.minorticks_off()
+    axis.set_xlabel("K")
+    axis.set_ylabel("Recall@K, %")
+    _percent(axis.yaxis, "recall")
+    _plain(axis)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    _title(figure, table, "mean over seeds (number in brackets), bands: standard deviation")
+    return figure
+
+
+def epochs(table: Comparison) -> Figure | None:
+    """The table's first metric on the validation rows, where there are some, and the training loss, against the epoch.
+
+    One thin line a seed, one thick line for their mean. None where no run has logged either.
+    """
+    rows = table.rows[:SHOWN]
+    histories = [[run.history() for run in row.runs] for row in rows]
+    wanted = [f"val/{table.metrics[0]}", "train/loss"]
+    panels = [name for name in wanted if any(name in history for group in histories for history in group)]
+    if not panels:
+        return None
+    figure = Figure((2.5 + 4.5 * len(panels), 4.2), dpi=120, layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for colour, row, group in zip(COLOURS, rows, histories, strict=False):
+            curves = [dict(history[name]) for history in group if name in history]
+            if not curves:
+                continue
+            for curve in curves:
+                axis.plot(*zip(*sorted(curve.items()), strict=True), color=colour, linewidth=0.6, alpha=0.6)
+            shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+            mean = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared]
+            axis.plot(
+                shared, mean, color=colour, linewidth=2, marker="o" if len(shared) < 3 else None, label=_label(row)
+            )
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylabel(name + _unit(name))
+        if name != "train/loss":
+            _percent(axis.yaxis, name)
+        _plain(axis)
+    lines = {str(line.get_label()): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(lines.values()), loc="outside right center", fontsize=8, frameon=False)
+    _title(figure, table, "thick: mean over seeds (number in brackets), thin: one seed")
+    return figure
+
+
+def heat_map(
+    values: np.ndarray, names: tuple[str, str], ticks: tuple[Sequence, Sequence], metric: str, title: str
+) -> Figure:
+    """A grid of results, the best cell framed.
+
+    Args:
+        values: [len(rows), len(columns)] fractions; NaN where a cell has no result.
+        names: what rows and columns are.
+        ticks: their values.
+        metric: what ``values`` are.
+        title: above the picture.
+    """
+    figure = Figure((2.6 + 0.85 * len(ticks[1]), 1.9 + 0.5 * len(ticks[0])), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(values, cmap="viridis", aspect="auto")
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 1.0)
+    for (row, column), value in np.ndenumerate(values):
+        words = "-" if np.isnan(value) else number(metric, value)
+        dark = np.isfinite(value) and value < (low + high) / 2
+        best = value == high
+        axis.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else "black",
+                  fontweight="bold" if best else "normal")  # fmt: skip
+        if best:
+            axis.add_patch(_frame(column, row))
+    axis.set_yticks(range(len(ticks[0])), [str(tick) for tick in ticks[0]])
+    axis.set_xticks(range(len(ticks[1])), [str(tick) for tick in ticks[1]])
+    axis.set_ylabel(names[0])
+    axis.set_xlabel(names[1])
+    bar = figure.colorbar(image, label=metric + _unit(metric))
+    _percent(bar.ax.yaxis, metric)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _frame(column: int, row: int):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="#d1352b", linewidth=2)
+
+
+def _label(row: Row, width: int = 48) -> str:
+    label = row.label if len(row.label) <= width else row.label[: width - 1] + "…"
+    return f"{label} ({len(row.runs)})"
+
+
+def _unit(metric: str) -> str:
+    return ", %" if _is_share(metric) else ""
+
+
+def _is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return number(metric, 1.0) == "100.00"
+
+
+def _percent(axis, metric: str) -> None:
+    """Ticks in percent where the values are fractions."""
+    if _is_share(metric):
+        axis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+
+
+def _plain(axis) -> None:
+    axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def _title(figure: Figure, table: Comparison, reading: str) -> None:
+    shown = f" The best {SHOWN} of {len(table.rows)} rows." if len(table.rows) > SHOWN else ""
+    head = table.title.split(":")[0]
+    figure.suptitle(f"{head}\n{reading}{shown}", fontsize=9)

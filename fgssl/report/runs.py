@@ -1,0 +1,212 @@
+"""Reading run folders: what was trained, on which rows, with which result. Needs neither torch nor Lightning."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fgssl.errors import UserError
+
+# Options that change neither the weights nor what is measured: runs that differ in these alone are one row.
+IRRELEVANT = (
+    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "weights_only", "verbose", "retrieval.",
+    "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
+    "data.eval_batch_size", "data.dataset.", "data.protocol.",
+)  # fmt: skip
+# Of the trainer's options, those that change the weights.
+TRAINING = (
+    "trainer.max_epochs", "trainer.max_steps", "trainer.precision", "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches",
+    "trainer.overfit_batches", "trainer.sync_batchnorm",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One finished run.
+
+    Attributes:
+        folder: where it is.
+        results: ``results.json``.
+        config: ``config.yaml``, flat: ``{"model.tau": 0.1, ...}``, class paths as class names, no ``init_args``.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @cached_property
+    def origin(self) -> "RunFolder":
+        """The fit that made the weights: this run, or the one in whose folder the evaluated checkpoint lies."""
+        checkpoint = self.results.get("ckpt_path")
+        if "epochs" in self.results or not checkpoint:
+            return self
+        folder = Path(checkpoint).parent.parent
+        if not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
+            return self
+        return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+
+    @property
+    def seed(self) -> int:
+        return self.origin.results.get("seed", self.results["seed"])
+
+    @property
+    def epochs(self) -> int | None:
+        """How long it was trained; None where it was not, or not by us."""
+        return self.origin.results.get("epochs")
+
+    @property
+    def method(self) -> str:
+        """``MaskCon``, or ``MaskCon/grafit`` for a variant that goes by another name; and whether it was trained."""
+        method, variant = self.results["method"], self.results.get("variant")
+        name = f"{method}/{variant}" if variant and variant.lower() != method.lower() else method
+        frozen = "epochs" in self.results or self.results.get("ckpt_path") or method == "Frozen"
+        return name if frozen else f"{name} (untrained)"
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What two runs must share to stand in one column: data set, rows, labels, and what a query is searched in."""
+        data = self.results["data"]
+        options = {k.removeprefix("data.dataset."): v for k, v in self.config.items() if k.startswith("data.dataset.")}
+        ignored = ("root", "partial") if data["dataset"] != "folder" else ()  # a folder of one's own is known by place
+        facts = {
+            "data set": data["dataset"],
+            **{key: value for key, value in options.items() if key not in ignored and value is not None},
+            **{key: data[key] for key in ("split", "val_fraction", "label_fraction", "label_noise")},
+            "protocol seed": data["seed"],
+            **{f"{part} {key}": data[part][key] for part in ("train", "test") for key in ("images", "rows_hash")},
+            "flipped labels": data["flipped_hash"],
+            "gallery": self.results.get("gallery", "evaluated"),
+        }
+        limit = self.config.get("trainer.limit_test_batches")
+        return facts | ({"limit_test_batches": limit} if limit not in (None, 1.0) else {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes this run another one than its neighbour in a table, the seed apart."""
+        config = self.origin.config | {k: v for k, v in self.config.items() if k.startswith("data.eval_")}
+        kept = {
+            name: value
+            for name, value in config.items()
+            if not name.startswith(IRRELEVANT) and (not name.startswith("trainer.") or name in TRAINING)
+        }
+        if self.epochs is None:  # how it would be trained does not matter
+            kept = {name: v for name, v in kept.items() if not name.startswith(("trainer.", "model.optim"))}
+        return kept | {"processes": self.origin.results.get("processes", 1), "epochs": self.epochs}
+
+    def metric(self, name: str) -> float | None:
+        """A metric by its name, of the test rows unless it says otherwise (``val/recall@1``)."""
+        metrics = self.results["metrics"]
+        return metrics.get(name, metrics.get(f"test/{name}"))
+
+    def history(self) -> dict[str, list[tuple[float, float]]]:
+        """``metrics.csv`` as curves: metric -> [(epoch counted from 1, its mean within that epoch)]."""
+        sums: dict[str, dict[float, list[float]]] = {}
+        path = self.folder / "metrics.csv"
+        if not path.is_file():
+            return {}
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name not in ("epoch", "step", None) and value and row.get("epoch"):
+                        sums.setdefault(name, {}).setdefault(float(row["epoch"]) + 1, []).append(float(value))
+        return {
+            name: [(epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items())]
+            for name, by_epoch in sums.items()
+        }
+
+
+def read_runs(paths: Iterable[str]) -> tuple[list[RunFolder], list[str]]:
+    """Read every run folder at or below the paths.
+
+    Returns:
+        The finished runs, and one line for each run that is broken or unfinished.
+
+    Raises:
+        UserError: a path does not exist, or there is no run below the paths.
+    """
+    runs, faults = [], []
+    for folder in sorted(set(_folders(paths))):
+        try:
+            runs.append(read_run(folder))
+        except UserError as fault:
+            faults.append(str(fault))
+    return runs, faults
+
+
+def _folders(paths: Iterable[str]) -> Iterator[Path]:
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UserError(f"no folder at {path}. Give run folders, or a folder above them (runs/).")
+        found = False
+        for folder, below, files in os.walk(path, followlinks=True):
+            if {"results.json", "config.yaml"} & set(files):
+                found, below[:] = True, []  # a run holds no other run
+                yield Path(os.path.normpath(folder))
+        if not found:
+            raise UserError(f"{path} holds no run: no results.json in it or below it.")
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read one run folder.
+
+    Raises:
+        UserError: it is broken or unfinished; the message says how.
+    """
+    if not (folder / "results.json").is_file():
+        raise UserError(f"{folder}: broken, no results.json. Did it stop before it began?")
+    results = _read_json(folder / "results.json")
+    status = results.get("status")
+    if status != "finished":
+        reason = f" ({results['error']})" if results.get("error") else ""
+        resume = f" Resume it with --ckpt_path {folder}." if (folder / "checkpoints" / "last.ckpt").is_file() else ""
+        raise UserError(f"{folder}: {status or 'no status'} after {results.get('epochs', 0)} epochs{reason}.{resume}")
+    missing = {"method", "seed", "metrics", "data"} - results.keys()
+    if missing:
+        raise UserError(f"{folder}: broken, results.json lacks {', '.join(sorted(missing))}.")
+    if not isinstance(results["data"], dict) or "rows_hash" not in results["data"].get("test", {}):
+        raise UserError(f"{folder}: broken, results.json does not say which rows were evaluated.")
+    return RunFolder(folder, results, _read_config(folder / "config.yaml"))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError) as fault:
+        raise UserError(f"{path.parent}: broken, {path.name} cannot be read ({str(fault).splitlines()[0]}).") from None
+    return flatten(config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{path.parent}: broken, {path.name} cannot be read ({fault}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path.parent}: broken, {path.name} holds no mapping.")
+    return content
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """``{model: {class_path: a.MaskCon, init_args: {tau: 1}}}`` as ``{"model": "MaskCon", "model.tau": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in (config or {}).items():
+        if key == "class_path":
+            flat[prefix.rstrip(".")] = str(value).rsplit(".", 1)[-1]
+        elif key == "init_args":
+            flat |= flatten(value, prefix)
+        elif isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

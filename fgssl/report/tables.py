@@ -1,0 +1,148 @@
+"""Comparisons as text: for the terminal, Markdown, LaTeX and CSV."""
+
+import csv
+import sys
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from fgssl.report.compare import Cell, Comparison, Row, sources
+from fgssl.report.published import PLAIN
+
+COUNTS = ("queries_without_match",)
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}"})
+
+
+def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
+    """Print the tables; notes go to the terminal's error stream where the output is meant for another program."""
+    {"table": _terminal, "markdown": _markdown, "latex": _latex, "csv": _csv}[form](tables)
+    console = Console(stderr=form in ("csv", "latex"), highlight=False, markup=False)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+
+
+def number(metric: str, value: float) -> str:
+    """A metric as people read it: percent, but for the few that are no share of anything."""
+    if metric in COUNTS:
+        return f"{value:.0f}"
+    return f"{value:.4f}" if metric in PLAIN or "loss" in metric else f"{100 * value:.2f}"
+
+
+def text(metric: str, row: Row) -> str:
+    """``97.11 ± 0.32``; the number of seeds stands in a column of its own, unless a run lacks this metric."""
+    cell = row.cells[metric]
+    if cell.mean is None:
+        return "-"
+    spread = "" if cell.spread is None else f" ± {number(metric, cell.spread)}"
+    fewer = f" ({len(cell.values)} seeds)" if len(cell.values) < len(row.runs) else ""
+    return number(metric, cell.mean) + spread + fewer
+
+
+FACTS = ("settings", "backbone", "epochs")  # shown where the rows differ in it; what all share is said once, below
+
+
+def _facts(row: Row) -> dict[str, str]:
+    settings = " ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in row.settings.items())
+    return {"settings": settings, "backbone": row.backbone, "epochs": "-" if row.epochs is None else str(row.epochs)}
+
+
+def _shared(table: Comparison) -> dict[str, str]:
+    """What all rows have in common."""
+    facts = [_facts(row) for row in table.rows]
+    return {name: facts[0][name] for name in FACTS if len({fact[name] for fact in facts}) == 1}
+
+
+def _columns(table: Comparison) -> list[str]:
+    """The headings."""
+    facts = [name for name in FACTS if name not in _shared(table)]
+    return ["rank", "method", *facts, "seeds", *(name for name, _ in _values(table))]
+
+
+def _cells(table: Comparison, row: Row) -> list[tuple[str, bool]]:
+    """What a row shows below each heading, and whether it is the best of its column."""
+    facts = [fact for name, fact in _facts(row).items() if name not in _shared(table)]
+    words = [str(row.rank or "-"), row.method, *facts, str(len(row.runs))]
+    return [(word, False) for word in words] + [show(row) for _, show in _values(table)]
+
+
+def _values(table: Comparison) -> list[tuple[str, Callable[[Row], tuple[str, bool]]]]:
+    """The columns of the metrics; one has the paper's column beside it where the paper has a number."""
+    columns: list[tuple[str, Callable[[Row], tuple[str, bool]]]] = []
+    for metric in table.metrics:
+        columns.append((metric, lambda row, m=metric: (text(m, row), row.cells[m].best)))  # type: ignore[misc]
+        if any(row.cells[metric].printed for row in table.rows):
+            columns.append(("paper", lambda row, m=metric: (_printed(m, row.cells[m]), False)))  # type: ignore[misc]
+    return columns
+
+
+def _printed(metric: str, cell: Cell) -> str:
+    return number(metric, cell.printed.value) if cell.printed else "-"
+
+
+def _footnotes(table: Comparison) -> list[str]:
+    said = [f"{name} {fact}" for name, fact in _shared(table).items() if fact]
+    lines = [f"All rows: {', '.join(said)}."] * bool(said)
+    if any(len(row.runs) > 1 for row in table.rows):
+        single = any(len(row.runs) == 1 for row in table.rows)
+        lines.append("±: standard deviation over the seeds." + " A row of one seed has none." * single)
+    return lines + [f"paper: {source}." for source in sources(table.rows)]
+
+
+def _terminal(tables: list[Comparison]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    for table in tables:
+        console.print(table.title, soft_wrap=True, markup=False)
+        shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading in _columns(table):
+            words = heading in ("method", "settings", "backbone")
+            shown.add_column(heading, justify="left" if words else "right", no_wrap=not words)
+        for row in table.rows:
+            shown.add_row(*(f"[bold]{words}[/bold]" if best else words for words, best in _cells(table, row)))
+        console.print(shown)
+        for line in [*_footnotes(table), ""]:
+            console.print(line, soft_wrap=True, markup=False)
+
+
+def _markdown(tables: list[Comparison]) -> None:
+    for table in tables:
+        print(f"**{table.title}**\n")
+        print("| " + " | ".join(_columns(table)) + " |")
+        print("|" + "---|" * len(_columns(table)))
+        for row in table.rows:
+            print("| " + " | ".join(f"**{words}**" if best else words for words, best in _cells(table, row)) + " |")
+        print("".join(f"\n{line}" for line in _footnotes(table)) + "\n")
+
+
+def _latex(tables: list[Comparison]) -> None:
+    """Tables for a paper: booktabs is the one package that they need."""
+    for table in tables:
+        headings = [heading.translate(LATEX) for heading in _columns(table)]
+        print(f"% {table.title}\n\\begin{{tabular}}{{{'l' * len(headings)}}}\n\\toprule")
+        print(" & ".join(headings) + r" \\" + "\n\\midrule")
+        for row in table.rows:
+            cells = [(words.translate(LATEX), best) for words, best in _cells(table, row)]
+            print(" & ".join(f"\\textbf{{{words}}}" if best else words for words, best in cells) + r" \\")
+        print("\\bottomrule\n\\end{tabular}")
+        print("".join(f"% {line}\n" for line in _footnotes(table)))
+
+
+def _csv(tables: list[Comparison]) -> None:
+    """One line a row and metric, fractions unrounded, for other programs."""
+    protocol = list(dict.fromkeys(name for table in tables for name in table.protocol))
+    facts = ["method", "settings", "backbone", "epochs", "metric", "mean", "std", "seeds", "rank", "best"]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*protocol, *facts, "paper", "source", "runs"])
+    for table in tables:
+        for row in table.rows:
+            settings = ";".join(f"{name}={value}" for name, value in row.settings.items())
+            about = [row.method, settings, row.backbone, row.epochs]
+            for metric, cell in row.cells.items():
+                spread, printed = "" if cell.spread is None else cell.spread, cell.printed
+                values = [metric, cell.mean, spread, len(cell.values), row.rank, int(cell.best)]
+                paper = [printed.value, printed.source] if printed else ["", ""]
+                runs = " ".join(run.name for run in row.runs)
+                writer.writerow([*(table.protocol.get(name, "") for name in protocol), *about, *values, *paper, runs])

@@ -1,0 +1,226 @@
+"""Comparison of run folders: grouping, statistics, the papers' numbers, what is refused and what is named."""
+
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fgssl.cli import main
+from fgssl.report.compare import compare
+from fgssl.report.runs import read_runs
+
+METRICS = {"test/recall@1": 0.5, "test/recall@2": 0.6, "test/map": 0.4, "test/map@r": 0.3}
+
+
+def write_run(
+    root: Path, name: str, *, seed=0, metrics=None, status="finished", results=None, data=None, dataset=None, **options
+) -> Path:
+    """A run folder as ``fgssl fit`` leaves it; ``options`` are the model's."""
+    folder = root / "maskcon_cars" / name
+    folder.mkdir(parents=True)
+    options = {"variant": "maskcon", "weight": 1.0, "tau": 0.1, "backbone": {"name": "resnet18"}} | options
+    described = {"dataset": "cars", "split": "official", "val_fraction": 0.0, "label_fraction": 1.0, "label_noise": 0.0}
+    described |= {"seed": 0, "flipped": 0, "flipped_hash": "e3b0c442"}
+    described |= {part: {"images": 10, "classes": 5, "rows_hash": f"{part}rows"} for part in ("train", "test")}
+    said = {"method": "MaskCon", "variant": options["variant"], "dataset": "cars", "seed": seed, "status": status}
+    said |= {"epochs": 200, "metrics": METRICS | (metrics or {}), "data": described | (data or {}), "processes": 1}
+    (folder / "results.json").write_text(json.dumps(said | (results or {})))
+    config = {
+        "seed_everything": seed,
+        "model": {"class_path": "fgssl.methods.MaskCon", "init_args": options},
+        "data": {
+            "dataset": {"class_path": "fgssl.data.datasets.Cars", "init_args": {"root": "/here"} | (dataset or {})},
+            "seed": seed,
+        },
+        "trainer": {"max_epochs": 200, "devices": "auto"},
+        "run": {"root": str(root), "name": name, "paper": "maskcon, Table 6"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.csv").write_text("epoch,step,train/loss\n0.0,4,2.0\n0.0,9,1.0\n1.0,14,0.5\n")
+    return folder
+
+
+def table(capsys, *arguments: str, form="csv") -> list[dict]:
+    assert main(["compare", *arguments, "--format", form]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_mean_spread_and_rank_over_seeds(tmp_path, capsys):
+    values = {"good": [0.8, 0.9, 0.7], "bad": [0.1, 0.3]}
+    for seed, value in enumerate(values["good"]):
+        write_run(tmp_path, f"good{seed}", seed=seed, metrics={"test/recall@1": value})
+    for seed, value in enumerate(values["bad"]):
+        write_run(tmp_path, f"bad{seed}", seed=seed, metrics={"test/recall@1": value, "test/map": 0.9}, tau=0.5)
+    rows = {(row["settings"], row["metric"]): row for row in table(capsys, str(tmp_path))}
+    for settings, expected in (("model.tau=0.1", values["good"]), ("model.tau=0.5", values["bad"])):
+        row = rows[settings, "recall@1"]
+        assert float(row["mean"]) == pytest.approx(statistics.mean(expected))
+        assert float(row["std"]) == pytest.approx(statistics.stdev(expected))
+        assert int(row["seeds"]) == len(expected)
+    assert [rows[s, "recall@1"]["rank"] for s in ("model.tau=0.1", "model.tau=0.5")] == ["1", "2"]
+    assert [rows["model.tau=0.1", m]["best"] for m in ("recall@1", "map")] == ["1", "0"]
+    assert [rows["model.tau=0.5", m]["best"] for m in ("recall@1", "map")] == ["0", "1"]
+
+
+def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsys):
+    for seed in range(2):
+        write_run(tmp_path, f"a{seed}", seed=seed, metrics={"test/recall@1": 0.8 + 0.1 * seed})
+    write_run(tmp_path, "b", variant="grafit", metrics={"test/recall@1": 0.2})
+    main(["compare", str(tmp_path), "--format", "markdown", "--metric", "recall@1"])
+    markdown = capsys.readouterr().out
+    assert "| 1 | MaskCon | 2 | **85.00 ± 7.07** | 45.53 |" in markdown
+    assert "| 2 | MaskCon/grafit | 1 | 20.00 | 42.30 |" in markdown
+    main(["compare", str(tmp_path), "--format", "latex", "--metric", "recall@1"])
+    assert r"1 & MaskCon & 2 & \textbf{85.00 $\pm$ 7.07} & 45.53 \\" in capsys.readouterr().out
+    main(["compare", str(tmp_path)])
+    terminal = capsys.readouterr().out
+    assert "85.00 ± 7.07" in terminal
+    assert "All rows: backbone resnet18, epochs 200." in terminal
+
+
+def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
+    run = write_run(tmp_path, "a")
+    (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
+    assert float(row["paper"]) == pytest.approx(0.4553)
+    assert row["source"] == "MaskCon, Table 6, MaskCon: resnet18, 200 epochs, w=1, tau=0.1"
+    config = (run / "config.yaml").read_text()
+    # An ablation table has several rows of a method: the one with our w and tau.
+    for tau, printed in (("0.5", 0.4284), ("0.05", 0.3304), ("0.3", None)):
+        changed = config.replace("Table 6", "Table 14").replace("tau: 0.1", f"tau: {tau}")
+        (run / "config.yaml").write_text(changed)
+        (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
+        assert row["paper"] == "" if printed is None else float(row["paper"]) == pytest.approx(printed)
+    (run / "config.yaml").write_text(config.replace("Table 6", "Tabel 6"))
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "Did you mean 'maskcon, Table 6'?" in capsys.readouterr().err
+
+
+def test_every_published_number_is_read_and_has_its_source():
+    from fgssl.report import published
+
+    rows = published._rows()
+    assert len(rows) == 1670
+    assert all(float(row["value"]) >= 0 and row["table"] and row["paper"] in published.NAMES for row in rows)
+    cited = (Path(published.__file__).parent / "published.md").read_text()
+    assert all(f"| {paper} |" in cited for paper in published.NAMES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": {"test": {"images": 9, "classes": 5, "rows_hash": "other"}}},
+        {"data": {"label_noise": 0.2, "flipped_hash": "0123"}},
+        {"data": {"label_fraction": 0.5}},
+        {"results": {"gallery": "train"}},
+    ],
+    ids=lambda change: str(next(iter(next(iter(change.values()))))),
+)
+def test_unlike_protocols_never_share_a_table(tmp_path, change):
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "b", seed=1, **change)
+    runs, _ = read_runs([str(tmp_path)])
+    tables, notes = compare(runs, ["recall@1"])
+    assert [len(found.rows) for found in tables] == [1, 1]
+    assert tables[0].title != tables[1].title
+    assert notes == ["cars: 2 protocols, so 2 tables: their numbers do not compare."]
+
+
+def test_coarse_labels_are_part_of_the_protocol(tmp_path):
+    """CIFARtoy's good and bad groups have the same rows."""
+    for name in ("good", "bad"):
+        write_run(tmp_path, name, dataset={"variant": name})
+    tables, _ = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert [found.protocol["variant"] for found in tables] == ["bad", "good"]
+
+
+def test_settings_that_do_not_change_a_result_do_not_part_the_seeds(tmp_path):
+    for seed in range(2):
+        config = write_run(tmp_path, f"a{seed}", seed=seed) / "config.yaml"
+        config.write_text(config.read_text().replace("devices: auto", f"devices: auto\n  profiler: {seed}"))
+    ((row,),) = [found.rows for found in compare(read_runs([str(tmp_path)])[0], ["recall@1"])[0]]
+    assert len(row.runs) == 2
+
+
+def test_a_seed_counts_once_and_an_evaluated_checkpoint_is_its_run(tmp_path):
+    first = write_run(tmp_path, "first", seed=3)
+    checkpoint = str(first / "checkpoints" / "last.ckpt")
+    evaluated = write_run(tmp_path, "evaluated", seed=0, results={"ckpt_path": checkpoint})
+    said = json.loads((evaluated / "results.json").read_text())
+    del said["epochs"]
+    (evaluated / "results.json").write_text(json.dumps(said))
+    runs, _ = read_runs([str(tmp_path)])
+    assert [(run.folder.name, run.seed, run.epochs) for run in runs] == [("evaluated", 3, 200), ("first", 3, 200)]
+    ((found,), notes) = compare(runs, ["recall@1"])
+    assert [run.folder.name for row in found.rows for run in row.runs] == ["evaluated"]  # the newer one
+    assert notes == [f"left out: {first}: {evaluated} is newer and has the same settings and seed."]
+
+
+def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
+    write_run(tmp_path, "sound")
+    (write_run(tmp_path, "cut") / "results.json").write_text('{"method": "Mask')
+    (write_run(tmp_path, "gone") / "results.json").unlink()
+    (write_run(tmp_path, "nocfg") / "config.yaml").unlink()
+    write_run(tmp_path, "running", status="running", results={"epochs": 7})
+    write_run(tmp_path, "failed", status="failed", results={"error": "RuntimeError: out of memory"})
+    write_run(tmp_path, "old", results={"data": {}})
+    assert main(["compare", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for name, words in {
+        "cut": "broken, results.json cannot be read",
+        "gone": "broken, no results.json",
+        "nocfg": "broken, config.yaml cannot be read",
+        "running": "running after 7 epochs",
+        "failed": "failed after 200 epochs (RuntimeError: out of memory)",
+        "old": "does not say which rows were evaluated",
+    }.items():
+        assert f"{name}: {words}" in said or (name in said and words in said)
+    assert said.count("left out:") == 6
+
+
+def test_mistakes(tmp_path, capsys):
+    write_run(tmp_path, "a")
+    for arguments, message in (
+        ([str(tmp_path), "--metric", "recal@1"], "Did you mean 'recall@1'?"),
+        ([str(tmp_path), "--format", "latx"], "Did you mean 'latex'?"),
+        ([str(tmp_path), "--metrc", "map"], "Did you mean '--metric'?"),
+        ([str(tmp_path / "absent")], "no folder at"),
+        ([], "required: runs"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["compare", str(tmp_path / "empty")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_pictures(tmp_path, capsys):
+    for seed in range(2):
+        write_run(tmp_path / "runs", f"a{seed}", seed=seed)
+    write_run(tmp_path / "runs", "b", variant="grafit")
+    assert main(["compare", str(tmp_path / "runs"), "--plots", str(tmp_path / "plots")]) == 0
+    drawn = sorted((tmp_path / "plots").iterdir())
+    assert [path.name for path in drawn] == ["cars_bars.png", "cars_epochs.png", "cars_recall.png"]
+    assert all(path.stat().st_size > 5000 for path in drawn)
+
+
+def test_curves_are_means_within_an_epoch(tmp_path):
+    write_run(tmp_path, "a")
+    ((run,), _) = read_runs([str(tmp_path)])
+    assert run.history() == {"train/loss": [(1.0, 1.5), (2.0, 0.5)]}
+
+
+def test_compare_does_not_load_torch(tmp_path):
+    """Which would take longer than reading a hundred runs."""
+    write_run(tmp_path, "a")
+    code = (
+        f"import sys; from fgssl.cli import main; main(['compare', {str(tmp_path)!r}, '--plots', {str(tmp_path)!r}]);"
+        "assert not {'torch', 'lightning', 'wandb'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
