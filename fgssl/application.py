@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods  # noqa: F401  (makes the methods' short names known)
+from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
-from fgssl.checkpoint import check_fits, check_method, explain_differences, read_checkpoint
+from fgssl.checkpoint import AtomicCheckpointIO, check_fits, check_method, explain_differences, read_checkpoint
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError
 from fgssl.methods.base import Method
@@ -106,6 +109,8 @@ class Application(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.options
         self.checkpoint = None
+        if self.config.subcommand == "fit" and options.run.resume and not options.get("ckpt_path"):
+            options.ckpt_path = self._last_checkpoint()
         if options.get("ckpt_path"):
             options.ckpt_path = str(checkpoint_file(options.ckpt_path))
             self.checkpoint = read_checkpoint(options.ckpt_path)
@@ -115,6 +120,14 @@ class Application(LightningCLI):
                 rank_zero_info(line)
         self.folder = self._choose_folder()
 
+    def _last_checkpoint(self) -> str | None:
+        """What ``run.resume`` goes on from: the named run's last checkpoint, or None before its first."""
+        run = self.options.run
+        if not run.name:
+            raise UserError("--run.resume needs --run.name: it goes on with the run of that name.")
+        last = Path(run.root) / (run.experiment or self.experiment) / run.name / "checkpoints" / "last.ckpt"
+        return str(last) if last.is_file() else None
+
     def _choose_folder(self) -> Path:
         options, command = self.options, self.config.subcommand
         resumed = folder_of_checkpoint(options.get("ckpt_path")) if command == "fit" else None
@@ -122,7 +135,7 @@ class Application(LightningCLI):
             return resumed
         name = options.run.name or default_name(options.seed_everything, command)
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
-        if command == "fit" and (folder / "checkpoints").is_dir():
+        if command == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
             raise UserError(
                 f"{folder} already holds a run. Resume it with --ckpt_path {folder}, or choose another --run.name."
             )
@@ -136,6 +149,7 @@ class Application(LightningCLI):
         options = self.options
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         config["logger"] = self._loggers()
+        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
@@ -167,15 +181,7 @@ class Application(LightningCLI):
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         options, where = self.options.checkpoint, self.folder / "checkpoints"
-        steps = options.every_n_train_steps
-        last = ModelCheckpoint(
-            where,
-            filename="last",
-            every_n_train_steps=steps,
-            every_n_epochs=None if steps else options.every_n_epochs,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True if not steps else None,
-        )
+        last = LastCheckpoint(where, options.every_n_epochs, options.every_n_train_steps)
         if not self.datamodule.has_validation:
             return [last]
         best = ModelCheckpoint(
@@ -239,5 +245,27 @@ def run(args: list[str], experiment: str) -> int:
     """Parse and run one command of Lightning's (fit, validate, test, predict)."""
     _quieten()
     torch.set_float32_matmul_precision("high")
-    application = Application(args, experiment)
+    try:
+        application = Application(args, experiment)
+    except SIGTERMException:
+        rank = getattr(rank_zero_only, "rank", 0)
+        rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")
+        return 128 + signal.SIGTERM if rank == 0 else 0
+    except torch.OutOfMemoryError as fault:
+        raise UserError(
+            f"the GPU's memory is full ({str(fault).splitlines()[0]}). Lower data.batch_size (trainer."
+            "accumulate_grad_batches keeps the effective batch), data.views.size or model.memory, or take "
+            "--trainer.precision bf16-mixed."
+        ) from fault
+    except RuntimeError as fault:
+        if not _LOST_PROCESS.search(str(fault)):
+            raise
+        rank = getattr(rank_zero_only, "rank", 0)
+        raise UserError(
+            f"process {rank} lost the others: one of them ended, or kept them waiting for longer than "
+            f"the strategy's timeout. Its own message says why. ({str(fault).splitlines()[0][:200]})"
+        ) from fault
     return 1 if application.trainer.interrupted else 0
+
+
+_LOST_PROCESS = re.compile("Connection (closed|reset)|Broken pipe|Timed out waiting|[Ww]atchdog|NCCL|gloo")

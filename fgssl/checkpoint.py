@@ -1,12 +1,42 @@
-"""Checkpoints from outside: read safely, refused by name when they do not fit."""
+"""Checkpoints: written whole or not at all, read safely, refused by name when they do not fit."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from fgssl.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the checkpoint and renames at the end: a file of that name is always a complete checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: the disk is full or read-only. What was there before is untouched.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())  # or the name could reach the disk before the content
+            partial.replace(path)
+        except (OSError, RuntimeError) as fault:  # torch reports a failed write as RuntimeError
+            partial.unlink(missing_ok=True)
+            reason = str(fault).splitlines()[0]
+            raise UserError(
+                f"{path} could not be written ({reason}). Earlier checkpoints are untouched: make room, or choose "
+                "another --run.root, and resume."
+            ) from fault
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -19,7 +49,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as fault:  # torch raises a different type for each way in which a file can be broken
         reason = str(fault).splitlines()[0][:200]
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely ({reason}). Is it complete?") from None
+        others = [str(file) for file in sorted(Path(path).parent.glob("*.ckpt")) if file != Path(path)]
+        instead = f" Others beside it: {', '.join(others)}." if others else ""
+        raise UserError(
+            f"{path} is not a checkpoint that can be loaded safely ({reason}). Is it complete?{instead}"
+        ) from None
 
 
 def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:

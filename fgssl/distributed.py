@@ -23,3 +23,33 @@ def gather_rows(*tensors: Tensor) -> list[Tensor]:
     dist.all_gather_into_tensor(gathered, packed)
     columns = gathered.split([r.shape[1] for r in rows], dim=1)
     return [c.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
+
+
+def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set on any rank. A collective call: every rank asks at the same point."""
+    if not is_distributed():
+        return bool(flag)
+    flags = torch.as_tensor(flag, device=device).to(torch.int32)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def check_equal_on_ranks(values: dict[str, Tensor], step: int) -> None:
+    """Stop a training whose ranks hold different memories.
+
+    Args:
+        values: name -> int64 scalar that must be the same on every rank.
+        step: optimiser step, for the message.
+
+    Raises:
+        RuntimeError: naming what differs.
+    """
+    if not is_distributed() or not values:
+        return
+    ours = torch.stack(list(values.values()))
+    lowest, highest = ours.clone(), ours.clone()
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    differing = [name for name, same in zip(values, (lowest == highest).tolist(), strict=True) if not same]
+    if differing:
+        raise RuntimeError(f"step {step}: {', '.join(differing)} differs between processes, which must never happen.")

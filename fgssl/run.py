@@ -32,11 +32,14 @@ class Run:
         root: folder of all runs.
         experiment: default: the name of the last ``--config`` file.
         name: default: date, time and seed; a fit that resumes goes on in its checkpoint's folder.
+        resume: go on from the last checkpoint of the run of this name if there is one, and start it if there is none:
+            one command line for a job that a cluster may stop and start again.
     """
 
     root: str = "runs"
     experiment: str | None = None
     name: str | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)

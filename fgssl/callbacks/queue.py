@@ -5,7 +5,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from fgssl.distributed import gather_rows
+from fgssl.distributed import check_equal_on_ranks, gather_rows
+
+CHECK_EVERY = 100  # optimiser steps between two comparisons of the memories over the ranks
 
 
 class QueueUpdate(Callback):
@@ -23,7 +25,7 @@ class QueueUpdate(Callback):
             _prefill(trainer, method)
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        if outputs["enqueue"]:
+        if outputs and outputs["enqueue"]:  # a skipped step has none
             self._waiting.append(outputs["enqueue"])
         if trainer.global_step == self._step:
             return
@@ -31,6 +33,8 @@ class QueueUpdate(Callback):
         for entries in self._waiting:
             enqueue(method, entries)
         self._waiting = []
+        if self._step % CHECK_EVERY == 0:
+            check_equal_on_ranks({name: m.checksum() for name, m in method.memories().items()}, self._step)
 
 
 def enqueue(method, entries: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:

@@ -1,13 +1,15 @@
 """The one data module: rows of a data set, by a protocol, as batches of views."""
 
+import signal
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, augment, normalise
 from fgssl.data.batch import Batch
@@ -19,6 +21,8 @@ from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
 from fgssl.errors import UserError
+
+MAX_WORKERS = 256  # more of them than this work too, but are not asked what they were reading when they died
 
 
 class Images(Dataset):
@@ -46,6 +50,7 @@ class Images(Dataset):
     ):
         self.index, self.rows, self.views, self.seed = index, rows, views, seed
         self.on_error, self.unreadable, self.cache = on_error, unreadable, cache
+        self.reading = torch.full((MAX_WORKERS,), -1).share_memory_()  # row that each worker has in hand
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,6 +81,7 @@ class Images(Dataset):
         """The row at ``position`` and its views; if it is unreadable and may be skipped, the next row that is not."""
         for step in range(len(self.rows)):
             row = int(self.rows[(position + step) % len(self.rows)])
+            self._note(row)
             try:
                 return row, self._views(row, numbers)
             except UserError:
@@ -83,6 +89,11 @@ class Images(Dataset):
                     raise
                 self.unreadable[row] = True
         raise UserError(f"{self.index.name}: none of the {len(self.rows)} images can be read.")
+
+    def _note(self, row: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and worker.id < MAX_WORKERS:
+            self.reading[worker.id] = row
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
         image_3HW = self._decoded(row)
@@ -110,7 +121,7 @@ class Loader:
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning looks at both, and tells the sampler the epoch
-        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, **options)
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_ignore_sigterm, **options)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -126,13 +137,35 @@ class Loader:
 
     def __iter__(self):
         batches = iter(self.loader)  # now, not at the first batch: the workers start to read
-        return (_raised(batch) for batch in batches)
+        return self._checked(batches)
+
+    def _checked(self, batches: Iterator) -> Iterator[Batch]:
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as fault:
+            if "exited unexpectedly" not in str(fault) and "killed by signal" not in str(fault):
+                raise
+            raise self._death(batches) from fault
+
+    def _death(self, batches: Any) -> UserError:
+        """What to say when a worker process has died: where it was, and the usual reason."""
+        dead = [n for n, worker in enumerate(batches._workers[:MAX_WORKERS]) if worker.exitcode not in (None, 0)]
+        rows = [row for row in self.dataset.reading[dead].tolist() if row >= 0]
+        reading = ", ".join(str(self.dataset.index.paths[row]) for row in rows) or "nothing yet"
+        codes = ", ".join(str(batches._workers[n].exitcode) for n in dead)
+        return UserError(
+            f"a data-loader process died (exit status {codes}; a negative one is the signal, -9 mostly stands for too "
+            f"little memory). It was reading: {reading}. Lower data.num_workers or data.prefetch if memory is short; "
+            "look at that file if not."
+        )
 
 
-def _raised(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+def _ignore_sigterm(worker: int) -> None:
+    """A cluster sends it to every process of a job; the workers are needed until the checkpoint is written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class DataModule(LightningDataModule):

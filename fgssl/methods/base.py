@@ -5,9 +5,13 @@ names it in ``teachers``, one with a memory fills ``StepResult.enqueue`` and wri
 """
 
 import math
+import os
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,6 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from fgssl.callbacks.queue import QueueUpdate
 from fgssl.callbacks.teacher import TeacherUpdate
 from fgssl.data.batch import Batch
+from fgssl.distributed import any_rank
+from fgssl.errors import UserError
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
 from fgssl.optim import Optim, warmup_cosine
@@ -41,11 +47,12 @@ class Method(LightningModule):
 
     Args:
         optim: optimiser, learning rate and schedule.
+        max_skips: steps in a row that may be left out because their loss is not finite; 0 stops the run at the first.
     """
 
-    def __init__(self, optim: Optim = Optim()):
+    def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
         super().__init__()
-        self.optim = optim
+        self.optim, self.max_skips = optim, max_skips
 
     # ---- what a method writes -----------------------------------------------------------------------------------
 
@@ -84,13 +91,35 @@ class Method(LightningModule):
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
         result = self.step(batch)
+        if any_rank(~torch.isfinite(result.loss.detach()), self.device):  # waits for the device, as DINO's loop does
+            self._skip(result, batch, batch_idx)
+            return None
+        self._skipped = 0
         size = len(batch.index)
         self.log("train/loss", result.loss, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in result.parts.items()}, batch_size=size)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=size)
         return {"loss": result.loss, "enqueue": result.enqueue}
+
+    def _skip(self, result: StepResult, batch: Batch, batch_idx: int) -> None:
+        """Leave out a step whose loss is not finite, on all ranks together, or stop before it harms the weights."""
+        self._skipped += 1
+        parts = ", ".join(f"{name} {value.item():.6g}" for name, value in {"loss": result.loss, **result.parts}.items())
+        rows = ", ".join(str(row) for row in batch.index[:8].tolist()) + (", ..." if len(batch.index) > 8 else "")
+        rank = f", process {self.global_rank}" if self.trainer.world_size > 1 else ""
+        what = (
+            f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}{rank}): "
+            f"{parts}. Rows of the data set in the batch: {rows}."
+        )
+        if self._skipped <= self.max_skips:
+            rank_zero_warn(f"{what} Left out, {self._skipped} in a row of at most {self.max_skips}.")
+            return
+        raise UserError(
+            f"{what} The weights and the last checkpoint are from before it. Lower model.optim.lr, or take a "
+            "trainer.precision of wider range; --model.max_skips N leaves out up to N such steps in a row."
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"embedding": self.embed(batch.views[0]), "fine": batch.fine, "index": batch.index}
@@ -128,12 +157,26 @@ class Method(LightningModule):
         scheduler = {"scheduler": LambdaLR(optimizer, self.lr_factor), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout and its kind draw from (seed, rank, epoch, batch): nothing to save, and no two ranks alike."""
+        numbers = np.random.SeedSequence([self._seed, self.global_rank, self.current_epoch, batch_idx])
+        torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
+
     def on_train_start(self) -> None:
         """After a checkpoint's optimiser was restored, what the user says now wins: lr, weight decay, momentum."""
+        self._skipped = 0
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]
         for group, settings in zip(optimizer.param_groups, self._group_settings, strict=True):
             group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * self.lr_factor(scheduler.last_epoch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the method. Weights that are not finite are no checkpoint."""
+        spoilt = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
+        if spoilt:
+            raise UserError(
+                f"no checkpoint at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights are not "
+                "finite. The last checkpoint is from before. Lower model.optim.lr, or check trainer.precision."
+            )
         checkpoint["method"] = type(self).__name__

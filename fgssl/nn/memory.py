@@ -58,6 +58,15 @@ class Memory(nn.Module):
         self.pointer = (start + count) % self.length
         self.fill = min(self.fill + count, self.length)
 
+    def checksum(self) -> Tensor:
+        """int64 scalar of all bits and their slots: equal memories have equal ones."""
+        slots = torch.arange(1, self.length + 1, device=self.keys_KD.device)
+        bits_K = sum(
+            rows.view(self.length, -1).view(torch.int16).sum(1, dtype=torch.int64)
+            for rows in (self.keys_KD, self.labels_K, self.index_K)
+        )
+        return (bits_K * slots).sum() + self.pointer
+
     def get_extra_state(self) -> dict[str, int]:
         return {"pointer": self.pointer, "fill": self.fill}
 

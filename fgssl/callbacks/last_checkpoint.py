@@ -1,0 +1,72 @@
+"""Keeps ``last.ckpt``."""
+
+import signal
+import threading
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from fgssl.distributed import any_rank
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``: every so many epochs or optimiser steps, at the end, and on SIGTERM.
+
+    SIGTERM is how clusters announce a preemption. One process that receives it suffices: all of them finish the
+    optimiser step, write the checkpoint and end.
+
+    Args:
+        folder: where.
+        every_n_epochs: write this often.
+        every_n_train_steps: write after this many optimiser steps instead.
+    """
+
+    def __init__(self, folder: Path, every_n_epochs: int = 1, every_n_train_steps: int | None = None):
+        super().__init__(
+            folder,
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=None if every_n_train_steps else every_n_epochs,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True if not every_n_train_steps else None,
+        )
+        self.path = Path(folder) / "last.ckpt"
+        self._terminated = False
+
+    def on_train_start(self, trainer: Trainer, method) -> None:
+        super().on_train_start(trainer, method)
+        self._terminated = False
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            # In place of Lightning's handler, which calls a collective from within the signal.
+            self._previous = signal.signal(signal.SIGTERM, self._note_signal)
+
+    def _note_signal(self, *_) -> None:
+        self._terminated = True
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+        if between_steps and any_rank(self._terminated, method.device):
+            self.save_now(trainer)
+            raise SIGTERMException
+
+    def on_train_epoch_end(self, trainer: Trainer, method) -> None:
+        super().on_train_epoch_end(trainer, method)
+        if any_rank(self._terminated, method.device):
+            self.save_now(trainer)
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: Trainer, method) -> None:
+        super().on_train_end(trainer, method)
+        self.save_now(trainer)
+        if hasattr(self, "_previous"):
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``, unless it is of this step already."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_checkpoint(trainer, str(self.path))
+            rank_zero_info(f"{self.path}: written at step {trainer.global_step}")
