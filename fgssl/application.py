@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods  # noqa: F401  (makes the methods' short names known)
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
+from fgssl.callbacks.monitor import Monitor
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
@@ -25,6 +26,7 @@ from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError
 from fgssl.methods.base import Method
 from fgssl.parser import Parser
+from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import MetricsLogger, Run, Wandb, default_name, folder_of_checkpoint, wandb_logger
 
@@ -176,7 +178,7 @@ class Application(LightningCLI):
         self.record = Record(self.folder, config, facts)
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
-        callbacks = [self.retrieval, self.record]
+        callbacks = [self.retrieval, self.record, Monitor()]
         return callbacks + (self._checkpoints() if self.config.subcommand == "fit" else [])
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
@@ -196,8 +198,9 @@ class Application(LightningCLI):
             if isinstance(options.logger, str) and options.logger != "wandb":
                 raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")
             chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
-            method = options.model.class_path.rsplit(".", 1)[-1]
-            loggers.append(wandb_logger(chosen, self.folder, method, self.datamodule.dataset.name))
+            method = label(options.model.class_path.rsplit(".", 1)[-1], options.model.init_args.get("variant"))
+            dataset, command = self.datamodule.dataset.name, self.config.subcommand
+            loggers.append(wandb_logger(chosen, self.folder, method, dataset, command))
         return loggers
 
     # ---- run ----------------------------------------------------------------------------------------------------

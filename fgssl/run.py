@@ -34,12 +34,15 @@ class Run:
         name: default: date, time and seed; a fit that resumes goes on in its checkpoint's folder.
         resume: go on from the last checkpoint of the run of this name if there is one, and start it if there is none:
             one command line for a job that a cluster may stop and start again.
+        paper: the table of a paper that the experiment reproduces, such as ``maskcon, Table 2``; ``fgssl compare``
+            sets its number beside ours.
     """
 
     root: str = "runs"
     experiment: str | None = None
     name: str | None = None
     resume: bool = False
+    paper: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,18 @@ class MetricsLogger(Logger):
         partial.replace(self.path)
 
 
-def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str) -> Logger:
-    """The W&B logger of a run, grouped by data set and named by method, so that a dashboard compares methods."""
+def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, command: str) -> Logger:
+    """The W&B logger of a run.
+
+    A group is a method on a data set (``digits: MaskCon/grafit``) and holds its seeds, so that the default dashboard,
+    grouped, draws one line a method. The names stay: ``train/loss``, ``train/<part of the loss>``, ``train/lr``,
+    ``train/teacher_momentum``, ``throughput/...``, ``val/<metric>``, ``test/<metric>``, and the pictures and histograms
+    of ``report/pictures.py``. The configuration is ``config.yaml`` with the run's facts (method, dataset, seed).
+    """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
+
+    wandb.finish()  # a second run in one process would go on in the first one's
 
     offline = options.offline
     if offline is None:
@@ -175,11 +186,21 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str) -> Log
         entity=options.entity,
         offline=offline,
         save_dir=str(folder),
-        id=None,
+        id=_earlier_wandb_id(folder),
+        resume="allow",
         name=f"{folder.parent.name}/{folder.name}",
-        group=dataset,
+        group=f"{dataset}: {method}",
+        job_type=command,
         tags=[method, dataset],
     )
+
+
+def _earlier_wandb_id(folder: Path) -> str | None:
+    """The W&B run that an earlier start of this run wrote, to go on in; None for a new one, or a sweep's agent's."""
+    if "WANDB_RUN_ID" in os.environ:
+        return None
+    earlier = sorted(folder.glob("wandb/*run-*"))
+    return earlier[-1].name.rsplit("-", 1)[-1] if earlier else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,9 +22,21 @@ class Throughput:
         self.images += images
         self.left_off = time.perf_counter()
 
+    @property
+    def elapsed(self) -> float:
+        return max(self.left_off - self.began, 1e-9)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.elapsed
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time spent waiting for data."""
+        return self.waited / self.elapsed
+
     def metrics(self) -> dict[str, str]:
-        elapsed = max(self.left_off - self.began, 1e-9)
-        return {"img/s": f"{self.images / elapsed:.0f}", "waiting for data": f"{self.waited / elapsed:.0%}"}
+        return {"img/s": f"{self.images_per_second:.0f}", "waiting for data": f"{self.waiting:.0%}"}
 
 
 class ProgressBar(RichProgressBar):

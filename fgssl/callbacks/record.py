@@ -31,6 +31,8 @@ class Record(Callback):
             self._started = True
             self.folder.mkdir(parents=True, exist_ok=True)
             keep_config(self.folder / "config.yaml", self.config)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
             self.results |= provenance() | {"processes": trainer.world_size}
             self._write()
 

@@ -22,7 +22,7 @@ class Retrieval(Callback):
         ks: the K of Recall@K.
         gallery: what a query is searched in: ``evaluated``, the evaluated rows without itself (leave-one-out), or
             ``train``, the training rows (plain views).
-        grid: queries in the picture of nearest neighbours that a test writes (0: no picture).
+        grid: queries in the picture of nearest neighbours that a test writes; 0: neither it nor the other pictures.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Retrieval(Callback):
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
         queries, gallery = self._evaluate(trainer, method, "test")
         if self.folder and self.grid and trainer.is_global_zero:
-            from fgssl.report.figures import retrieval_grid  # matplotlib, only where a picture is drawn
+            from fgssl.report.pictures import draw_retrieval  # matplotlib, only where a picture is drawn
 
-            index, path = trainer.datamodule.parts.index, self.folder / "retrieval.png"
-            retrieval_grid(queries, gallery, index, path, count=self.grid)
+            index = trainer.datamodule.parts.index
+            draw_retrieval(queries, gallery, index, self.folder, trainer.loggers, self.grid)
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         embeddings = self._take()

@@ -1,9 +1,12 @@
 """Pictures, where people would rather look than read."""
 
+import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from fgssl.data.images import read_image
 from fgssl.data.index import Index
@@ -11,6 +14,8 @@ from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
 
 RIGHT, WRONG, QUERY = "#2a9d4a", "#d1352b", "#333333"
+SAMPLE = 3000  # images at most in pictures that need all pairs, or t-SNE's time
+NAMED = 20  # groups at most that a legend or a matrix names: more cannot be told apart
 
 
 def retrieval_grid(
@@ -57,6 +62,165 @@ def retrieval_grid(
             _show(axis, _image(index, int(searched.index[other])), index.fine_names[found], colour)
     figure.savefig(path)
     return path
+
+
+def similarity_histogram(
+    queries: Embeddings, gallery: Embeddings | None, path: Path, *, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Draw how alike (cosine) pairs of one class are and pairs of two, each as a share of its own kind.
+
+    Pairs among at most 3,000 images, drawn at random; no image is paired with itself.
+
+    Returns:
+        ``same_class`` and ``other_class``: counts [50] and bin edges [51], as numpy's histogram gives them.
+    """
+    from matplotlib.figure import Figure
+
+    left, right = _sample(queries, seed), _sample(gallery or queries, seed)
+    cosine_QG = (F.normalize(left.embedding) @ F.normalize(right.embedding).T).cpu()
+    same_QG = (left.fine[:, None] == right.fine).cpu()
+    pairs_QG = (left.index[:, None] != right.index).cpu()
+    edges = np.linspace(min(0.0, float(cosine_QG.min())), 1.0, 51)
+    counts = {
+        "same_class": np.histogram(cosine_QG[same_QG & pairs_QG].clamp(max=1), edges),
+        "other_class": np.histogram(cosine_QG[~same_QG & pairs_QG].clamp(max=1), edges),
+    }
+    figure = Figure(figsize=(6.5, 3.6), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for (name, (count, _)), colour in zip(counts.items(), (RIGHT, WRONG), strict=True):
+        share = 100 * count / max(count.sum(), 1)
+        label = f"{name.replace('_', ' ')} ({count.sum():,} pairs)"
+        axis.stairs(share, edges, fill=True, color=colour, alpha=0.45, label=label)
+    axis.set_xlabel("cosine similarity")
+    axis.set_ylabel("share of the pairs, %")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path)
+    return counts
+
+
+def coarse_confusion(queries: Embeddings, gallery: Embeddings | None, index: Index, path: Path, *, seed: int = 0):
+    """Draw which coarse group the nearest neighbour of an image belongs to: one row a group, in percent of it.
+
+    At most 3,000 queries, drawn at random; of more than 20 groups the 20 largest.
+
+    Returns:
+        ``path``, or None where the data set has no coarse groups.
+    """
+    from matplotlib.figure import Figure
+
+    if index.coarse is None:
+        return None
+    positions = torch.from_numpy(_chosen(len(queries.fine), seed)).to(queries.fine.device)
+    searched, exclude = (queries, positions) if gallery is None else (gallery, None)
+    _, ids = search(queries.embedding[positions], searched.embedding, 1, exclude=exclude)
+    ours = index.coarse[queries.index[positions].cpu().numpy()]
+    theirs = index.coarse[searched.index[ids[:, 0]].cpu().numpy()]
+    names = index.coarse_names
+    counts = np.zeros((len(names), len(names)))
+    np.add.at(counts, (ours, theirs), 1)
+    shown = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:NAMED])
+    share = 100 * counts[shown] / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
+    share = share[:, shown]
+
+    side = 1.8 + 0.5 * len(shown)
+    figure = Figure(figsize=(side + 1.0, side), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 0.5:  # an empty cell reads better than a 0
+            colour = "white" if value > 55 else "black"
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    labels = [_short(names[group]) for group in shown]
+    axis.set_xticks(range(len(shown)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
+    axis.set_yticks(range(len(shown)), labels, fontsize=7)
+    axis.set_xlabel("group of the nearest neighbour", fontsize=8)
+    axis.set_ylabel("group of the image", fontsize=8)
+    of = f", the {len(shown)} largest of {len(names)} groups" if len(shown) < len(names) else ""
+    figure.suptitle(f"nearest neighbours by coarse group, %{of}", fontsize=9)
+    figure.savefig(path)
+    return path
+
+
+def embedding_map(
+    embeddings: Embeddings, index: Index, path: Path, *, way: Literal["tsne", "umap"] = "tsne", seed: int = 0
+) -> Path:
+    """Draw the embedding in two dimensions, coloured by fine label and, where there is one, by coarse label.
+
+    At most 3,000 images, drawn at random. Of more than 20 groups, 20 spread evenly over the list are coloured and the
+    rest is grey.
+
+    Args:
+        embeddings: what to draw; rows point into ``index``.
+        index: the data set, for labels and names.
+        path: where the PNG goes.
+        way: t-SNE (scikit-learn) or UMAP (umap-learn), both by cosine.
+        seed: of the choice of images and of the layout.
+    """
+    from matplotlib.figure import Figure
+
+    shown = _sample(embeddings, seed)
+    points_N2 = layout(F.normalize(shown.embedding).cpu().numpy(), way, seed)
+    rows = shown.index.cpu().numpy()
+    panels = [("fine label", shown.fine.cpu().numpy(), index.fine_names)]
+    if index.coarse is not None:
+        panels.append(("coarse label", index.coarse[rows], index.coarse_names))
+
+    figure = Figure(figsize=(6.6 * len(panels), 5), dpi=120, layout="constrained")
+    for axis, (title, labels, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _scatter(axis, points_N2, labels, names)
+        axis.set_title(title, fontsize=10)
+    figure.suptitle(f"{'t-SNE' if way == 'tsne' else 'UMAP'} of {len(rows):,} images of {index.name}", fontsize=11)
+    figure.savefig(path)
+    return path
+
+
+def layout(features_NF: np.ndarray, way: Literal["tsne", "umap"], seed: int) -> np.ndarray:
+    """[N, F] features of unit length to [N, 2] points."""
+    if way == "umap":
+        from umap import UMAP
+
+        neighbours = min(15, len(features_NF) - 1)
+        return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features_NF)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features_NF) - 1) / 3)
+    return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(features_NF)
+
+
+def has_umap() -> bool:
+    """Whether the optional umap-learn is installed."""
+    return importlib.util.find_spec("umap") is not None
+
+
+def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> None:
+    from matplotlib import colormaps
+
+    present = np.unique(labels[labels >= 0])
+    coloured = present[np.unique(np.linspace(0, len(present) - 1, NAMED).round().astype(int))] if len(present) else []
+    rest = ~np.isin(labels, coloured)
+    if rest.any():
+        label = f"{len(present) - len(coloured)} others" if len(present) > len(coloured) else "no label"
+        axis.scatter(*points_N2[rest].T, s=5, color="#dddddd", linewidths=0, label=label)
+    palette = colormaps["tab10" if len(coloured) <= 10 else "tab20"]
+    for place, group in enumerate(coloured):
+        axis.scatter(
+            *points_N2[labels == group].T, s=9, color=palette(place), linewidths=0, label=_short(names[group], 18)
+        )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, markerscale=2, frameon=False)
+
+
+def _sample(embeddings: Embeddings, seed: int) -> Embeddings:
+    chosen = torch.from_numpy(_chosen(len(embeddings.fine), seed)).to(embeddings.fine.device)
+    return Embeddings(*(column[chosen] for column in embeddings))
+
+
+def _chosen(count: int, seed: int) -> np.ndarray:
+    """At most SAMPLE positions, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLE])
 
 
 def _image(index: Index, row: int) -> np.ndarray:

@@ -85,7 +85,7 @@ def recall_curves(table: Comparison) -> Figure | None:
     _percent(axis.yaxis, "recall")
     _plain(axis)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    _title(figure, table, "mean over seeds (number in brackets), bands: standard deviation")
+    _title(figure, table, "mean over seeds (number in brackets), bands: standard deviation.")
     return figure
 
 
@@ -121,7 +121,7 @@ def epochs(table: Comparison) -> Figure | None:
         _plain(axis)
     lines = {str(line.get_label()): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(lines.values()), loc="outside right center", fontsize=8, frameon=False)
-    _title(figure, table, "thick: mean over seeds (number in brackets), thin: one seed")
+    _title(figure, table, "thick: mean over seeds (number in brackets), thin: one seed.")
     return figure
 
 

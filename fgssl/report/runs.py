@@ -27,6 +27,11 @@ TRAINING = (
 )  # fmt: skip
 
 
+def label(method: str, variant: str | None) -> str:
+    """``MaskCon``, or ``MaskCon/grafit`` for a variant that goes by another name."""
+    return f"{method}/{variant}" if variant and variant.lower() != method.lower() else method
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One finished run.
@@ -67,11 +72,10 @@ class RunFolder:
 
     @property
     def method(self) -> str:
-        """``MaskCon``, or ``MaskCon/grafit`` for a variant that goes by another name; and whether it was trained."""
-        method, variant = self.results["method"], self.results.get("variant")
-        name = f"{method}/{variant}" if variant and variant.lower() != method.lower() else method
-        frozen = "epochs" in self.results or self.results.get("ckpt_path") or method == "Frozen"
-        return name if frozen else f"{name} (untrained)"
+        """The label, and whether it was trained at all."""
+        name = label(self.results["method"], self.results.get("variant"))
+        known = "epochs" in self.results or self.results.get("ckpt_path") or self.results["method"] == "Frozen"
+        return name if known else f"{name} (untrained)"
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class RunFolder:
         limit = self.config.get("trainer.limit_test_batches")
         return facts | ({"limit_test_batches": limit} if limit not in (None, 1.0) else {})
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What makes this run another one than its neighbour in a table, the seed apart."""
         config = self.origin.config | {k: v for k, v in self.config.items() if k.startswith("data.eval_")}

@@ -1,0 +1,31 @@
+"""Logs what is worth a curve beside the losses: throughput and the teacher's momentum."""
+
+from lightning.pytorch import Callback, Trainer
+
+from fgssl.callbacks.progress import Throughput
+
+
+class Monitor(Callback):
+    """``train/teacher_momentum`` a step, ``throughput/images_per_second`` and ``throughput/waiting_for_data`` an epoch.
+
+    Throughput is over all processes; waiting is the share of an epoch between the end of a step and the next batch.
+    """
+
+    def __init__(self):
+        self.throughput = Throughput()
+
+    def on_train_epoch_start(self, trainer: Trainer, method) -> None:
+        self.throughput.start()
+
+    def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
+        self.throughput.batch_arrived()
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        self.throughput.batch_done(len(batch.index) * trainer.world_size)
+        if method.teachers() and trainer.global_step:
+            momentum = method.teacher_momentum(trainer.global_step, method.total_steps())
+            method.log("train/teacher_momentum", momentum, batch_size=len(batch.index))
+
+    def on_train_epoch_end(self, trainer: Trainer, method) -> None:
+        images, waiting = self.throughput.images_per_second, self.throughput.waiting
+        method.log_dict({"throughput/images_per_second": images, "throughput/waiting_for_data": waiting})

@@ -1,0 +1,62 @@
+"""Which pictures an evaluation leaves behind, as PNG and in the logger, under names that stay."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch.loggers import Logger
+
+from fgssl.data.index import Index
+from fgssl.evaluation.embedding import Embeddings
+from fgssl.report import figures
+
+
+def draw_retrieval(
+    queries: Embeddings, gallery: Embeddings | None, index: Index, folder: Path, loggers: Iterable[Logger], count: int
+) -> None:
+    """Draw ``retrieval.png``, ``similarity.png`` and, with coarse labels, ``confusion.png``; log them as ``test/...``.
+
+    Args:
+        queries, gallery: what was evaluated; gallery None: searched among themselves.
+        index: the data set.
+        folder: the run folder.
+        loggers: the trainer's; those that take images get them.
+        count: queries in the retrieval grid.
+    """
+    loggers = list(loggers)
+    figures.retrieval_grid(queries, gallery, index, folder / "retrieval.png", count=count)
+    histograms = figures.similarity_histogram(queries, gallery, folder / "similarity.png")
+    confusion = figures.coarse_confusion(queries, gallery, index, folder / "confusion.png")
+    log_picture(loggers, "test/retrieval_grid", folder / "retrieval.png")
+    log_picture(loggers, "test/similarity", folder / "similarity.png")
+    for name, histogram in histograms.items():
+        log_histogram(loggers, f"test/similarity_{name}", histogram)
+    if confusion is not None:
+        log_picture(loggers, "test/coarse_confusion", confusion)
+
+
+def draw_maps(embeddings: Embeddings, index: Index, folder: Path, loggers: Iterable[Logger]) -> list[Path]:
+    """Draw ``tsne.png`` and, where umap-learn is installed, ``umap.png``; log them as ``test/tsne``, ``test/umap``."""
+    loggers = list(loggers)
+    drawn = [figures.embedding_map(embeddings, index, folder / "tsne.png", way="tsne")]
+    if figures.has_umap():
+        drawn.append(figures.embedding_map(embeddings, index, folder / "umap.png", way="umap"))
+    for path in drawn:
+        log_picture(loggers, f"test/{path.stem}", path)
+    return drawn
+
+
+def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
+    """Hand a PNG to the loggers that take images (W&B)."""
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(name, [str(path)])
+
+
+def log_histogram(loggers: Iterable[Logger], name: str, histogram: tuple[np.ndarray, np.ndarray]) -> None:
+    """Hand counts and bin edges to W&B."""
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            import wandb
+
+            logger.log_metrics({name: wandb.Histogram(np_histogram=histogram)})  # type: ignore[dict-item]
