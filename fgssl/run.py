@@ -178,13 +178,14 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, comman
 
     offline = options.offline
     if offline is None:
-        offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+        offline = not has_wandb_account()
         if offline:
             rank_zero_info("W&B: no account is configured, logging offline; `wandb sync` uploads the run later.")
     return WandbLogger(
         project=options.project,
         entity=options.entity,
         offline=offline,
+        mode="offline" if offline else None,  # said to wandb itself too, which may have read its environment already
         save_dir=str(folder),
         id=_earlier_wandb_id(folder),
         resume="allow",
@@ -193,6 +194,13 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, comman
         job_type=command,
         tags=[method, dataset],
     )
+
+
+def has_wandb_account() -> bool:
+    """Whether W&B can be reached with an account: a key is configured, and WANDB_MODE does not forbid it."""
+    import wandb
+
+    return os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and wandb.login(prompt=False)
 
 
 def _earlier_wandb_id(folder: Path) -> str | None:
