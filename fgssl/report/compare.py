@@ -6,6 +6,7 @@ data set. A row is a configuration, over its seeds.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,10 +38,10 @@ def main(argv: list[str]) -> int:
         for path in draw_comparison(tables, Path(args.plots)):
             if args.format == "table":
                 print(f"picture: {path}")
-    if args.wandb is not None:
+    if args.wandb and tables:
         from fgssl.report.dashboard import save_comparison
 
-        print(save_comparison(args.wandb, metrics))
+        print(save_comparison(args.wandb, tables), file=sys.stdout if args.format == "table" else sys.stderr)
     return 0 if runs else 1
 
 

@@ -94,7 +94,7 @@ def similarity_histogram(
     axis.set_xlabel("cosine similarity")
     axis.set_ylabel("share of the pairs, %")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path)
     return counts
 
@@ -235,7 +235,7 @@ def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -
     for spine in axis.spines.values():
         spine.set_color(colour)
         spine.set_linewidth(3)
-    axis.set_title(_short(name), fontsize=6, color=colour, fontweight="bold" if bold else "normal", pad=3)
+    axis.set_title(_short(name), fontsize=7, color=colour, fontweight="bold" if bold else "normal", pad=3)
 
 
 def _square(image: np.ndarray) -> np.ndarray:
@@ -245,8 +245,8 @@ def _square(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def _short(name: str, width: int = 20) -> str:
-    """``001.Black_footed_Albatross`` as ``Black footed Albatr.``, to stay within its picture."""
+def _short(name: str, width: int = 18) -> str:
+    """``001.Black_footed_Albatross`` as ``Black footed Alba…``, to stay within its picture."""
     number, _, rest = name.partition(".")
     name = (rest if number.isdigit() and rest else name).replace("_", " ")
     return name if len(name) <= width else name[: width - 1] + "…"

@@ -109,12 +109,16 @@ def _terminal(tables: list[Comparison]) -> None:
 
 def _markdown(tables: list[Comparison]) -> None:
     for table in tables:
-        print(f"**{table.title}**\n")
-        print("| " + " | ".join(_columns(table)) + " |")
-        print("|" + "---|" * len(_columns(table)))
-        for row in table.rows:
-            print("| " + " | ".join(f"**{words}**" if best else words for words, best in _cells(table, row)) + " |")
-        print("".join(f"\n{line}" for line in _footnotes(table)) + "\n")
+        print(markdown(table) + "\n")
+
+
+def markdown(table: Comparison) -> str:
+    """A table in Markdown, its title above and its footnotes below."""
+    columns = _columns(table)
+    lines = [f"**{table.title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in table.rows:
+        lines.append("| " + " | ".join(f"**{words}**" if best else words for words, best in _cells(table, row)) + " |")
+    return "\n".join([*lines, *(f"\n{line}" for line in _footnotes(table))])
 
 
 def _latex(tables: list[Comparison]) -> None:
