@@ -244,12 +244,12 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
 
 
-def run(args: list[str], experiment: str) -> int:
-    """Parse and run one command of Lightning's (fit, validate, test, predict)."""
+def run(args: list[str], experiment: str, kind: type[Application] = Application) -> int:
+    """Parse and run one command of Lightning's (fit, validate, test, predict), or what ``kind`` makes of it."""
     _quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        application = Application(args, experiment)
+        application = kind(args, experiment)
     except SIGTERMException:
         rank = getattr(rank_zero_only, "rank", 0)
         rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")

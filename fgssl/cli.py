@@ -20,11 +20,13 @@ COMMANDS = {
     "predict": "write the embeddings of the test rows to embeddings.npz",
     "data": "list the data sets, or check one on disk (fgssl data --help)",
     "compare": "tables and pictures from run folders, over the seeds, beside the papers' numbers",
+    "embed": "write embeddings, labels and paths, of a checkpoint or a public network; evaluate it",
 }
 # Commands beside Lightning's four: where their ``main(arguments)`` is.
 OWN = {
     "data": "fgssl.data.check",
     "compare": "fgssl.report.compare",
+    "embed": "fgssl.embed",
 }
 
 HELP = """\
@@ -74,7 +76,19 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     files, flags = split_config_files(arguments)
-    config = compose(files)
+    return start(command, compose(files), flags, Path(files[-1]).stem if files else "fgssl")
+
+
+def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:
+    """Check the data and run one of Lightning's commands.
+
+    Args:
+        command: fit, validate, test or predict.
+        config: the composed configuration.
+        flags: the command line's, which win.
+        experiment: name of the folder above the run's.
+        kind: a subclass of ``Application`` that does something else with what is built.
+    """
     if not {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in flags}:
         check_data(config, flags)
     from fgssl.application import run  # torch and Lightning take seconds to import
@@ -82,9 +96,8 @@ def _run(command: str, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))
-        first = ["--config", str(composed)] if files else []  # flags come after the files, so they win
-        experiment = Path(files[-1]).stem if files else "fgssl"
-        return run([command, *first, *flags], experiment)
+        first = ["--config", str(composed)] if config else []  # flags come after the files, so they win
+        return run([command, *first, *flags], experiment, *([kind] if kind else []))
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -46,6 +46,17 @@ _Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-4 as text
 )
 
 
+def read_section(path: str | Path) -> dict[str, Any]:
+    """Read a fragment (``configs/data/cub.yaml``): the content of one section.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or a key stands twice.
+    """
+    section: dict[str, Any] = {}
+    _merge(section, _read(Path(path)))
+    return section
+
+
 def compose(paths: Sequence[str | Path]) -> dict[str, Any]:
     """Read experiment files in order and merge them into one configuration.
 

@@ -61,6 +61,10 @@ class Record(Callback):
         self.results["data"] = trainer.datamodule.describe()
         self._note(trainer, status="finished")
 
+    def on_predict_end(self, trainer: Trainer, method) -> None:
+        self.results["data"] = trainer.datamodule.describe()
+        self._note(trainer, status="predicted")
+
     def on_exception(self, trainer: Trainer, method, exception: BaseException) -> None:
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
         self.results["error"] = f"{type(exception).__name__}: {exception}"

@@ -1,0 +1,53 @@
+"""Writes embeddings while they are computed."""
+
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from fgssl.evaluation.store import write_shard
+from fgssl.run import write_json
+
+
+class Shards(Callback):
+    """Writes what a test or predict pass embeds to ``<folder>/<part>-<rank>-<number>.npz``.
+
+    Args:
+        folder: where the shards go.
+        part: train, val or test; for the files' names.
+        rows: images a file.
+    """
+
+    def __init__(self, folder: Path, part: str, rows: int):
+        self.folder, self.part, self.rows = folder, part, rows
+        self._waiting: list[dict[str, Tensor]] = []
+        self._written = 0
+
+    def on_test_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:
+        self._waiting.append({name: value.cpu() for name, value in outputs.items()})
+        if sum(len(output["index"]) for output in self._waiting) >= self.rows:
+            self._write(trainer)
+
+    on_predict_batch_end = on_test_batch_end
+
+    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
+        self._write(trainer)
+        if trainer.is_global_zero:
+            index = trainer.datamodule.parts.index
+            names = {"fine_names": list(index.fine_names), "coarse_names": list(index.coarse_names)}
+            write_json(self.folder / "about.json", {"dataset": index.name, "part": self.part, **names})
+
+    on_predict_epoch_end = on_test_epoch_end
+
+    def _write(self, trainer: Trainer) -> None:
+        if not self._waiting:
+            return
+        outputs, self._waiting = self._waiting, []
+        columns = {name: np.concatenate([output[name].numpy() for output in outputs]) for name in outputs[0]}
+        index, rows = trainer.datamodule.parts.index, columns["index"]
+        columns["embedding"] = columns["embedding"].astype(np.float32)
+        columns["coarse"] = np.full(len(rows), -1) if index.coarse is None else index.coarse[rows]
+        columns["paths"] = np.asarray(index.paths)[rows]
+        write_shard(self.folder, f"{self.part}-{trainer.global_rank}-{self._written:05d}", columns)
+        self._written += 1

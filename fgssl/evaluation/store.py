@@ -1,0 +1,72 @@
+"""Embeddings on disk: a folder of .npz shards, so that neither writing nor reading needs all of them in memory twice.
+
+``<folder>/<part>-<rank>-<number>.npz`` hold ``embedding`` [n, F] float32, ``fine``, ``coarse``, ``index`` [n] int64 and
+``paths`` [n] str; ``<folder>/about.json`` says of which data set and names the classes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fgssl.errors import UserError
+
+
+class Stored(NamedTuple):
+    """N embedded images, ascending by data-set row, each row once.
+
+    Attributes:
+        embedding: [N, F] float32 features.
+        fine, coarse: [N] int64 labels; coarse is -1 where there is none.
+        index: [N] int64 data-set rows.
+        paths: [N] str.
+        about: the content of ``about.json``.
+    """
+
+    embedding: np.ndarray
+    fine: np.ndarray
+    coarse: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index
+    paths: np.ndarray
+    about: dict[str, Any]
+
+
+COLUMNS = ("embedding", "fine", "coarse", "index", "paths")
+
+
+def write_shard(folder: Path, name: str, columns: dict[str, np.ndarray]) -> None:
+    """Write one shard, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{name}.partial"
+    with partial.open("wb") as file:
+        np.savez(file, **columns)  # type: ignore[arg-type]
+    partial.replace(folder / f"{name}.npz")
+
+
+def read_embeddings(folder: str | Path) -> Stored:
+    """Read all shards of an embedded folder, or of the run folder above it.
+
+    Raises:
+        UserError: there are none, or one of them is damaged.
+    """
+    folder = Path(folder)
+    found = folder if (folder / "about.json").is_file() else folder / "embeddings"
+    shards = sorted(found.glob("*.npz"))
+    if not shards or not (found / "about.json").is_file():
+        raise UserError(f"{folder} holds no embeddings. Write them with fgssl embed.")
+    columns = [_read(path) for path in shards]
+    joined = {name: np.concatenate([shard[name] for shard in columns]) for name in COLUMNS}
+    _, first = np.unique(joined["index"], return_index=True)  # several ranks pad their share with repeated rows
+    about = json.loads((found / "about.json").read_text())
+    return Stored(**{name: column[first] for name, column in joined.items()}, about=about)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in COLUMNS}
+    except (OSError, ValueError, KeyError, EOFError) as fault:
+        raise UserError(f"{path} is damaged ({fault}). Write the embeddings again.") from None
+    except Exception as fault:  # zipfile's own error
+        raise UserError(f"{path} is damaged ({fault}). Write the embeddings again.") from None
