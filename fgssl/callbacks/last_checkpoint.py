@@ -3,6 +3,7 @@
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -34,11 +35,12 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True if not every_n_train_steps else None,
         )
         self.path = Path(folder) / "last.ckpt"
-        self._terminated = False
+        self._terminated = self._ending = False  # this process was told to end; all of them are about to
+        self._previous: Any = None  # SIGTERM's handler outside of training
 
     def on_train_start(self, trainer: Trainer, method) -> None:
         super().on_train_start(trainer, method)
-        self._terminated = False
+        self._terminated = self._ending = False
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             # In place of Lightning's handler, which calls a collective from within the signal.
             self._previous = signal.signal(signal.SIGTERM, self._note_signal)
@@ -46,24 +48,33 @@ class LastCheckpoint(ModelCheckpoint):
     def _note_signal(self, *_) -> None:
         self._terminated = True
 
+    def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, method, batch, batch_idx)
+        if self._ending:  # only now: the last step's metrics have been logged
+            raise SIGTERMException
+
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
-        if between_steps and any_rank(self._terminated, method.device):
-            self.save_now(trainer)
-            raise SIGTERMException
+        if between_steps:
+            self._end_if_asked(trainer, method)
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_end(trainer, method)
+        self._end_if_asked(trainer, method)
+
+    def _end_if_asked(self, trainer: Trainer, method) -> None:
         if any_rank(self._terminated, method.device):
+            self._ending = True
             self.save_now(trainer)
-            raise SIGTERMException
 
     def on_train_end(self, trainer: Trainer, method) -> None:
         super().on_train_end(trainer, method)
         self.save_now(trainer)
-        if hasattr(self, "_previous"):
+        if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
+        if self._ending:
+            raise SIGTERMException
 
     def save_now(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``, unless it is of this step already."""

@@ -11,6 +11,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 class Throughput:
     """Images a second over all processes, and the share of time between the end of a step and the next batch."""
 
+    def __init__(self):
+        self.start()  # a run that resumes in mid-epoch begins without the hook that starts an epoch
+
     def start(self) -> None:
         self.images, self.waited = 0, 0.0
         self.began = self.left_off = time.perf_counter()
@@ -45,7 +48,6 @@ class ProgressBar(RichProgressBar):
     def __init__(self):
         super().__init__(refresh_rate=5)  # Lightning's 100 a second costs a percent of a core
         self.throughput = Throughput()
-        self.throughput.start()
 
     def on_train_epoch_start(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_start(trainer, method)

@@ -1,5 +1,6 @@
 """Keeps the run folder: ``config.yaml`` at the start, ``results.json`` as the run goes and when it ends."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from fgssl.errors import UserError
 from fgssl.run import MetricsLogger, provenance, write_json
 
 
@@ -28,9 +30,12 @@ class Record(Callback):
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         if trainer.is_global_zero and not self._started:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                keep_config(self.folder / "config.yaml", self.config)
+            except OSError as fault:
+                raise UserError(f"run.root: nothing can be written to {self.folder} ({fault.strerror}).") from fault
             self._started = True
-            self.folder.mkdir(parents=True, exist_ok=True)
-            keep_config(self.folder / "config.yaml", self.config)
             for logger in trainer.loggers:
                 logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
             self.results |= provenance() | {"processes": trainer.world_size}
@@ -69,7 +74,8 @@ class Record(Callback):
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
         self.results["error"] = f"{type(exception).__name__}: {exception}"
         if self._started:
-            self._note(trainer, status="interrupted" if interrupted else "failed")
+            with contextlib.suppress(OSError):  # a full disk is the exception itself, perhaps
+                self._note(trainer, status="interrupted" if interrupted else "failed")
 
     @rank_zero_only
     def _note(self, trainer: Trainer, status: str | None = None) -> None:

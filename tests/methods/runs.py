@@ -1,0 +1,90 @@
+"""One tiny run of each method through the command line, for the tests that every method has to pass.
+
+A method joins them by a line in RUNS: interrupted equals uninterrupted (``tests/trust``), several processes equal one
+(``tests/ddp``).
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+# GroupNorm: BatchNorm sees each process's part of the batch, and is not meant to give the same on several.
+NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], norm_layer: groupnorm1}"
+MASKCON = ("maskcon_digits", "--model.memory", "50", "--model.weight", "0.7")
+
+RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
+    "maskcon": MASKCON,
+    "coins": (*MASKCON, "--model.variant", "coins"),
+}
+
+# 135 digits to train with: 8 batches of 16 an epoch, and a rest
+SMALL = (
+    "--data.protocol.label_fraction", "0.1", "--data.batch_size", "16", "--model.backbone.options", NETWORK,
+    "--retrieval.grid", "0", "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2",
+    "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
+    "--trainer.enable_model_summary", "false",
+)  # fmt: skip
+
+
+def arguments(method: str, root: Path, name: str, *flags: str, command: str = "fit") -> list[str]:
+    """The command line of a method's run, without the program."""
+    experiment, *own = RUNS[method]
+    config = str(ROOT / "experiments" / f"{experiment}.yaml")
+    place = ("--run.root", str(root), "--run.experiment", method, "--run.name", name)
+    return [command, "--config", config, *SMALL, *own, *place, *flags]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **extra}
+
+
+def start(method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str) -> subprocess.Popen:
+    """Start a run in a process of its own."""
+    line = [sys.executable, "-m", "fgssl", *arguments(method, root, name, *flags, command=command)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, text=True, env=environment(**extra), cwd=root, **streams)
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+    """Exit status, and what was said."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out + err
+
+
+def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit") -> Path:
+    """Run to the end; returns the run folder."""
+    status, said = finish(start(method, root, name, *flags, command=command))
+    assert status == 0, said[-3000:]
+    return root / method / name
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+def state(run: Path, name: str = "last.ckpt") -> dict:
+    return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def losses(run: Path) -> list[tuple[str, str]]:
+    """Step and loss of every logged training step."""
+    with (run / "metrics.csv").open() as file:
+        return [(row["step"], row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def assert_same_state(ours: dict, theirs: dict) -> None:
+    """Bit for bit."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        same = torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value
+        assert same, name

@@ -1,0 +1,75 @@
+"""Misfortunes, to be named on a command line: ``--trainer.callbacks+=tests.trust.callbacks.KillAt``."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+
+
+class KillAt(Callback):
+    """Sends a signal to this process after a batch (counted from 0 over the run), on one rank."""
+
+    def __init__(self, batch: int, number: int = signal.SIGKILL, rank: int = 0):
+        self.batch, self.number, self.rank = batch, number, rank
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.batch and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)
+
+
+class SpoilInput(Callback):
+    """Puts a NaN into the images of some batches, on one rank."""
+
+    def __init__(self, batches: list[int], rank: int = 0):
+        self.batches, self.rank = batches, rank
+
+    def on_train_batch_start(self, trainer, method, batch, batch_idx):
+        if batch_idx in self.batches and trainer.global_rank == self.rank:
+            batch.views[0][0] = torch.nan
+
+
+class SpoilWeights(Callback):
+    """Puts a NaN into a weight after an epoch's last batch: a checkpoint comes before the loss that would show it."""
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        if trainer.is_last_batch and trainer.current_epoch == 1:
+            with torch.no_grad():
+                next(method.parameters()).view(-1)[0] = torch.nan
+
+
+class SpoilMemory(Callback):
+    """Changes one bit of rank 1's memory."""
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        if batch_idx == 0 and trainer.global_rank == 1:
+            method.memory.labels_K[3] ^= 1
+
+
+class KillWorker(Callback):
+    """Kills a data-loader process."""
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        if batch_idx == 2:
+            workers = trainer.fit_loop._combined_loader.flattened[0].loader._iterator._workers
+            os.kill(workers[0].pid, signal.SIGKILL)
+            time.sleep(0.5)
+
+
+class GpuFull(Callback):
+    """What torch raises when a GPU is full."""
+
+    def on_train_batch_start(self, trainer, method, batch, batch_idx):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class Touch(Callback):
+    """Says in a file that training has begun."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def on_train_batch_end(self, *_):
+        Path(self.path).touch()

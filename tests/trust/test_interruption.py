@@ -1,0 +1,146 @@
+"""Interrupted equals uninterrupted, and nothing on disk is lost."""
+
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgssl.checkpoint import AtomicCheckpointIO, read_checkpoint
+from fgssl.cli import main
+from fgssl.errors import UserError
+from tests.methods.runs import (
+    RUNS,
+    arguments,
+    assert_same_state,
+    complete,
+    environment,
+    finish,
+    losses,
+    results,
+    start,
+    state,
+)
+
+EVERY = ("--checkpoint.every_n_train_steps", "5")
+
+
+def at(batch: int, number: int = signal.SIGKILL) -> str:
+    return f"{{class_path: tests.trust.callbacks.KillAt, init_args: {{batch: {batch}, number: {int(number)}}}}}"
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(method, tmp_path):
+    """16 steps; killed after the 13th, in the middle of the second epoch, with the last checkpoint of step 10."""
+    whole = complete(method, tmp_path, "whole", *EVERY)
+    status, said = finish(start(method, tmp_path, "killed", *EVERY, "--trainer.callbacks", at(12)))
+    assert status == -signal.SIGKILL, said[-2000:]
+    killed = tmp_path / method / "killed"
+    assert results(killed)["status"] == "running"
+    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+
+    complete(method, tmp_path, "killed", *EVERY, "--run.resume", "true")
+    assert [step for step, _ in losses(killed)] == [str(step) for step in range(16)]
+    assert losses(killed) == losses(whole)
+    assert_same_state(state(killed), state(whole))
+    ours, theirs = (results(run)["metrics"] for run in (killed, whole))
+    assert {k: v for k, v in ours.items() if k.startswith("test/")} == {
+        k: v for k, v in theirs.items() if k.startswith("test/")
+    }
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
+    whole = complete("maskcon", tmp_path, "whole")
+    flags = ("--trainer.callbacks", at(11, signal.SIGTERM), "--data.num_workers", "1")
+    status, said = finish(start("maskcon", tmp_path, "stopped", *flags))
+    assert status == 128 + signal.SIGTERM, said[-2000:]
+    assert "Traceback" not in said
+    assert "Stopped by SIGTERM" in said
+    stopped = tmp_path / "maskcon" / "stopped"
+    assert results(stopped)["status"] == "interrupted"
+    assert torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+    complete("maskcon", tmp_path, "stopped", "--run.resume", "true")
+    assert losses(stopped) == losses(whole)
+    assert_same_state(state(stopped), state(whole))
+
+
+def test_resume_starts_a_run_that_is_not_there_and_needs_its_name(tmp_path):
+    run = complete("maskcon", tmp_path, "new", "--run.resume", "true", "--trainer.max_epochs", "1")
+    assert results(run)["status"] == "finished"
+    status, said = finish(start("maskcon", tmp_path, "null", "--run.resume", "true"))
+    assert status == 2
+    assert "--run.resume needs --run.name" in said
+
+
+def _write_for_ever(path: Path) -> None:
+    writer, number = AtomicCheckpointIO(), 0
+    while True:
+        number += 1
+        writer.save_checkpoint({"number": number, "weights": torch.full((500_000,), float(number))}, path)
+
+
+def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path):
+    path, seen, partial = tmp_path / "last.ckpt", 0, 0
+    rng = random.Random(0)
+    for _ in range(20):
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        process.start()
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.01, 0.05))
+        process.kill()
+        process.join()
+        partial += path.with_name("last.ckpt.partial").exists()
+        checkpoint = read_checkpoint(str(path))
+        assert (checkpoint["weights"] == checkpoint["number"]).all()
+        seen += 1
+    assert seen == 20
+    assert partial > 0, "no kill fell into a write: the test shows nothing"
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+from fgssl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_error_and_leaves_what_was_there(tmp_path):
+    """A limit on the size of files makes the write fail as a full disk does."""
+    run = complete("maskcon", tmp_path, "run", "--trainer.max_epochs", "1")
+    last = run / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    line = [sys.executable, "-c", LIMITED.format(limit=len(before) // 2)]
+    line += arguments("maskcon", tmp_path, "run", "--run.resume", "true")
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=240)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "last.ckpt could not be written" in done.stderr
+    assert "Earlier checkpoints are untouched" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert last.read_bytes() == before
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert results(run)["status"] == "failed"
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    assert main(arguments("maskcon", tmp_path / "file", "run")) == 2
+    said = capsys.readouterr().err
+    assert "run.root" in said
+    assert str(tmp_path / "file") in said
+
+
+def test_a_truncated_checkpoint_names_the_others(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
+    whole = (tmp_path / "best.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"last.ckpt is not a checkpoint.*Others beside it: .*best.ckpt"):
+        read_checkpoint(str(tmp_path / "last.ckpt"))
+    assert (tmp_path / "best.ckpt").read_bytes() == whole
