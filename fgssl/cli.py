@@ -21,12 +21,16 @@ COMMANDS = {
     "data": "list the data sets, or check one on disk (fgssl data --help)",
     "compare": "tables and pictures from run folders, over the seeds, beside the papers' numbers",
     "embed": "write embeddings, labels and paths, of a checkpoint or a public network; evaluate it",
+    "search": "nearest neighbours of given images in an embedded folder",
+    "export": "a trained network as a timm model with a card, by torch.export and as ONNX",
 }
 # Commands beside Lightning's four: where their ``main(arguments)`` is.
 OWN = {
     "data": "fgssl.data.check",
     "compare": "fgssl.report.compare",
     "embed": "fgssl.embed",
+    "search": "fgssl.search",
+    "export": "fgssl.export",
 }
 
 HELP = """\

@@ -35,8 +35,12 @@ def main(argv: list[str]) -> int:
         set_public_network(config, args.model, args.pretrained == "true", flags)
     name_run(config, args)
 
+    import torch
+
     from fgssl.application import Application
     from fgssl.callbacks.shards import Shards
+    from fgssl.evaluation.embedding import Embeddings
+    from fgssl.evaluation.store import read_embeddings
 
     class Embedding(Application):
         """A test whose embeddings are kept; of other rows than the test's, the embeddings alone."""
@@ -68,10 +72,10 @@ def main(argv: list[str]) -> int:
             if not (self.retrieval.grid and self.trainer.is_global_zero):
                 return
             from fgssl.report.pictures import draw_maps
-            from fgssl.search import as_embeddings, read_embeddings
 
-            stored = as_embeddings(read_embeddings(self.folder))
-            draw_maps(stored, self.datamodule.parts.index, self.folder, self.trainer.loggers)
+            stored = read_embeddings(self.folder)
+            columns = (torch.from_numpy(column) for column in (stored.embedding, stored.fine, stored.index))
+            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers)
 
     return start("test", config, flags, config["run"]["experiment"], Embedding)
 
@@ -117,9 +121,9 @@ def set_public_network(config: dict[str, Any], model: str, pretrained: bool, fla
     if family != "timm" or not name:
         raise UserError(f"--model: '{model}' is not of the form timm/NAME, such as timm/resnet50.a1_in1k.")
     config["model"] = {"class_path": "Frozen", "init_args": {"backbone": {"name": name, "pretrained": pretrained}}}
-    if not timm.is_model(name):
-        return  # said with a suggestion when it is built
-    trained = timm.get_pretrained_cfg(name)
+    trained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if trained is None:
+        return  # an unknown name is said, with a suggestion, when the network is built
     size = trained.input_size[-1]
     options = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
     options |= {"mean": list(trained.mean), "std": list(trained.std)}

@@ -1,10 +1,155 @@
 """``fgssl search``: the nearest neighbours of given images in an embedded folder, as a table and a picture."""
 
-import torch
+import argparse
+from pathlib import Path
+from typing import NamedTuple
 
-from fgssl.evaluation.embedding import Embeddings
-from fgssl.evaluation.store import Stored, read_embeddings
+import numpy as np
+
+from fgssl.errors import UserError
+from fgssl.options import Parser
 
 
-def as_embeddings(stored: Stored) -> Embeddings:
-    return Embeddings(*(torch.from_numpy(column) for column in (stored.embedding, stored.fine, stored.index)))
+class Query(NamedTuple):
+    """What is searched for: its name, its picture [H, W, 3], and its class (-1: unknown)."""
+
+    name: str
+    image: np.ndarray
+    label: int
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl search <argv>``."""
+    args = _parser().parse_args(argv)
+    folder = Path(args.folder)
+    if not args.images and not args.row:
+        raise UserError("search for what? Give image files, or --row with rows of the embedded data set.")
+    for image in args.images:
+        if not Path(image).is_file():
+            raise UserError(f"image not found: {image}")
+    run = folder.parent if (folder / "about.json").is_file() else folder
+
+    import torch
+
+    from fgssl.evaluation.search import search
+    from fgssl.evaluation.store import read_embeddings
+    from fgssl.restore import configuration, restore
+
+    stored = read_embeddings(folder)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} has no config.yaml, which says what embedded it. Keep embeddings/ in its run folder.")
+    positions = positions_of(args.row, stored.index, folder)
+    if not 1 <= args.k <= len(stored.index) - bool(args.row):
+        raise UserError(f"-k is {args.k}; {folder} holds {len(stored.index)} images.")
+    application = restore(configuration(None, [str(run / "config.yaml")]), [])
+    index = application.datamodule.parts.index
+
+    from fgssl.report.figures import image_of
+
+    gallery = torch.from_numpy(stored.embedding)
+    queries = [Query(image, *read(image)) for image in args.images]
+    queries += [
+        Query(str(stored.paths[p]), image_of(index, int(stored.index[p])), int(stored.fine[p])) for p in positions
+    ]
+    found = [search(embed(application, args.images), gallery, args.k)] if args.images else []
+    if positions:
+        rows = torch.tensor(positions)
+        found.append(search(gallery[rows], gallery, args.k, exclude=rows))
+    cosine_Qk, ids_Qk = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+
+    print_table(queries, cosine_Qk, ids_Qk, stored)
+    draw(queries, cosine_Qk, ids_Qk, stored, index, Path(args.out))
+    print(f"picture: {args.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="fgssl search",
+        description="Find the nearest neighbours of images in a folder that fgssl embed has written.",
+    )
+    parser.add_argument("folder", help="the run folder that holds embeddings/")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, embedded by the folder's own network")
+    parser.add_argument("--row", type=int, nargs="+", default=[], help="rows of the embedded data set, each left out")
+    parser.add_argument("-k", type=int, default=8, help="neighbours of an image; default 8")
+    parser.add_argument(
+        "--out", default="neighbours.png", metavar="FILE.png", help="the picture; default neighbours.png"
+    )
+    return parser
+
+
+def positions_of(rows: list[int], index: np.ndarray, folder: Path) -> list[int]:
+    """Where the asked data-set rows stand among the embedded ones."""
+    place = {int(row): position for position, row in enumerate(index)}
+    missing = [row for row in rows if row not in place]
+    if missing:
+        raise UserError(
+            f"--row: {missing[0]} is not among the {len(index)} embedded rows of {folder}, such as {index[0]}."
+        )
+    return [place[row] for row in rows]
+
+
+def read(path: str) -> tuple[np.ndarray, int]:
+    from fgssl.data.images import read_image
+
+    return np.asarray(read_image(path)), -1
+
+
+def embed(application, paths: list[str]):
+    """[Q, F] features of image files, seen as the folder's own images were."""
+    import torch
+
+    from fgssl.data.batch import Batch
+    from fgssl.data.images import open_image
+    from fgssl.data.views import decode
+
+    data = application.datamodule
+    view, unknown = data.eval_view, torch.full((len(paths),), -1)
+    (numbers,) = view.numbers(0, np.array([-1]))
+    images = []
+    for path in paths:
+        with open_image(path) as file:
+            image_3HW, boxes = decode(file, view.boxes(file.size, numbers), view.crops)
+        images.append(view.cut(image_3HW, boxes, numbers)[0])
+    batch = Batch([torch.stack(images)], unknown, unknown, unknown, unknown)
+    with torch.no_grad():
+        return application.model.embed(data.on_after_batch_transfer(batch, 0).views[0])
+
+
+def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:
+    """One line a neighbour."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    names = stored.about["fine_names"]
+    table = Table("query", "rank", "cosine", "class", "row", "path", box=SIMPLE_HEAD, pad_edge=False)
+    for query, cosine_k, ids_k in zip(queries, cosine_Qk, ids_Qk, strict=True):
+        for rank, (cosine, found) in enumerate(zip(cosine_k, ids_k, strict=True), 1):
+            label = stored.fine[found]
+            about = [f"{cosine:.4f}", names[label] if label >= 0 else "-", str(stored.index[found])]
+            table.add_row(query.name if rank == 1 else "", str(rank), *about, str(stored.paths[found]))
+        table.add_section()
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, index, path: Path) -> None:
+    """Queries and their neighbours; a frame is green or red where the query's class is known, grey where not."""
+    from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, image_of, picture_rows
+
+    names = stored.about["fine_names"]
+    lines = []
+    for query, cosine_k, ids_k in zip(queries, cosine_Qk, ids_Qk, strict=True):
+        line = [(query.image, names[query.label] if query.label >= 0 else Path(query.name).stem, QUERY)]
+        for cosine, found in zip(cosine_k, ids_k, strict=True):
+            label = int(stored.fine[found])
+            colour = UNKNOWN if query.label < 0 else RIGHT if label == query.label else WRONG
+            name = f"{names[label]}\n{cosine:.2f}" if label >= 0 else f"{cosine:.2f}"
+            line.append((image_of(index, int(stored.index[found])), name, colour))
+        lines.append(line)
+    known = any(query.label >= 0 for query in queries)
+    reading = " (green: same class, red: another, grey: not known)" if known else ""
+    picture_rows(lines, f"given image, then its nearest neighbours by cosine{reading}", path)

@@ -5,6 +5,7 @@
 """
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in COLUMNS}
-    except (OSError, ValueError, KeyError, EOFError) as fault:
-        raise UserError(f"{path} is damaged ({fault}). Write the embeddings again.") from None
-    except Exception as fault:  # zipfile's own error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
         raise UserError(f"{path} is damaged ({fault}). Write the embeddings again.") from None

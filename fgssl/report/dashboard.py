@@ -35,10 +35,10 @@ def save_comparison(where: str, tables: Sequence[Comparison]) -> str:
         raise UserError(f"--wandb needs W&B's library for reports ({fault}): pip install 'fgssl[reports]'.") from None
     import wandb
 
-    entity, _, project = where.rpartition("/")
+    named, _, project = where.rpartition("/")
     try:
         api = wandb.Api()
-        entity = entity or api.default_entity
+        entity = named or str(api.default_entity)
         earlier = [found.url for found in _reports(api, f"{entity}/{project}") if found.title == TITLE]
         report = build(entity, project, tables, earlier[0] if earlier else None)
         report.save()

@@ -13,7 +13,7 @@ from fgssl.data.index import Index
 from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
 
-RIGHT, WRONG, QUERY = "#2a9d4a", "#d1352b", "#333333"
+RIGHT, WRONG, QUERY, UNKNOWN = "#2a9d4a", "#d1352b", "#333333", "#777777"
 SAMPLE = 3000  # images at most in pictures that need all pairs, or t-SNE's time
 NAMED = 20  # groups at most that a legend or a matrix names: more cannot be told apart
 
@@ -41,25 +41,33 @@ def retrieval_grid(
         neighbours: columns beside the query.
         seed: of the choice of queries.
     """
-    from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
-
     chosen = np.sort(np.random.default_rng(seed).permutation(len(queries.fine))[:count])
     positions = torch.from_numpy(chosen).to(queries.fine.device)
     searched, exclude = (queries, positions) if gallery is None else (gallery, None)
     k = min(neighbours, len(searched.fine) - 1)
     _, ids = search(queries.embedding[positions], searched.embedding, k, exclude=exclude)
-    near_Qk = ids.cpu()
-
-    figure = Figure(figsize=(1.25 * (k + 1) + 0.3, 1.55 * len(chosen) + 0.5), dpi=120, layout="constrained")
-    axes = figure.subplots(len(chosen), k + 1, squeeze=False)
-    figure.suptitle("query, then its nearest neighbours (green: same class, red: another)", fontsize=10)
-    for line, query, near_k in zip(axes, chosen, near_Qk, strict=True):
+    lines = []
+    for query, near_k in zip(chosen, ids.cpu(), strict=True):
         label = int(queries.fine[query])
-        _show(line[0], _image(index, int(queries.index[query])), index.fine_names[label], QUERY, bold=True)
-        for axis, other in zip(line[1:], near_k, strict=True):
+        line = [(image_of(index, int(queries.index[query])), index.fine_names[label], QUERY)]
+        for other in near_k:
             found = int(searched.fine[other])
             colour = RIGHT if found == label else WRONG
-            _show(axis, _image(index, int(searched.index[other])), index.fine_names[found], colour)
+            line.append((image_of(index, int(searched.index[other])), index.fine_names[found], colour))
+        lines.append(line)
+    return picture_rows(lines, "query, then its nearest neighbours (green: same class, red: another)", path)
+
+
+def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, path: Path) -> Path:
+    """Draw rows of pictures; each is an image [H, W, 3], the text above it and the colour of its frame."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
+
+    columns = max(len(line) for line in lines)
+    figure = Figure(figsize=(1.25 * columns + 0.3, 1.55 * len(lines) + 0.5), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for axes, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):
+        for place, (axis, (image, name, colour)) in enumerate(zip(axes, line, strict=True)):
+            _show(axis, image, name, colour, bold=place == 0)
     figure.savefig(path)
     return path
 
@@ -223,7 +231,7 @@ def _chosen(count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLE])
 
 
-def _image(index: Index, row: int) -> np.ndarray:
+def image_of(index: Index, row: int) -> np.ndarray:
     """[H, W, 3] uint8."""
     return index.pixels[row] if index.pixels is not None else np.asarray(read_image(index.paths[row]))
 
@@ -246,7 +254,9 @@ def _square(image: np.ndarray) -> np.ndarray:
 
 
 def _short(name: str, width: int = 18) -> str:
-    """``001.Black_footed_Albatross`` as ``Black footed Alba…``, to stay within its picture."""
+    """``001.Black_footed_Albatross`` as ``Black footed Alba…``, to stay within its picture; each line by itself."""
+    if "\n" in name:
+        return "\n".join(_short(line, width) for line in name.split("\n"))
     number, _, rest = name.partition(".")
-    name = (rest if number.isdigit() and rest else name).replace("_", " ")
+    name = (rest if number.isdigit() and rest[:1].isalpha() else name).replace("_", " ")
     return name if len(name) <= width else name[: width - 1] + "…"

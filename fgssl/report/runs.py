@@ -72,9 +72,12 @@ class RunFolder:
 
     @property
     def method(self) -> str:
-        """The label, and whether it was trained at all."""
+        """The label, and whether it was trained at all; a public network goes by its own name."""
+        if self.results["method"] == "Frozen":
+            weights = "" if self.config.get("model.backbone.pretrained") else " (random weights)"
+            return f"timm/{self.config.get('model.backbone.name')}{weights}"
         name = label(self.results["method"], self.results.get("variant"))
-        known = "epochs" in self.results or self.results.get("ckpt_path") or self.results["method"] == "Frozen"
+        known = "epochs" in self.results or self.results.get("ckpt_path")
         return name if known else f"{name} (untrained)"
 
     @property
@@ -142,7 +145,9 @@ def read_runs(paths: Iterable[str]) -> tuple[list[RunFolder], list[str]]:
     runs, faults = [], []
     for folder in sorted(set(_folders(paths))):
         try:
-            runs.append(read_run(folder))
+            run = read_run(folder)
+            if run is not None:
+                runs.append(run)
         except UserError as fault:
             faults.append(str(fault))
     return runs, faults
@@ -161,8 +166,8 @@ def _folders(paths: Iterable[str]) -> Iterator[Path]:
             raise UserError(f"{path} holds no run: no results.json in it or below it.")
 
 
-def read_run(folder: Path) -> RunFolder:
-    """Read one run folder.
+def read_run(folder: Path) -> RunFolder | None:
+    """Read one run folder; None for one that evaluated nothing (predict, embeddings of training rows).
 
     Raises:
         UserError: it is broken or unfinished; the message says how.
@@ -171,6 +176,8 @@ def read_run(folder: Path) -> RunFolder:
         raise UserError(f"{folder}: broken, no results.json. Did it stop before it began?")
     results = _read_json(folder / "results.json")
     status = results.get("status")
+    if status == "predicted":
+        return None
     if status != "finished":
         reason = f" ({results['error']})" if results.get("error") else ""
         resume = f" Resume it with --ckpt_path {folder}." if (folder / "checkpoints" / "last.ckpt").is_file() else ""

@@ -1,0 +1,275 @@
+"""``fgssl export``: a trained network for use elsewhere, as a timm model, by torch.export and as ONNX.
+
+Each file is read back and compared with the network it was written from, before the command says that it is there.
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fgssl.errors import UserError
+from fgssl.options import Parser
+from fgssl.report.runs import flatten
+
+FORMATS = ("timm", "torch", "onnx")
+TOLERANCE = 1e-5  # of the largest feature
+MAIN_METRICS = ("test/recall@1", "test/recall@10", "test/map", "test/map@r", "test/nmi")
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl export <argv>``."""
+    args = _parser().parse_args(argv)
+    given = Path(args.ckpt_path)
+    folder = Path(args.out or (given.parent.parent if given.is_file() else given) / "export")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there already and not empty. Choose another folder with --out.")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if "onnx" in args.formats and missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'fgssl[export]', or --formats timm torch.")
+
+    import torch
+    from torch import nn
+
+    from fgssl.restore import configuration, restore
+
+    application = restore(configuration(args.ckpt_path, args.config), [])
+    data, method = application.datamodule, application.model
+    size = data.eval_view.crops[0].size
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    class Embed(nn.Module):
+        """What evaluation sees: images, normalised, to the features that results.json speaks of."""
+
+        def __init__(self):
+            super().__init__()
+            self.method = method
+
+        def forward(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+            return self.method.embed(images_B3HW)
+
+    drop_unused(method, lambda: method.embed(images))
+    embed = Embed().eval()
+    with torch.no_grad():
+        expected = embed(images)
+    backbone = backbone_of(method)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = flatten(application.config[application.config.subcommand].as_dict())
+    wanted = {
+        "timm": lambda: write_timm(folder, backbone, config, size, data),
+        "torch": lambda: write_torch(folder, embed, images),
+        "onnx": lambda: write_onnx(folder, embed, images),
+    }
+    for name in FORMATS:
+        if name in args.formats:
+            file, read_back = wanted[name]()
+            reference = expected
+            if name == "timm":
+                with torch.no_grad():
+                    reference = backbone(images)
+            difference = check(read_back(images), reference, file)
+            print(f"{file}: read back, features differ by {difference:.1e} at most")
+    results = results_of(args.ckpt_path)
+    (folder / "README.md").write_text(card(results, config, size, data, args.formats, expected.shape[1]))
+    print(f"model card: {folder / 'README.md'}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="fgssl export", description="Write a trained network for use elsewhere, with a model card.")
+    parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="where the checkpoint lies in no run"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="default: <run>/export")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS),
+        help="timm: the backbone's weights; torch: torch.export; onnx. Default: all three",
+    )  # fmt: skip
+    return parser
+
+
+def drop_unused(method: Any, embed: Callable[[], Any]) -> None:
+    """Remove the parts of a method that only training needs (teacher, memory): the files would hold them too."""
+    import torch
+
+    called: set[int] = set()
+    hooks = [m.register_forward_hook(lambda module, *_: called.add(id(module))) for m in method.modules()]
+    with torch.no_grad():
+        embed()
+    for hook in hooks:
+        hook.remove()
+    for name, child in list(method.named_children()):
+        if not called & {id(module) for module in child.modules()}:
+            setattr(method, name, torch.nn.Identity())
+
+
+def backbone_of(method: Any) -> Any:
+    """The timm model among what ``embed`` uses."""
+    for module in method.modules():
+        if hasattr(module, "num_features") and hasattr(module, "forward_features"):
+            return module
+    raise UserError("this method holds no timm network to export. Use --formats torch onnx.")
+
+
+def check(found: Any, expected: Any, file: Path) -> float:
+    """Largest difference, relative to the largest feature.
+
+    Raises:
+        UserError: it is above the tolerance, so the file would not do what the run's numbers say.
+    """
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(f"{file} gives other features than the checkpoint: they differ by {difference:.1e}.")
+    return difference
+
+
+Written = tuple[Path, Callable[[Any], Any]]  # the file, and what reads it back: images to features
+
+
+def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, data: Any) -> Written:
+    """``model.safetensors``; timm's ``config.json`` beside it, unless the stem is ours, for which timm has no name."""
+    import timm
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    own_stem, options = config["model.backbone.small_input"], options_of(config)
+    if own_stem:
+        weights = {name: value.contiguous() for name, value in backbone.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+    else:
+        timm.models.save_for_hf(backbone, str(folder), model_args=options, safe_serialization=True)
+        described = json.loads((folder / "config.json").read_text())
+        # What timm says of its own weights of that name (tag, licence, paper, input) is not true of these.
+        described["pretrained_cfg"] = {
+            "input_size": [3, size, size], "mean": list(data.mean), "std": list(data.std), "num_classes": 0,
+            "crop_pct": 1.0, "interpolation": data.eval_view.crops[0].resample,
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+    def read_back(images: Any) -> Any:
+        if own_stem:
+            from fgssl.nn.backbones import Backbone
+
+            network = Backbone(config["model.backbone.name"], small_input=True, options=options).build()
+            network.load_state_dict(load_file(folder / "model.safetensors"))
+        else:
+            network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        with torch.no_grad():
+            return network.eval()(images)
+
+    return folder / "model.safetensors", read_back
+
+
+def options_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The further arguments of the timm model."""
+    prefix = "model.backbone.options."
+    return {name.removeprefix(prefix): value for name, value in config.items() if name.startswith(prefix)}
+
+
+def write_torch(folder: Path, embed: Any, images: Any) -> Written:
+    """``model.pt2``, by torch.export, for any number of images."""
+    import torch
+
+    batch = torch.export.Dim("batch")
+    torch.export.save(torch.export.export(embed, (images,), dynamic_shapes=({0: batch},)), folder / "model.pt2")
+
+    def read_back(images: Any) -> Any:
+        with torch.no_grad():
+            return torch.export.load(folder / "model.pt2").module()(images)
+
+    return folder / "model.pt2", read_back
+
+
+def write_onnx(folder: Path, embed: Any, images: Any) -> Written:
+    """``model.onnx``, for any number of images; input ``images``, output ``features``."""
+    import torch
+
+    torch.onnx.export(
+        embed, (images,), folder / "model.onnx", dynamo=True, external_data=False, verbose=False,
+        input_names=["images"], output_names=["features"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+
+    def read_back(images: Any) -> Any:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+    return folder / "model.onnx", read_back
+
+
+def results_of(ckpt_path: str) -> dict[str, Any]:
+    """``results.json`` of the run that a checkpoint lies in; empty where it lies in none."""
+    from fgssl.application import checkpoint_file
+
+    path = checkpoint_file(ckpt_path).parent.parent / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def card(
+    results: dict[str, Any],
+    config: dict[str, Any],
+    size: int,
+    data: Any,
+    formats: list[str],
+    features: int,
+) -> str:
+    """What was trained on what, with which result, and how to use the files."""
+    network, dataset = config["model.backbone.name"], data.dataset
+    start = "timm's pretrained weights" if config["model.backbone.pretrained"] else "random weights"
+    about = {
+        "method": config["model"] + (f", {config['model.variant']}" if config.get("model.variant") else ""),
+        "network": f"{network}, begun from {start}",
+        "trained on": f"{dataset.name}: {_part(results, 'train')}, {config['data.protocol.split']} split",
+        "licence of the data": dataset.licence,
+        "training": f"{results.get('epochs', 'unknown')} epochs, seed {results.get('seed', 'unknown')}",
+        "versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
+        "source": f"git {results['git']['revision']}" if results.get("git") else "unknown",
+        "command": f"`{results['command']}`" if results.get("command") else "unknown",
+    }
+    lines = ["---", "library_name: timm", "tags: [image-feature-extraction, fgssl]", "---", ""]
+    lines += [f"# {config['model']} on {dataset.name}: {network}", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    metrics = {name: value for name, value in results.get("metrics", {}).items() if name in MAIN_METRICS}
+    if metrics:
+        lines += ["", f"## Result on {_part(results, 'test')}", "", "| metric | % |", "|---|---|"]
+        lines += [f"| {name.removeprefix('test/')} | {100 * value:.2f} |" for name, value in metrics.items()]
+    lines += ["", "## Use", "", f"Images: RGB, {size} x {size} px, scaled to 0 to 1, then"]
+    lines += [
+        f"less {[round(m, 4) for m in data.mean]} and divided by {[round(s, 4) for s in data.std]} a channel.",
+        "",
+    ]
+    code = []
+    if "timm" in formats and not config["model.backbone.small_input"]:
+        code += ["import timm", "", 'model = timm.create_model("local-dir:.", pretrained=True).eval()']
+    elif "timm" in formats:
+        code += ["from safetensors.torch import load_file", "from fgssl.nn.backbones import Backbone", ""]
+        code += [f'model = Backbone("{network}", small_input=True, options={options_of(config)}).build().eval()']
+        code += ['model.load_state_dict(load_file("model.safetensors"))']
+    if "torch" in formats:
+        code += ["", "import torch", "", 'model = torch.export.load("model.pt2").module()']
+    if "onnx" in formats:
+        code += ["", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("model.onnx")']
+        code += ['features = session.run(["features"], {"images": images})[0]  # float32 [B, 3, H, W]']
+    lines += [
+        "```python",
+        *code,
+        "```",
+        "",
+        f"In this folder. `model.pt2` and `model.onnx` give the {features} features that were evaluated;",
+    ]
+    lines += ["`model.safetensors` is the backbone alone. Compare features by cosine.", ""]
+    return "\n".join(lines)
+
+
+def _part(results: dict[str, Any], part: str) -> str:
+    facts = results.get("data", {}).get(part)
+    name = {"train": "training", "test": "test"}[part]
+    return (
+        f"{facts['images']:,} {name} images of {facts['classes']} classes (rows {facts['rows_hash']})"
+        if facts
+        else name
+    )
