@@ -23,6 +23,7 @@ COMMANDS = {
     "embed": "write embeddings, labels and paths, of a checkpoint or a public network; evaluate it",
     "search": "nearest neighbours of given images in an embedded folder",
     "export": "a trained network as a timm model with a card, by torch.export and as ONNX",
+    "sweep": "fit over a grid of options, finished cells skipped; a heat map",
 }
 # Commands beside Lightning's four: where their ``main(arguments)`` is.
 OWN = {
@@ -31,6 +32,7 @@ OWN = {
     "embed": "fgssl.embed",
     "search": "fgssl.search",
     "export": "fgssl.export",
+    "sweep": "fgssl.sweep",
 }
 
 HELP = """\

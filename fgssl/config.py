@@ -53,7 +53,7 @@ def read_section(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing or is not YAML, or a key stands twice.
     """
     section: dict[str, Any] = {}
-    _merge(section, _read(Path(path)))
+    _merge(section, read_yaml(Path(path)))
     return section
 
 
@@ -70,7 +70,7 @@ def compose(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _apply_file(config: dict[str, Any], path: Path) -> None:
-    content = _read(path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: an experiment is a mapping of sections ({', '.join(SECTIONS)}).")
     for key, value in content.items():
@@ -86,11 +86,12 @@ def _resolve(value: Any, beside: Path) -> Any:
     """A section given as a path becomes that file's content; its own paths resolve against that file."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         path = beside.parent / value
-        return _resolve(_read(path, asked_by=beside), path)
+        return _resolve(read_yaml(path, asked_by=beside), path)
     return value
 
 
-def _read(path: Path, asked_by: Path | None = None) -> Any:
+def read_yaml(path: Path, asked_by: Path | None = None) -> Any:
+    """A YAML file as it stands. Raises UserError where it is missing or is no YAML, or a key stands twice."""
     named = f" (named in {asked_by})" if asked_by else ""
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []

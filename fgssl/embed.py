@@ -125,7 +125,7 @@ def set_public_network(config: dict[str, Any], model: str, pretrained: bool, fla
     if trained is None:
         return  # an unknown name is said, with a suggestion, when the network is built
     size = trained.input_size[-1]
-    options = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
+    options: dict[str, Any] = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
     options |= {"mean": list(trained.mean), "std": list(trained.std)}
     for option, value in options.items():
         if not any(flag.split("=")[0] == f"--data.{option}" for flag in flags):
