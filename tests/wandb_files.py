@@ -20,7 +20,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def _payloads(content: bytes) -> Iterator[bytes]:
-    """Records are cut into chunks (whole 1, first 2, middle 3, last 4) of crc, length, type, data; none over a block."""
+    """Records are cut into chunks (whole 1, first 2, middle 3, last 4) of crc, length, type, data, within blocks."""
     assert content[:4] == b":W&B"
     position, parts = FILE_HEADER, b""
     while position + 7 <= len(content):

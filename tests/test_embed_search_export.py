@@ -1,0 +1,229 @@
+"""What is made of a trained network: embeddings on disk, neighbours of given images, files for use elsewhere."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgssl.cli import main
+from fgssl.data.datasets import ALL
+from fgssl.evaluation.store import read_embeddings, write_shard
+from tests.test_cli import fgssl, fit, results
+
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("runs"), epochs=1)
+
+
+@pytest.fixture(scope="module")
+def embedded(run):
+    """The run's test rows, 200 a file, with pictures (less UMAP's, which takes 10 seconds to compile)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fgssl.report.figures.has_umap", lambda: False)
+        return embed(run)
+
+
+def embed(run):
+    flags = ["--rows", "200", "--retrieval.grid", "2", *QUIET]
+    assert main(["embed", "--ckpt_path", str(run), *flags]) == 0
+    return run.with_name(f"{run.name}_embed")
+
+
+def test_embeddings_are_those_that_predict_gives_and_their_labels_are_the_data_sets(run, embedded, tmp_path):
+    stored = read_embeddings(embedded)
+    assert [len(np.load(shard)["index"]) for shard in sorted((embedded / "embeddings").glob("*.npz"))] == [208, 208, 34]
+    assert fgssl("predict", tmp_path, "--run.name", "p", "--ckpt_path", str(run)) == 0
+    predicted = np.load(tmp_path / "maskcon_digits" / "p" / "embeddings.npz")
+    for name in ("embedding", "fine", "index", "paths"):
+        assert np.array_equal(getattr(stored, name), predicted[name]), name
+    index = ALL["digits"]().index()
+    assert np.array_equal(stored.coarse, index.coarse[stored.index])
+    assert stored.about["coarse_names"] == list(index.coarse_names)
+
+
+def test_an_embedded_run_is_evaluated_like_any_other(run, embedded):
+    assert results(embedded)["status"] == "finished"
+    theirs, ours = results(run)["metrics"], results(embedded)["metrics"]
+    assert {name for name in ours if name.startswith("test/")} == {name for name in theirs if name.startswith("test/")}
+    assert ours["test/map"] == pytest.approx(theirs["test/map"])
+    for picture in ("retrieval.png", "similarity.png", "confusion.png", "tsne.png"):
+        assert (embedded / picture).stat().st_size > 5000, picture
+
+
+def test_training_rows_are_embedded_without_an_evaluation(run):
+    assert main(["embed", "--ckpt_path", str(run), "--part", "train", *QUIET]) == 0
+    folder = run.with_name(f"{run.name}_embed_train")
+    assert len(read_embeddings(folder).index) == 69
+    assert not any(name.startswith("test/") for name in results(folder)["metrics"])
+    assert main(["compare", str(folder.parent)]) == 0  # it is passed over, not called broken
+
+
+def test_a_public_network_stands_in_the_same_table(run, capsys):
+    flags = ["--run.root", str(run.parents[1]), "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0"]
+    flags += ["--data.eval_size", "32", "--data.eval_resize", "32", "--retrieval.grid", "0", *QUIET]
+    assert main(["embed", "--model", "timm/resnet18", "--pretrained", "false", "--data", "digits", *flags]) == 0
+    folder = run.parents[1] / "embed" / "resnet18_digits"
+    assert read_embeddings(folder).embedding.shape == (450, 512)
+    import timm
+    import yaml
+
+    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    assert (data["eval_size"], data["mean"]) == (32, list(timm.get_pretrained_cfg("resnet18").mean))
+    capsys.readouterr()
+    assert main(["compare", str(folder), str(run), "--metric", "recall@1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("450 test images") == 1
+    assert "timm/resnet18 (random weights)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "embed what?"),
+        (["--model", "resnet18", "--data", "digits"], "not of the form timm/NAME"),
+        (["--model", "timm/resnet81", "--data", "digits", "--pretrained", "false"], "Did you mean 'resnet18'?"),
+        (["--model", "timm/resnet18", "--data", "digitts"], "Did you mean 'digits'?"),
+        (["--model", "timm/resnet18", "--data", "absent.yaml"], "config file not found: absent.yaml"),
+        (["--model", "timm/resnet18", "--data", "digits", "--part", "tset"], "Did you mean 'test'?"),
+        (["--ckpt_path", "absent"], "no checkpoint at"),
+    ],
+)
+def test_mistakes_in_embed(arguments, message, tmp_path, capsys):
+    assert main(["embed", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_embeddings_are_never_overwritten(run, embedded, capsys):
+    assert main(["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", *QUIET]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_several_ranks_shards_are_one_set(tmp_path):
+    """Two ranks, whose shares overlap in a row that pads the shorter one."""
+    for rank, rows in enumerate(([0, 4, 2], [5, 3, 0])):
+        rows = np.array(rows)
+        columns = {"embedding": rows[:, None] * np.ones((1, 2), np.float32), "fine": rows, "coarse": -rows}
+        write_shard(tmp_path, f"test-{rank}-00000", columns | {"index": rows, "paths": rows.astype(str)})
+    (tmp_path / "about.json").write_text("{}")
+    stored = read_embeddings(tmp_path)
+    assert stored.index.tolist() == [0, 2, 3, 4, 5]
+    assert stored.embedding[:, 0].tolist() == [0, 2, 3, 4, 5]
+    (tmp_path / "test-1-00000.npz").write_bytes((tmp_path / "test-1-00000.npz").read_bytes()[:300])
+    with pytest.raises(Exception, match="test-1-00000.npz is damaged"):
+        read_embeddings(tmp_path)
+
+
+# ---- search ---------------------------------------------------------------------------------------------------------
+
+
+def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, tmp_path, capsys):
+    stored = read_embeddings(embedded)
+    given, row = 17, int(stored.index[30])
+    picture = tmp_path / "given.png"
+    Image.fromarray(ALL["digits"]().index().pixels[stored.index[given]]).save(picture)
+    flags = ["--row", str(row), "-k", "3", "--out", str(tmp_path / "found.png")]
+    assert main(["search", str(embedded), str(picture), *flags]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "digit" in line]
+    first = next(line for line in lines if line[0] == str(picture))
+    assert first[1:5] == ["1", "1.0000", str(stored.fine[given]), str(stored.index[given])]
+    # Of the row: by hand, itself left out.
+    features = stored.embedding.astype(np.float64)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosine = dict(zip(stored.paths, unit @ unit[30], strict=True))
+    del cosine[stored.paths[30]]
+    found = [cosine[" ".join(line[-2:])] for line in lines[3:6]]
+    assert found == pytest.approx(sorted(cosine.values(), reverse=True)[:3], abs=1e-8)  # near-ties may change places
+    assert (tmp_path / "found.png").stat().st_size > 5000
+
+
+def test_mistakes_in_search(run, embedded, tmp_path, capsys):
+    for arguments, message in (
+        ([str(run), "--row", "1"], "holds no embeddings"),
+        ([str(embedded)], "search for what?"),
+        ([str(embedded), str(tmp_path / "absent.png")], "image not found"),
+        ([str(embedded), "--row", "100000"], "100000 is not among the 450"),
+        ([str(embedded), "--row", "1", "-k", "450"], "-k is 450"),
+        ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
+    ):
+        assert main(["search", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+# ---- export ---------------------------------------------------------------------------------------------------------
+
+
+def reference(run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and the features that the run's own method gives."""
+    from fgssl.restore import configuration, restore
+
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return images, restore(configuration(str(run), []), []).model.embed(images)
+
+
+def test_timm_and_torch_files_give_the_checkpoints_features(run, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert main(["export", "--ckpt_path", str(run), "--out", str(out), "--formats", "timm", "torch"]) == 0
+    images, expected = reference(run)
+    import timm
+
+    with torch.no_grad():
+        by_timm = timm.create_model(f"local-dir:{out}", pretrained=True).eval()(images)
+        by_torch = torch.export.load(out / "model.pt2").module()(images[:2])  # another number of images
+    assert torch.allclose(by_timm, expected, atol=1e-5 * expected.abs().max())
+    assert torch.allclose(by_torch, expected[:2], atol=1e-5 * expected.abs().max())
+    config = json.loads((out / "config.json").read_text())
+    assert (config["architecture"], config["pretrained_cfg"]["mean"]) == ("resnet18", [0.5, 0.5, 0.5])
+    card = (out / "README.md").read_text()
+    said = results(run)
+    for words in ("MaskCon on digits", "69 training images", f"| map | {100 * said['metrics']['test/map']:.2f} |"):
+        assert words in card
+    assert main(["export", "--ckpt_path", str(run), "--out", str(out)]) == 2  # nothing is overwritten
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_the_cards_code_runs(run, tmp_path, monkeypatch):
+    """Also for our own stem, which timm cannot name."""
+    short = ("--trainer.max_steps", "1", "--trainer.limit_test_batches", "1")
+    small = fit(tmp_path, "small", "--model.backbone.small_input", "true", *short, epochs=1)
+    for name, source in (("plain", run), ("small", small)):
+        out = tmp_path / f"export_{name}"
+        assert main(["export", "--ckpt_path", str(source), "--out", str(out), "--formats", "timm"]) == 0
+        monkeypatch.chdir(out)
+        code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        names: dict = {}
+        exec(code, names)
+        images, expected = reference(source)
+        with torch.no_grad():
+            assert torch.allclose(names["model"](images), expected, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="the optional extra 'export' (onnx, onnxscript, onnxruntime) is not installed",
+)
+def test_onnx_gives_the_checkpoints_features(run, tmp_path):
+    import onnxruntime
+
+    assert main(["export", "--ckpt_path", str(run), "--out", str(tmp_path / "onnx"), "--formats", "onnx"]) == 0
+    images, expected = reference(run)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    (found,) = session.run(["features"], {"images": images.numpy()})
+    assert np.allclose(found, expected.numpy(), atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_file_that_gives_other_features_is_refused(tmp_path):
+    from fgssl.errors import UserError
+    from fgssl.export import check
+
+    features = torch.rand(2, 5)
+    assert check(features + 1e-7, features, tmp_path) <= 1e-5
+    for wrong in (features + 1e-4, features * torch.nan):
+        with pytest.raises(UserError, match="gives other features"):
+            check(wrong, features, tmp_path)
