@@ -1,12 +1,27 @@
 """Optimisers and the learning rate's schedule."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import nn
+
+from fgssl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """What some parameters have of their own.
+
+    Args:
+        lr: their learning rate, taken as it is; the schedule acts on it too.
+        weight_decay: theirs.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,10 @@ class Optim:
         warmup_epochs: length of the warm-up.
         min_lr: where the cosine ends.
         reference_batch: scale ``lr`` by (global batch / this); null takes ``lr`` as it is.
+        schedule: what follows the warm-up: ``cosine``, or ``steps``: constant, times ``gamma`` at each milestone.
+        milestones: epochs, of ``steps``.
+        gamma: of ``steps``.
+        groups: beginning of parameter names -> settings of their own, such as ``{dml_loss.beta: {lr: 5e-4}}``.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -32,10 +51,15 @@ class Optim:
     warmup_epochs: float = 5
     min_lr: float = 0.0
     reference_batch: int | None = None
+    schedule: Literal["cosine", "steps"] = "cosine"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.3
+    groups: dict[str, Group] = field(default_factory=dict)
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
         """The optimiser over the module's trainable parameters."""
-        groups = parameter_groups(module.named_parameters(), self.weight_decay, self.decay_1d)
+        own, rest = own_groups(module.named_parameters(), self.groups)
+        groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
         lr = self.lr * global_batch / self.reference_batch if self.reference_batch else self.lr
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
@@ -51,6 +75,35 @@ def parameter_groups(
     rest = [p for p in trainable if not decay_1d and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def own_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], groups: dict[str, Group]
+) -> tuple[list[dict], list[tuple[str, nn.Parameter]]]:
+    """Optimiser groups of the parameters whose names begin with a key of ``groups``; and the parameters that are left.
+
+    Raises:
+        UserError: no trainable parameter's name begins so.
+    """
+    rest = [(name, p) for name, p in named_parameters if p.requires_grad]
+    own = []
+    for beginning, group in groups.items():
+        params = [p for name, p in rest if name.startswith(beginning)]
+        if not params:
+            raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{beginning}...'.")
+        own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
+        rest = [(name, p) for name, p in rest if not name.startswith(beginning)]
+    return own, rest
+
+
+def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float) -> float:
+    """Factor of the peak learning rate: linear from 0 to 1 over ``warmup`` steps, then times gamma at each milestone.
+
+    ``step`` and ``milestones`` are optimiser steps, 0-based.
+    """
+    if step < warmup:
+        return step / warmup
+    return gamma ** sum(step >= milestone for milestone in milestones)
 
 
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:

@@ -2,11 +2,11 @@
 
 from lightning.pytorch import Callback, Trainer
 
-from fgssl.nn.teacher import ema_update
+from fgssl.nn.teacher import ema_update, snapshot
 
 
 class TeacherUpdate(Callback):
-    """EMA of every (student, teacher) pair of the method, after each optimiser step.
+    """EMA of every (student, teacher) pair of the method, after each optimiser step; or its copy after each epoch.
 
     Under gradient accumulation that is not each batch. The momentum follows from the step, so that there is nothing
     to save beyond the teacher's weights.
@@ -16,8 +16,10 @@ class TeacherUpdate(Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
-        for student, teacher in method.teachers():
-            ema_update(student, teacher, method.teacher_momentum(self._step, method.total_steps()))
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        for student, teacher, every in method.teachers():
+            if every == "step" and stepped:
+                ema_update(student, teacher, method.teacher_momentum(self._step, method.total_steps()))
+            # With the last batch, not in the hook of the epoch's end: a checkpoint of this step has to have it.
+            if every == "epoch" and trainer.is_last_batch:
+                snapshot(student, teacher)

@@ -23,7 +23,7 @@ from fgssl.distributed import any_rank
 from fgssl.errors import UserError
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
-from fgssl.optim import Optim, warmup_cosine
+from fgssl.optim import Optim, warmup_cosine, warmup_steps
 
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
 
@@ -69,7 +69,7 @@ class Method(LightningModule):
         return []
 
     def teacher_momentum(self, step: int, total: int) -> float:
-        """EMA momentum after optimiser step ``step`` (1-based) of ``total``."""
+        """EMA momentum after optimiser step ``step`` (1-based) of ``total``; of the pairs that move every step."""
         raise NotImplementedError
 
     def prefill(self, batch: Batch) -> dict[str, Keys]:
@@ -149,6 +149,9 @@ class Method(LightningModule):
             # Without asking for the run's length: that would start the loaders before a checkpoint's position is known.
             return 0.0 if self.optim.warmup_epochs else 1.0
         warmup = round(self.optim.warmup_epochs * self.steps_per_epoch())
+        if self.optim.schedule == "steps":
+            milestones = [epoch * self.steps_per_epoch() for epoch in self.optim.milestones]
+            return warmup_steps(step, warmup, milestones, self.optim.gamma)
         return warmup_cosine(step, self.total_steps(), warmup, floor=self.optim.min_lr / self.optim.lr)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

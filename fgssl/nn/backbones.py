@@ -1,7 +1,7 @@
 """The networks: one timm factory."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,12 +18,15 @@ class Backbone:
         pretrained: start from the weights that timm distributes under that name.
         small_input: for images of 64 px and below: a 3x3 stride-1 first convolution and no max-pool (ResNets).
         options: further arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
+        pooling: ``avg+max`` sums average and maximum over the positions (Proxy-Anchor, the "+D" of OBD-SD's tables);
+            null leaves the model's own pooling, mostly the average.
     """
 
     name: str = "resnet18"
     pretrained: bool = False
     small_input: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    pooling: Literal["avg+max"] | None = None
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
@@ -44,6 +47,10 @@ class Backbone:
             ) from fault
         if self.small_input:
             _shrink_stem(network, self.name)
+        if self.pooling:
+            if not hasattr(network, "global_pool"):
+                raise UserError(f"model.backbone.pooling: '{self.name}' has no pooling layer to replace; set it null")
+            network.global_pool = AvgMaxPool()
         return network
 
 
@@ -57,13 +64,36 @@ def _shrink_stem(network: nn.Module, name: str) -> None:
     network.maxpool = nn.Identity()
 
 
-class Encoder(nn.Module):
-    """Backbone f and projection head h: ``features`` is what evaluation uses, ``forward`` what the loss sees."""
+class AvgMaxPool(nn.Module):
+    """[B, F, H, W] to [B, F]: the average over all positions plus their maximum."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) + x.amax(dim=(2, 3))
+
+
+class Encoder(nn.Module):
+    """Backbone f and projection head h: ``features`` is what evaluation uses, ``forward`` what the loss sees.
+
+    Args:
+        backbone: f.
+        head: h.
+        freeze_statistics: keep the running statistics of the backbone's BatchNorm as they are, also in training; their
+            scale and shift train.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, freeze_statistics: bool = False):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.freeze_statistics = freeze_statistics
+
+    def train(self, mode: bool = True) -> "Encoder":
+        super().train(mode)
+        if self.freeze_statistics:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] images to [B, F] pooled features."""

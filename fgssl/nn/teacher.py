@@ -1,17 +1,23 @@
-"""Teachers: frozen copies of a student, moved by an exponential moving average (EMA)."""
+"""Teachers: frozen copies of a student, moved by an exponential moving average (EMA) or replaced every epoch."""
 
 import copy
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
 
 class Pair(NamedTuple):
-    """A student and the teacher that follows it."""
+    """A student and the teacher that follows it.
+
+    Attributes:
+        student, teacher: of equal structure.
+        every: ``step``: EMA after each optimiser step. ``epoch``: a copy of the student at the end of each epoch.
+    """
 
     student: nn.Module
     teacher: nn.Module
+    every: Literal["step", "epoch"] = "step"
 
 
 def teacher_of(student: nn.Module) -> nn.Module:
@@ -28,3 +34,12 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     theirs, ours = ([p.detach() for p in module.parameters()] for module in (teacher, student))
     if theirs:
         torch._foreach_lerp_(theirs, ours, 1 - momentum)
+
+
+@torch.no_grad()
+def snapshot(student: nn.Module, teacher: nn.Module) -> None:
+    """teacher := student, in place, parameters and buffers."""
+    for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
+        theirs.copy_(ours)
+    for theirs, ours in zip(teacher.buffers(), student.buffers(), strict=True):
+        theirs.copy_(ours)
