@@ -162,7 +162,7 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
         rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
         rows = _ranked(_rows(members, metrics, notes), metrics)
         tables.append(Comparison(protocol, tuple(metrics), rows, _differences(protocol, rivals)))
-    tables.sort(key=lambda table: (table.protocol["data set"], table.title))
+    tables.sort(key=lambda t: (t.protocol["data set"], -sum(len(row.runs) for row in t.rows), t.title))
     names = [table.protocol["data set"] for table in tables]
     notes += [
         f"{name}: {names.count(name)} protocols, so {names.count(name)} tables: their numbers do not compare."
@@ -177,6 +177,8 @@ def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list
     names = sorted({name for rival in rivals for name in rival})
     titled = ("split", "gallery", "train images", "train rows_hash", "test images", "test rows_hash")
     differing = [n for n in names if n not in titled and len({str(rival.get(n)) for rival in rivals}) > 1]
+    if len(differing) > 1 and "flipped labels" in differing:
+        differing.remove("flipped labels")  # a hash: it tells less than the share and the seed that it follows from
     return [f"{name} {protocol.get(name)}" for name in differing]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
 
-from fgssl.report.compare import Comparison, Row
+from fgssl.report.compare import LOWER_IS_BETTER, Comparison, Row
 from fgssl.report.tables import number
 
 SHOWN = 12  # rows of a chart, the best ones: more than a reader can tell apart by colour
@@ -144,7 +144,7 @@ def heat_map(
     for (row, column), value in np.ndenumerate(values):
         words = "-" if np.isnan(value) else number(metric, value)
         dark = np.isfinite(value) and value < (low + high) / 2
-        best = value == high
+        best = value == (low if metric in LOWER_IS_BETTER else high)
         axis.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else "black",
                   fontweight="bold" if best else "normal")  # fmt: skip
         if best:

@@ -1,0 +1,149 @@
+"""Sweeps on this machine: the grid, what is skipped, what is refused, the picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fgssl import sweep as sweeps
+from fgssl.cli import main
+from fgssl.config import compose
+from fgssl.report.published import table
+from tests.test_cli import SMALL, results
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
+DIGITS = ROOT / "experiments" / "sweeps" / "maskcon_digits.yaml"
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[str]:
+    """Cells run in this process, which is quicker; the names of those that ran."""
+    names: list[str] = []
+
+    def run_cell(arguments, log, device):
+        names.append(log.stem)
+        monkeypatch.setattr("sys.argv", ["fgssl", *arguments])  # what results.json records as the command
+        return main(list(arguments))
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    return names
+
+
+def grid(tmp_path: Path, **parameters) -> Path:
+    """A sweep over the digits in a file of its own."""
+    content = yaml.safe_load(DIGITS.read_text()) | {"parameters": {k: {"values": v} for k, v in parameters.items()}}
+    content["command"][3] = str(ROOT / "experiments" / "maskcon_digits.yaml")
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def run(path: Path, tmp_path: Path, *flags: str) -> int:
+    return main(["sweep", str(path), "--runs", str(tmp_path), *SMALL, "--trainer.max_steps", "1", *flags])
+
+
+def test_finished_cells_are_skipped_and_the_grid_is_drawn(tmp_path, started, capsys):
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5]})
+    assert run(path, tmp_path) == 0
+    cells = ["weight0.5_tau0.1", "weight0.5_tau0.5", "weight1.0_tau0.1", "weight1.0_tau0.5"]
+    assert started == cells
+    folder = tmp_path / "sweep_grid"
+    for cell in cells:
+        config = yaml.safe_load((folder / cell / "config.yaml").read_text())["model"]["init_args"]
+        assert f"weight{config['weight']}_tau{config['tau']}" == cell
+        assert results(folder / cell)["status"] == "finished"
+    assert (folder / "heatmap.png").stat().st_size > 5000
+
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5, 0.7]})
+    capsys.readouterr()
+    assert run(path, tmp_path) == 0
+    assert started[4:] == ["weight0.5_tau0.7", "weight1.0_tau0.7"]
+    assert "6 cells" in (said := capsys.readouterr().out)
+    assert "4 finished before" in said
+
+    # The same folder with other options: no number of another training may enter the grid.
+    assert run(path, tmp_path, "--model.dim", "8") == 2
+    assert "was begun by another command" in capsys.readouterr().err
+    assert len(started) == 6
+
+
+def test_a_cells_value_is_the_mean_over_seeds():
+    sweep = sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5], "seed_everything": [0, 1]}, "test/map")
+    found = {"tau0.1_seed_everything0": 0.2, "tau0.1_seed_everything1": 0.4, "tau0.5_seed_everything1": 0.7}
+    means = sweeps.cell_means(sweep, found, ["", "model.tau"], [""], [0.1, 0.5])
+    assert np.allclose(means, [[0.3, 0.7]])
+    means = sweeps.cell_means(sweep, {}, ["", "model.tau"], [""], [0.1, 0.5])
+    assert np.isnan(means).all()
+
+
+def test_a_failed_cell_is_named_and_the_others_run(tmp_path, monkeypatch, capsys):
+    def run_cell(arguments, log, device):
+        return 1 if "weight0.5" in log.stem else 0
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    monkeypatch.setattr(sweeps, "report", lambda *_: None)
+    assert run(grid(tmp_path, **{"model.weight": [0.5, 1.0]}), tmp_path) == 1
+    said = capsys.readouterr()
+    assert "weight1.0: finished" in said.out
+    assert "failed: weight0.5" in said.err
+
+
+def test_a_cell_is_a_process_of_its_own_on_its_device(tmp_path):
+    assert sweeps.run_cell(["fit", "--model", "Nothing"], tmp_path / "logs" / "cell.txt", "3") == 2
+    assert "no data set is named" in (tmp_path / "logs" / "cell.txt").read_text()
+
+
+def test_gpus_run_a_cell_each_at_a_time(tmp_path, monkeypatch):
+    busy: set = set()
+    seen = []
+
+    def run_cell(arguments, log, device):
+        assert device not in busy
+        busy.add(device)
+        seen.append(device)
+        busy.remove(device)
+        return 0
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    assert sweeps.run_cells({str(n): [] for n in range(20)}, tmp_path, ["0", "1"]) == []
+    assert len(seen) == 20
+    assert set(seen) <= {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "bayes"}, "method is bayes"),
+        ({"parameters": {"model.tau": {"min": 0, "max": 1}}}, "parameters.model.tau has neither"),
+        ({"parameters": None}, "a sweep has 'parameters'"),
+        ({"command": ["python", "train.py", "${args}"]}, "command is [fgssl, fit"),
+    ],
+)
+def test_other_sweeps_are_refused(tmp_path, change, message, capsys):
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(DIGITS.read_text()) | change))
+    assert main(["sweep", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
+    """Each first cell is an experiment with options that exist, and the paper's table has a number for a cell."""
+    monkeypatch.chdir(ROOT)
+    sweep = sweeps.read_sweep(file)
+    assert sweep.name == yaml.safe_load(file.read_text())["name"] == file.stem
+    assert "wandb" not in sweep.fit
+    cell = sweep.cells()[0]
+    with pytest.raises(SystemExit) as stop:
+        main([*sweeps.command(sweep, tmp_path / "s", cell, []), "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"]["weight"] == cell["model.weight"]
+    if "run.paper" in cell:
+        assert (
+            len(sweep.cells()) >= len({r["setting"] for r in table(cell["run.paper"]) if r["method"] == "MaskCon"}) / 2
+        )
+    experiment = compose([sweep.fit[1]])
+    assert experiment["model"]["class_path"] == "MaskCon"
