@@ -184,18 +184,37 @@ def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list
 
 def _rows(runs: list[RunFolder], metrics: list[str], notes: list[str]) -> list[Row]:
     """One row a configuration."""
-    groups: dict[tuple, list[RunFolder]] = {}
-    for run in runs:
-        identity = (run.method, tuple(sorted((name, repr(value)) for name, value in run.settings.items())))
-        groups.setdefault(identity, []).append(run)
-    configurations = [_one_a_seed(members, notes) for members in groups.values()]
     rows = []
-    for members in configurations:
-        first = members[0]
-        kin = [other[0] for other in configurations if other[0].method == first.method]
-        cells = {metric: _cell(members, metric) for metric in metrics}
-        rows.append(Row(first.method, _backbone(first), _telling(first, kin), members, cells))
+    for method in dict.fromkeys(run.method for run in runs):
+        kin = [run for run in runs if run.method == method]
+        names = _comparable(kin, notes)
+        groups: dict[tuple, list[RunFolder]] = {}
+        for run in kin:
+            groups.setdefault(tuple(repr(run.settings.get(name)) for name in names), []).append(run)
+        configurations = [_one_a_seed(members, notes) for members in groups.values()]
+        telling = _telling([members[0] for members in configurations], names)
+        for members in configurations:
+            settings = {name: members[0].settings.get(name) for name in telling}
+            cells = {metric: _cell(members, metric) for metric in metrics}
+            rows.append(Row(method, _backbone(members[0]), settings, members, cells))
     return rows
+
+
+def _comparable(runs: list[RunFolder], notes: list[str]) -> list[str]:
+    """The options in which runs of one method can differ.
+
+    A configuration that lacks an option was written before there was one, and counts as equal in it; but of the
+    network's free options a missing one means timm's default, which is a value like any other.
+    """
+    every = {name for run in runs for name in run.settings}
+    missing = {name for name in every if not all(name in run.settings for run in runs)}
+    unknown = sorted(name for name in missing if not name.startswith("model.backbone.options."))
+    if unknown:
+        notes.append(
+            f"{runs[0].method}: taken as equal, for some configurations lack them (of an older version?): "
+            f"{', '.join(unknown)}."
+        )
+    return sorted(every - set(unknown))
 
 
 def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
@@ -215,12 +234,10 @@ def _backbone(run: RunFolder) -> str:
     return f"{name}, pretrained" if run.config.get("model.backbone.pretrained") else name
 
 
-def _telling(run: RunFolder, kin: list[RunFolder]) -> dict[str, Any]:
-    """The settings of a run that not all runs of its method share, those with a column apart."""
+def _telling(runs: list[RunFolder], names: list[str]) -> list[str]:
+    """The options that tell the rows of a method apart, those with a column of their own left out."""
     shown = ("model.variant", "model.backbone.name", "model.backbone.pretrained", "epochs", "trainer.max_epochs")
-    names = sorted({name for other in kin for name in other.settings} - set(shown))
-    differing = [n for n in names if len({repr(other.settings.get(n)) for other in kin}) > 1]
-    return {name: run.settings.get(name) for name in differing}
+    return [n for n in names if n not in shown and len({repr(run.settings.get(n)) for run in runs}) > 1]
 
 
 def _cell(runs: list[RunFolder], metric: str) -> Cell:

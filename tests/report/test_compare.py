@@ -147,6 +147,18 @@ def test_settings_that_do_not_change_a_result_do_not_part_the_seeds(tmp_path):
     assert len(row.runs) == 2
 
 
+def test_an_option_that_an_older_version_did_not_have_does_not_part_the_seeds(tmp_path):
+    write_run(tmp_path, "old", seed=0)
+    write_run(tmp_path, "new", seed=1, schedule="cosine")
+    (found,), notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert [len(row.runs) for row in found.rows] == [2]
+    assert "taken as equal" in notes[0]
+    assert "model.schedule" in notes[0]
+    write_run(tmp_path, "other network", backbone={"name": "resnet18", "options": {"layers": [1, 1, 1, 1]}})
+    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert sorted(len(row.runs) for row in found.rows) == [1, 2]
+
+
 def test_a_seed_counts_once_and_an_evaluated_checkpoint_is_its_run(tmp_path):
     first = write_run(tmp_path, "first", seed=3)
     checkpoint = str(first / "checkpoints" / "last.ckpt")
