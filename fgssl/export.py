@@ -130,17 +130,17 @@ Written = tuple[Path, Callable[[Any], Any]]  # the file, and what reads it back:
 
 
 def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, data: Any) -> Written:
-    """``model.safetensors``; timm's ``config.json`` beside it, unless the stem is ours, for which timm has no name."""
+    """``model.safetensors``; timm's ``config.json`` beside it, unless a part is ours, for which timm has no name."""
     import timm
     import torch
     from safetensors.torch import load_file, save_file
 
-    own_stem, options = config["model.backbone.small_input"], options_of(config)
-    if own_stem:
+    own = own_parts(config)
+    if own:
         weights = {name: value.contiguous() for name, value in backbone.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
     else:
-        timm.models.save_for_hf(backbone, str(folder), model_args=options, safe_serialization=True)
+        timm.models.save_for_hf(backbone, str(folder), model_args=options_of(config), safe_serialization=True)
         described = json.loads((folder / "config.json").read_text())
         # What timm says of its own weights of that name (tag, licence, paper, input) is not true of these.
         described["pretrained_cfg"] = {
@@ -150,10 +150,10 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
 
     def read_back(images: Any) -> Any:
-        if own_stem:
+        if own:
             from fgssl.nn.backbones import Backbone
 
-            network = Backbone(config["model.backbone.name"], small_input=True, options=options).build()
+            network = Backbone(config["model.backbone.name"], options=options_of(config), **own).build()
             network.load_state_dict(load_file(folder / "model.safetensors"))
         else:
             network = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -161,6 +161,12 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
             return network.eval()(images)
 
     return folder / "model.safetensors", read_back
+
+
+def own_parts(config: dict[str, Any]) -> dict[str, Any]:
+    """What of the network timm does not know: our stem for small images, our pooling."""
+    options = {name: config.get(f"model.backbone.{name}") for name in ("small_input", "pooling")}
+    return {name: value for name, value in options.items() if value}
 
 
 def options_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -243,11 +249,13 @@ def card(
         "",
     ]
     code = []
-    if "timm" in formats and not config["model.backbone.small_input"]:
+    own = own_parts(config)
+    if "timm" in formats and not own:
         code += ["import timm", "", 'model = timm.create_model("local-dir:.", pretrained=True).eval()']
     elif "timm" in formats:
         code += ["from safetensors.torch import load_file", "from fgssl.nn.backbones import Backbone", ""]
-        code += [f'model = Backbone("{network}", small_input=True, options={options_of(config)}).build().eval()']
+        arguments = ", ".join([repr(network), f"options={options_of(config)}", *(f"{k}={v!r}" for k, v in own.items())])
+        code += [f"model = Backbone({arguments}).build().eval()"]
         code += ['model.load_state_dict(load_file("model.safetensors"))']
     if "torch" in formats:
         code += ["", "import torch", "", 'model = torch.export.load("model.pt2").module()']

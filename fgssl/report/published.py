@@ -29,15 +29,19 @@ class Number(NamedTuple):
 def published(run: RunFolder, metric: str) -> Number | None:
     """The number that the paper prints for what this run reproduces.
 
-    The experiment names the table (``run.paper: maskcon, Table 2``); method, data set and split are the run's. Of the
-    several rows of an ablation table the one with the run's own settings is meant.
+    The experiment names the table (``run.paper: maskcon, Table 2``); method or variant, data set and split are the
+    run's. Where the table calls the method otherwise, or has it with several backbones, the experiment says which row
+    (``run.paper: obd_sd, Table 1, MS+OBD-SD, r50_128d``). Of the several rows of an ablation table the one with the
+    run's own settings is meant.
 
     Returns:
         The number, or None where the experiment names no table or the table has no single such row.
     """
     if not run.config.get("run.paper"):
         return None
-    found = [row for row in table(run.config["run.paper"]) if _describes(row, run, metric)]
+    paper, number, *told = (part.strip() for part in f"{run.config['run.paper']},".split(","))
+    rows = table(f"{paper}, {number}")
+    found = [row for row in rows if _describes(row, run, metric, [part for part in told if part])]
     if len(found) > 1:
         found = [row for row in found if _has_settings(row, run)]
     if len(found) != 1:
@@ -58,7 +62,7 @@ def table(name: str) -> list[dict[str, str]]:
     known = sorted({f"{row['paper']}, {row['table']}" for row in _rows()})
     rows = [row for row in _rows() if row["paper"] == paper.lower() and row["table"] == number]
     if not rows:
-        raise UserError(f"run.paper: no table '{name}'.{did_you_mean(name, known)} Write it as '{known[0]}'.")
+        raise UserError(f"run.paper: no table '{name}'.{did_you_mean(name, known)} Write it as 'maskcon, Table 2'.")
     return rows
 
 
@@ -68,16 +72,14 @@ def _rows() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def _describes(row: dict[str, str], run: RunFolder, metric: str) -> bool:
+def _describes(row: dict[str, str], run: RunFolder, metric: str, told: list[str]) -> bool:
     dataset, split = run.results["data"]["dataset"], run.results["data"]["split"]
     if dataset == "cifartoy":
         dataset, split = "cifar10toy", run.config.get("data.dataset.variant")
-    ours = {_letters(run.results.get("variant") or run.results["method"])}
-    return (
-        (row["dataset"], row["split"]) == (dataset, split)
-        and METRICS.get(row["metric"], row["metric"]) == metric
-        and _letters(row["method"]) in ours
-    )
+    if (row["dataset"], row["split"]) != (dataset, split) or METRICS.get(row["metric"], row["metric"]) != metric:
+        return False
+    names = told or [run.results.get("variant") or run.results["method"]]
+    return {_letters(name) for name in names} <= {_letters(row["method"]), _letters(row["backbone"])}
 
 
 def _has_settings(row: dict[str, str], run: RunFolder) -> bool:

@@ -96,6 +96,15 @@ def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
         (run / "config.yaml").write_text(changed)
         (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
         assert row["paper"] == "" if printed is None else float(row["paper"]) == pytest.approx(printed)
+    # A row may be named, where the table calls the method otherwise.
+    for told, printed in (
+        ("Table 6, SupCE", 0.4277),
+        ("Table 6, SupCE, resnet18", 0.4277),
+        ("Table 6, SupCE, vit", None),
+    ):
+        (run / "config.yaml").write_text(config.replace("Table 6", told))
+        (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
+        assert row["paper"] == "" if printed is None else float(row["paper"]) == pytest.approx(printed)
     (run / "config.yaml").write_text(config.replace("Table 6", "Tabel 6"))
     assert main(["compare", str(tmp_path)]) == 2
     assert "Did you mean 'maskcon, Table 6'?" in capsys.readouterr().err
