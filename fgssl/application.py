@@ -79,6 +79,7 @@ class Application(LightningCLI):
         # The model's class counts are the data set's. Known without the disk, so --print_config needs no data.
         parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
         parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
+        parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -167,7 +168,7 @@ class Application(LightningCLI):
             "experiment": self.folder.parent.name,
             "run": self.folder.name,
             "method": options.model.class_path.rsplit(".", 1)[-1],
-            "variant": options.model.init_args.get("variant"),
+            "variant": getattr(self.model, "variant", None),
             "dataset": self.datamodule.dataset.name,
             "seed": options.seed_everything,
             "ckpt_path": options.get("ckpt_path"),
@@ -198,7 +199,7 @@ class Application(LightningCLI):
             if isinstance(options.logger, str) and options.logger != "wandb":
                 raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")
             chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
-            method = label(options.model.class_path.rsplit(".", 1)[-1], options.model.init_args.get("variant"))
+            method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
             dataset, command = self.datamodule.dataset.name, self.config.subcommand
             loggers.append(wandb_logger(chosen, self.folder, method, dataset, command))
         return loggers

@@ -25,6 +25,30 @@ def gather_rows(*tensors: Tensor) -> list[Tensor]:
     return [c.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks; the gradient of a rank's rows is the sum of what all ranks ask of them."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate [B, ...], the same B on every rank, over the ranks, in rank order.
+
+    If every rank computes the same loss of the result, DDP's mean over the ranks is that loss's gradient.
+    """
+    return _Gather.apply(rows) if is_distributed() else rows
+
+
 def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
     """Whether ``flag`` is set on any rank. A collective call: every rank asks at the same point."""
     if not is_distributed():

@@ -7,14 +7,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from fgssl.distributed import is_distributed
 from fgssl.evaluation.embedding import Embeddings, collect
+from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.retrieval import finish, retrieval_statistics
+from fgssl.metrics.structure import embedding_density, spectral_decay
+
+Extra = Literal["clustering", "density", "spectral_decay"]
 
 
 class Retrieval(Callback):
-    """Recall@K, mAP, mAP@R and R-precision of the features that ``Method.embed`` gives.
+    """Recall@K, mAP, mAP@R and R-precision of the features that ``Method.embed`` gives, and more from the same pass.
 
     Exact. Queries are sharded over the ranks; the result is the same for any number of them.
 
@@ -23,6 +28,10 @@ class Retrieval(Callback):
         gallery: what a query is searched in: ``evaluated``, the evaluated rows without itself (leave-one-out), or
             ``train``, the training rows (plain views).
         grid: queries in the picture of nearest neighbours that a test writes; 0: neither it nor the other pictures.
+        extra: further metrics of the evaluated rows: ``clustering`` (NMI and AMI of k-means), ``density``,
+            ``spectral_decay``.
+        extra_in_fit: take them at every validation of a fit too, not only in a test: k-means costs more than the rest.
+        clusters: k of k-means; null: the classes of the evaluated rows. (OBD-SD's code: those of the training rows.)
     """
 
     def __init__(
@@ -30,8 +39,12 @@ class Retrieval(Callback):
         ks: list[int] = [1, 2, 5, 10, 50, 100],  # noqa: B006
         gallery: Literal["evaluated", "train"] = "evaluated",
         grid: int = 8,
+        extra: list[Extra] = [],  # noqa: B006
+        extra_in_fit: bool = False,
+        clusters: int | None = None,
     ):
         self.ks, self.gallery, self.grid = list(ks), gallery, grid
+        self.extra, self.extra_in_fit, self.clusters = list(extra), extra_in_fit, clusters
         self.folder: Path | None = None  # the run folder, set by the application; None writes no files
         self._outputs: list[dict] = []
 
@@ -62,10 +75,27 @@ class Retrieval(Callback):
         queries = self._take()
         gallery = _embed(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
+        if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):
+            metrics |= trainer.strategy.broadcast(self._extra_metrics(queries) if trainer.is_global_zero else {})
         # float64: Lightning rounds a plain number to float32
         values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
         method.log_dict(values, batch_size=1)
         return queries, gallery
+
+    def _extra_metrics(self, rows: Embeddings) -> dict[str, float]:
+        """On one rank alone: k-means takes all cores of its machine."""
+        measures = {
+            "clustering": lambda: clustering_metrics(rows.embedding, rows.fine, n_clusters=self.clusters),
+            "density": lambda: {"density": embedding_density(rows.embedding, rows.fine)},
+            "spectral_decay": lambda: {"spectral_decay": spectral_decay(rows.embedding)},
+        }
+        metrics: dict[str, float] = {}
+        for name in self.extra:
+            try:
+                metrics |= measures[name]()
+            except ValueError as fault:  # too few rows or classes: no reason to lose the other metrics
+                rank_zero_warn(f"retrieval.extra: no {name} ({fault}).")
+        return metrics
 
     def _take(self) -> Embeddings:
         outputs, self._outputs = self._outputs, []

@@ -252,6 +252,12 @@ class DataModule(LightningDataModule):
         return self._parts
 
     @property
+    def train_classes(self) -> list[int]:
+        """Fine labels of the training rows, ascending; fewer than ``num_fine`` where test classes are others."""
+        labels = np.unique(self.parts.index.fine[self.parts.train])
+        return labels[labels >= 0].tolist()  # -1 is no class
+
+    @property
     def has_validation(self) -> bool:
         """Whether the protocol holds validation rows out."""
         return len(self.parts.val) > 0

@@ -2,5 +2,6 @@
 
 from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.obd_sd import OBDSD
 
-__all__ = ["Frozen", "MaskCon"]
+__all__ = ["OBDSD", "Frozen", "MaskCon"]

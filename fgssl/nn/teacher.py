@@ -39,7 +39,6 @@ def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
 @torch.no_grad()
 def snapshot(student: nn.Module, teacher: nn.Module) -> None:
     """teacher := student, in place, parameters and buffers."""
-    for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
-        theirs.copy_(ours)
-    for theirs, ours in zip(teacher.buffers(), student.buffers(), strict=True):
-        theirs.copy_(ours)
+    for kind in (nn.Module.parameters, nn.Module.buffers):
+        for theirs, ours in zip(kind(teacher), kind(student), strict=True):
+            theirs.copy_(ours)
