@@ -191,7 +191,16 @@ def test_timm_and_torch_files_give_the_checkpoints_features(run, tmp_path, capsy
 def test_the_cards_code_runs(run, tmp_path, monkeypatch):
     """Also for our own stem, which timm cannot name."""
     short = ("--trainer.max_steps", "1", "--trainer.limit_test_batches", "1")
-    small = fit(tmp_path, "small", "--model.backbone.small_input", "true", *short, epochs=1)
+    small = fit(
+        tmp_path,
+        "small",
+        "--model.backbone.small_input",
+        "true",
+        "--model.backbone.pooling",
+        "avg+max",
+        *short,
+        epochs=1,
+    )
     for name, source in (("plain", run), ("small", small)):
         out = tmp_path / f"export_{name}"
         assert main(["export", "--ckpt_path", str(source), "--out", str(out), "--formats", "timm"]) == 0
