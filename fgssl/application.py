@@ -236,6 +236,7 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: not unwanted.search(r.getMessage()))
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without our line of code below it
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # teachers and frozen statistics
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")

@@ -141,7 +141,7 @@ class OBDSD(Method):
         self.student = Encoder(network, nn.Linear(features, dim), freeze_statistics=freeze_bn)
         self.dml_loss, self.miner = build_dml(dml_loss, miner, num_classes=classes, embedding_size=dim)
         if distillation.teacher in ("epoch", "pretrained"):
-            self.teacher = teacher_of(self.student)
+            self.teacher = teacher_of(self.student).eval()
         if distillation.teacher == "heads":
             self.heads = nn.ModuleList(mlp(features, d, d) for d in distillation.head_dims)
             losses = [

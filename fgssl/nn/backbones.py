@@ -48,7 +48,7 @@ class Backbone:
         if self.small_input:
             _shrink_stem(network, self.name)
         if self.pooling:
-            if not hasattr(network, "global_pool"):
+            if not isinstance(getattr(network, "global_pool", None), nn.Module):
                 raise UserError(f"model.backbone.pooling: '{self.name}' has no pooling layer to replace; set it null")
             network.global_pool = AvgMaxPool()
         return network
@@ -86,6 +86,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.head = head
         self.freeze_statistics = freeze_statistics
+        self.train()  # Lightning leaves modules in the mode that it finds them in
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)

@@ -1,0 +1,423 @@
+"""OBD-SD as a LightningModule: its step, its teachers, its networks, its optimiser, and an exact resume."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from fgssl.callbacks.retrieval import Retrieval
+from fgssl.data.datamodule import DataModule
+from fgssl.data.datasets.digits import Digits
+from fgssl.data.protocols import Protocol
+from fgssl.data.views import SingleView
+from fgssl.errors import UserError
+from fgssl.losses.metric_learning import multi_similarity
+from fgssl.losses.obd_sd import diffused_targets, global_similarity, relation_distillation
+from fgssl.methods.obd_sd import OBDSD, Distillation
+from fgssl.nn.backbones import Backbone
+from fgssl.optim import Group, Optim
+from tests.tiny import BACKBONE, blob_loader, tiny_trainer
+
+NETWORK = replace(BACKBONE, options={**BACKBONE.options, "stem_width": 4})
+PLAIN = Optim(name="adam", lr=1e-2, warmup_epochs=0, schedule="steps")
+SETTINGS = Distillation(lam=10.0)
+
+
+def obd_sd(distillation: Distillation = SETTINGS, **options) -> OBDSD:
+    torch.manual_seed(0)
+    settings = {"dim": 6, "train_classes": [0, 1, 2, 3], "optim": PLAIN, "freeze_bn": False}
+    return OBDSD(backbone=NETWORK, distillation=distillation, **(settings | options))
+
+
+def one_view(batch):
+    return batch._replace(views=batch.views[:1])
+
+
+def one_batch():
+    return one_view(next(iter(blob_loader())))
+
+
+class Loader:
+    """The blobs' batches with one view."""
+
+    def __init__(self, **options):
+        self.loader = blob_loader(**options)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return map(one_view, self.loader)
+
+
+def fit(method: OBDSD, *, epochs: int = 3, batch_size: int = 8, callbacks: tuple = (), **options):
+    trainer = tiny_trainer(max_epochs=epochs, callbacks=list(callbacks), **options)
+    trainer.fit(method, Loader(batch_size=batch_size))
+    return trainer
+
+
+def digits(**options) -> DataModule:
+    half = (0.5, 0.5, 0.5)
+    settings = {"protocol": Protocol("zero_shot", label_fraction=0.1), "views": SingleView(12), "batch_size": 20}
+    settings |= {"images_per_class": 4, "num_workers": 0, "mean": half, "std": half}
+    return DataModule(Digits(), **(settings | options))
+
+
+# ---- the step -------------------------------------------------------------------------------------------------------
+
+
+def scrambled(method: OBDSD) -> OBDSD:
+    """With a teacher that is not the student."""
+    with torch.no_grad():
+        for weight in method.teacher.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    return method
+
+
+@pytest.mark.parametrize("normalization", ["softmax", "symmetric"])
+@pytest.mark.parametrize("omega", [0.0, 0.3])
+def test_step_is_the_papers(omega, normalization, monkeypatch):
+    monkeypatch.setattr(OBDSD, "current_epoch", 2)
+    monkeypatch.setattr(OBDSD, "epochs", lambda self: 5)
+    settings = Distillation(lam=10.0, omega=omega, tau=0.5, tau_d=0.7, normalization=normalization)
+    method, batch = scrambled(obd_sd(settings, freeze_bn=True)).train(), one_batch()
+    result = method.step(batch)
+    with torch.no_grad():
+        z_s, z_t = method.student(batch.views[0]), method.teacher(batch.views[0])
+        targets = diffused_targets(z_t @ z_t.T, omega=omega, tau=0.5, tau_d=0.7, normalization=normalization)
+        kl = relation_distillation(z_s @ z_s.T, targets, tau=0.5)
+        dml = multi_similarity(z_s, batch.fine)
+    torch.testing.assert_close(result.parts["kl"], kl)
+    torch.testing.assert_close(result.loss, dml + 0.5**2 * 2 / 5 * 10 * kl)
+
+
+def test_gradient_reaches_the_student_alone(monkeypatch):
+    monkeypatch.setattr(OBDSD, "current_epoch", 1)
+    method = scrambled(obd_sd()).train()
+    method.step(one_batch()).loss.backward()
+    assert all(p.grad is not None for p in method.student.parameters())
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+
+def test_the_similarities_keep_float32_under_autocast(monkeypatch):
+    monkeypatch.setattr(OBDSD, "current_epoch", 1)
+    method = scrambled(obd_sd()).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = method.step(one_batch())
+    assert result.loss.dtype == torch.float32
+    assert result.loss.isfinite()
+
+
+# ---- the teacher of each epoch --------------------------------------------------------------------------------------
+
+
+class Watch(Callback):
+    """Counts the teacher's forwards; keeps the student of each epoch's end, and the teacher seen in each epoch."""
+
+    def __init__(self):
+        self.forwards, self.students, self.teachers, self.modes = [], [], [], []
+
+    def on_fit_start(self, trainer, method):
+        method.teacher.register_forward_hook(self._count)
+
+    def _count(self, module, *_):
+        self.forwards[-1] += 1
+        self.modes.append(module.training or any(m.training for m in module.modules()))
+
+    def on_train_epoch_start(self, trainer, method):
+        self.forwards.append(0)
+        self.teachers.append({name: value.clone() for name, value in method.teacher.state_dict().items()})
+
+    def on_train_epoch_end(self, trainer, method):
+        self.students.append({name: value.clone() for name, value in method.student.state_dict().items()})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_teacher_is_last_epochs_student_and_rests_in_the_first(accumulate):
+    watch = Watch()
+    fit(obd_sd(), callbacks=(watch,), accumulate_grad_batches=accumulate)
+    assert watch.forwards == [0, 4, 4]
+    assert not any(watch.modes)
+    for student, teacher in zip(watch.students[:-1], watch.teachers[1:], strict=True):
+        assert all(torch.equal(teacher[name], value) for name, value in student.items())
+        assert "backbone.bn1.running_mean" in student
+    assert not torch.equal(watch.students[0]["head.weight"], watch.students[1]["head.weight"])
+
+
+def test_weight_grows_with_the_epoch():
+    logged = []
+
+    class Log(Callback):
+        def on_train_epoch_end(self, trainer, method):
+            logged.append(float(trainer.callback_metrics.get("train/distillation_weight", 0)))
+
+    fit(obd_sd(Distillation(lam=10.0, tau=2.0)), callbacks=(Log(),), epochs=4)
+    assert logged == pytest.approx([0, 10, 20, 30])
+    logged.clear()
+    fit(obd_sd(Distillation(lam=10.0, dynamic=False)), callbacks=(Log(),))
+    assert logged == pytest.approx([0, 10, 10])
+
+
+class StopAt(Callback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+class Keep(ModelCheckpoint):
+    """A checkpoint after one step."""
+
+    def __init__(self, folder, step: int):
+        super().__init__(folder, filename="kept", every_n_train_steps=step, save_top_k=1)
+
+
+@pytest.mark.parametrize("step", [6, 8, 9], ids=["in mid-epoch", "after an epoch's last batch", "in the third epoch"])
+@pytest.mark.parametrize("loss", ["MultiSimilarity", "Margin"])
+def test_a_resume_is_exact(loss, step, tmp_path):
+    """Through the data module, whose samplers go on at the checkpoint's batch: 4 steps an epoch."""
+    groups = {"dml_loss.beta": Group(5e-3)} if loss == "Margin" else {}
+    optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, schedule="steps", milestones=[2], groups=groups)
+    options = {"dml_loss": loss, "miner": "DistanceWeighted" if loss == "Margin" else None, "optim": optim}
+
+    def run(method, *callbacks, **settings):
+        trainer = tiny_trainer(max_epochs=3, callbacks=list(callbacks), enable_checkpointing=bool(callbacks))
+        trainer.fit(method, datamodule=digits(), **settings)
+        return method.state_dict()
+
+    def fresh():
+        return obd_sd(train_classes=[0, 1, 2, 3, 4], **options)
+
+    whole = run(fresh())
+    run(fresh(), Keep(tmp_path, step), StopAt(step))
+    resumed = run(fresh(), ckpt_path=tmp_path / "kept.ckpt", weights_only=True)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    assert not torch.equal(whole["teacher.head.weight"], fresh().teacher.head.weight)
+
+
+# ---- networks, classes, optimiser -----------------------------------------------------------------------------------
+
+
+def test_frozen_statistics_stay_and_their_scale_trains():
+    method = obd_sd(freeze_bn=True)
+    before = {name: value.clone() for name, value in method.student.state_dict().items()}
+    fit(method)
+    after = method.student.state_dict()
+    assert torch.equal(after["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"])
+    assert torch.equal(after["backbone.bn1.num_batches_tracked"], before["backbone.bn1.num_batches_tracked"])
+    assert not torch.equal(after["backbone.bn1.weight"], before["backbone.bn1.weight"])
+    free = obd_sd(freeze_bn=False)
+    fit(free)
+    assert not torch.equal(free.student.backbone.bn1.running_mean, before["backbone.bn1.running_mean"])
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "inception_v3"])
+def test_average_plus_maximum_pooling(name):
+    network = Backbone(name, pooling="avg+max").build().eval()
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        maps = network.forward_features(images)
+        expected = maps.mean(dim=(2, 3)) + maps.amax(dim=(2, 3))
+        torch.testing.assert_close(network(images), expected)
+    assert expected.shape == (1, network.num_features)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_a_network_without_a_pooling_layer_says_so(name):
+    with pytest.raises(UserError, match=f"model.backbone.pooling: '{name}' has no pooling layer"):
+        Backbone(name, pooling="avg+max").build()
+
+
+def test_embedding_is_of_unit_length():
+    z = obd_sd().eval().embed(one_batch().views[0])
+    assert z.shape == (8, 6)
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(8))
+
+
+def test_labels_are_counted_through_the_training_classes():
+    method = obd_sd(train_classes=[3, 7, 20], dml_loss="ProxyAnchorLoss")
+    assert method.class_of(torch.tensor([20, 3, 7, 7])).tolist() == [2, 0, 1, 1]
+    assert method.dml_loss.proxies.shape == (3, 6)
+    assert digits().train_classes == [0, 1, 2, 3, 4]
+    assert digits(protocol=Protocol("zero_shot", val_fraction=0.4)).train_classes != [0, 1, 2, 3, 4]
+
+
+def test_boundaries_have_a_learning_rate_of_their_own():
+    optim = Optim(name="adam", lr=1e-3, weight_decay=4e-4, warmup_epochs=0, groups={"dml_loss.beta": Group(5e-4)})
+    method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
+    rest, beta = optim.build(method, 8).param_groups
+    assert (rest["lr"], rest["weight_decay"]) == (1e-3, 4e-4)
+    assert (beta["lr"], beta["weight_decay"]) == (5e-4, 0)
+    assert [p is method.dml_loss.beta for p in beta["params"]] == [True]
+    assert all(p is not method.dml_loss.beta for p in rest["params"])
+    with pytest.raises(UserError, match="no trainable parameter of the model is named 'dml_lo.beta"):
+        Optim(groups={"dml_lo.beta": Group(1.0)}).build(method, 8)
+
+
+def test_boundaries_are_learnt():
+    optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, groups={"dml_loss.beta": Group(1e-2)})
+    method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
+    fit(method)
+    assert (method.dml_loss.beta - 1.2).abs().min() > 1e-3
+
+
+def test_learning_rate_falls_at_the_milestones():
+    rates = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, method, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    optim = Optim(lr=0.1, warmup_epochs=0, schedule="steps", milestones=[1, 3], gamma=0.3)
+    fit(obd_sd(optim=optim), epochs=4, callbacks=(Look(),))
+    assert rates == pytest.approx([0.1] * 4 + [0.03] * 8 + [0.009] * 4)
+
+
+# ---- the paper's other rows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "label"),
+    [
+        ({"teacher": "none"}, {}, "MS"),
+        ({"omega": 0.0}, {}, "MS+PSD"),
+        ({"omega": 0.0, "dynamic": False}, {}, "MS+PSD"),
+        ({}, {"dml_loss": "Margin", "miner": "SemiHard"}, "Margin+OBD-SD"),
+        ({"normalization": "symmetric"}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchorLoss+OBD-SD"),
+        ({"teacher": "heads", "head_dims": [8, 12], "omega": 0.0}, {}, "MS+S2SD-MSD"),
+        ({"teacher": "heads", "head_dims": [8, 12]}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchorLoss+S2SD-MSD+OBDP"),
+    ],
+)
+def test_every_variant_trains_under_the_papers_name(settings, options, label):
+    method = obd_sd(Distillation(**({"lam": 10.0} | settings)), **options)
+    before = method.student.backbone.conv1.weight.clone()
+    fit(method, epochs=2)
+    assert method.variant == label
+    assert not torch.equal(before, method.student.backbone.conv1.weight)
+    assert all(p.isfinite().all() for p in method.parameters())
+    assert hasattr(method, "teacher") == (settings.get("teacher", "epoch") == "epoch")
+
+
+def test_r_margin_is_named():
+    spec = {"class_path": "Margin", "init_args": {"push_own": 0.4}}
+    assert obd_sd(dml_loss=spec, miner="DistanceWeighted").variant == "R-Margin+OBD-SD"
+
+
+def test_heads_teach_and_are_trained():
+    settings = Distillation(teacher="heads", head_dims=[8, 12], lam=50.0, dynamic=False, omega=0.3)
+    method, batch = obd_sd(settings, freeze_bn=True).train(), one_batch()
+    result = method.step(batch)
+    with torch.no_grad():
+        h = method.student.features(batch.views[0])
+        z = method.student.project(h)
+        zs = [nn.functional.normalize(head(h), dim=1) for head in method.heads]
+        dml = (multi_similarity(z, batch.fine) + sum(multi_similarity(x, batch.fine) for x in zs) / 2) / 2
+        targets = [diffused_targets(x @ x.T, omega=0.3, tau=1.0) for x in zs]
+        kl = sum(relation_distillation(z @ z.T, target, tau=1.0) for target in targets) / 2
+    torch.testing.assert_close(result.parts["dml"], dml)
+    torch.testing.assert_close(result.loss, dml + 50 * kl)
+    result.loss.backward()
+    assert all(p.grad is not None for p in method.heads.parameters())
+
+
+def test_a_pretrained_teacher_comes_from_its_checkpoint_and_stays(tmp_path):
+    first = obd_sd(Distillation(teacher="none"))
+    fit(first, callbacks=(ModelCheckpoint(tmp_path, filename="first"),), enable_checkpointing=True)
+    settings = {"teacher": "pretrained", "lam": 10.0, "dynamic": False, "omega": 0.0}
+    method = obd_sd(Distillation(**settings, checkpoint=str(tmp_path / "first.ckpt")))
+    watch = Watch()
+    fit(method, callbacks=(watch,), epochs=2)
+    assert method.variant == "MS+BAR"
+    assert watch.forwards == [4, 4]
+    assert all(torch.equal(method.teacher.state_dict()[n], v) for n, v in first.student.state_dict().items())
+    with pytest.raises(UserError, match="holds another network"):
+        fit(obd_sd(Distillation(**settings, checkpoint=str(tmp_path / "first.ckpt")), dim=4))
+    with pytest.raises(UserError, match="needs checkpoint"):
+        fit(obd_sd(Distillation(**settings)))
+
+
+def test_the_global_manifold_is_the_teachers_over_all_training_images(monkeypatch):
+    """Its plain views, embedded once an epoch; the batch looks its rows up."""
+    asked, made = [], []
+
+    def spy(self, index):
+        before = self._global
+        relations = original(self, index)
+        made.append(self._global is not before)
+        asked.append((self.current_epoch, index.clone(), relations.clone(), self.training_embeddings()))
+        return relations
+
+    original = OBDSD.global_relations
+    monkeypatch.setattr(OBDSD, "global_relations", spy)
+    settings = Distillation(lam=10.0, manifold="global", normalization="symmetric", neighbours=10)
+    method = obd_sd(settings, train_classes=[0, 1, 2, 3, 4])
+    trainer = tiny_trainer(max_epochs=3)
+    trainer.fit(method, datamodule=digits())
+    steps = trainer.num_training_batches
+    assert made == [True, *[False] * (steps - 1)] * 2  # none in the first epoch
+    for epoch, index, relations, (rows, z) in (asked[0], asked[-1]):
+        assert epoch in (1, 2)
+        assert torch.equal(rows, torch.as_tensor(trainer.datamodule.parts.train))
+        whole = global_similarity(z, omega=0.3, neighbours=10)
+        place = torch.stack([(rows == row).nonzero()[0, 0] for row in index])
+        torch.testing.assert_close(relations, whole[place][:, place], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"omega": 1.0}, "distillation.omega is 1.0"),
+        ({"tau": 0.0}, "temperatures"),
+        ({"manifold": "global"}, "needs normalization symmetric"),
+        ({"teacher": "heads", "head_dims": []}, "needs head_dims"),
+    ],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        Distillation(**settings)
+
+
+# ---- evaluation and noise -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_fit", [False, True])
+def test_extra_metrics_come_with_the_test_and_with_validation_where_asked(in_fit):
+    data = digits(protocol=Protocol("zero_shot", val_fraction=0.4, label_fraction=0.3), batch_size=12)
+    seen = {}
+
+    class Look(Callback):
+        def on_validation_end(self, trainer, method):
+            seen["val"] = set(trainer.callback_metrics)
+
+    retrieval = Retrieval(ks=[1], grid=0, extra=["clustering", "density", "spectral_decay"], extra_in_fit=in_fit)
+    trainer = tiny_trainer(max_epochs=1, callbacks=[retrieval, Look()], num_sanity_val_steps=0)
+    method = obd_sd(Distillation(teacher="none"), train_classes=data.train_classes)
+    trainer.fit(method, datamodule=data)
+    extra = {"nmi", "ami", "density", "spectral_decay"}
+    assert ({f"val/{name}" for name in extra} <= seen["val"]) == in_fit
+    assert "val/recall@1" in seen["val"]
+    trainer.test(method, datamodule=data, verbose=False)
+    metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
+    assert extra | {"map_c", "map@1000", "map@r"} <= metrics.keys()
+    assert 0 < metrics["nmi"] < 1
+    assert metrics["density"] > 0
+
+
+def test_noise_is_recorded_and_the_sampler_follows_it():
+    data = digits(protocol=Protocol("zero_shot", label_noise=0.4), batch_size=20, images_per_class=4)
+    said, clean = data.describe(), digits(protocol=Protocol("zero_shot"))
+    assert 0.3 < said["flipped"] / said["train"]["images"] < 0.5
+    assert len(said["flipped_hash"]) == 8
+    index, rows = data.parts.index, data.parts.train
+    for batch in data.train_loader(0):
+        labels = batch.fine.view(5, 4)
+        assert (labels == labels[:, :1]).all()  # classes of four, by the noisy labels
+        assert torch.equal(batch.fine, torch.as_tensor(index.fine[batch.index.numpy()]))
+    assert (clean.parts.index.fine[rows] != index.fine[rows]).sum() == said["flipped"]
+    for batch in data.test_dataloader():
+        assert torch.equal(batch.fine, torch.as_tensor(clean.parts.index.fine[batch.index.numpy()]))
