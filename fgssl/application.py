@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods  # noqa: F401  (makes the methods' short names known)
@@ -23,9 +24,9 @@ from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.checkpoint import AtomicCheckpointIO, check_fits, check_method, explain_differences, read_checkpoint
 from fgssl.data.datamodule import DataModule
-from fgssl.errors import UserError
+from fgssl.errors import UserError, at_least
 from fgssl.methods.base import Method
-from fgssl.parser import Parser
+from fgssl.parser import Parser, clean
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import MetricsLogger, Run, Wandb, default_name, folder_of_checkpoint, wandb_logger
@@ -89,6 +90,9 @@ class Application(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        options = self.options
+        at_least(0, seed_everything=options.seed_everything)
+        at_least(1, **{"trainer.accumulate_grad_batches": options.trainer.accumulate_grad_batches})
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters override the user's. Here the user's stand."""
@@ -102,7 +106,8 @@ class Application(LightningCLI):
             cause: BaseException | None = fault
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
-            raise cause or fault from None
+            message = clean(str(fault)) or type(fault).__name__
+            raise cause or UserError(f"{message} (FGSSL_TRACEBACK=1 shows where.)") from fault
 
     @property
     def options(self) -> Any:
@@ -114,7 +119,7 @@ class Application(LightningCLI):
         self.checkpoint = None
         if self.config.subcommand == "fit" and options.run.resume and not options.get("ckpt_path"):
             options.ckpt_path = self._last_checkpoint()
-        if options.get("ckpt_path"):
+        if options.get("ckpt_path") is not None:
             options.ckpt_path = str(checkpoint_file(options.ckpt_path))
             self.checkpoint = read_checkpoint(options.ckpt_path)
             method = options.model.class_path.rsplit(".", 1)[-1]
@@ -206,6 +211,22 @@ class Application(LightningCLI):
 
     # ---- run ----------------------------------------------------------------------------------------------------
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as fault:
+            raise self.datamodule.explain(fault) or fault from fault
+        finally:
+            self._end_other_processes()
+
+    def _end_other_processes(self) -> None:
+        """Those that this one started: they have ended, or get a moment to say what they have to say."""
+        for process in getattr(self.trainer.strategy.launcher, "procs", []):
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
     def after_fit(self) -> None:
         """Every run ends with an evaluation of its last weights on the test rows."""
         if self.trainer.interrupted:
@@ -256,6 +277,8 @@ def run(args: list[str], experiment: str, kind: type[Application] = Application)
         rank = getattr(rank_zero_only, "rank", 0)
         rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")
         return 128 + signal.SIGTERM if rank == 0 else 0
+    except MisconfigurationException as fault:
+        raise UserError(str(fault)) from fault
     except torch.OutOfMemoryError as fault:
         raise UserError(
             f"the GPU's memory is full ({str(fault).splitlines()[0]}). Lower data.batch_size (trainer."
@@ -273,4 +296,4 @@ def run(args: list[str], experiment: str, kind: type[Application] = Application)
     return 1 if application.trainer.interrupted else 0
 
 
-_LOST_PROCESS = re.compile("Connection (closed|reset)|Broken pipe|Timed out waiting|[Ww]atchdog|NCCL|gloo")
+_LOST_PROCESS = re.compile("Connection (closed|reset)|Broken pipe|[Tt]imed out|[Ww]atchdog|NCCL|gloo")

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except UserError as mistake:
+        if os.environ.get("FGSSL_TRACEBACK"):
+            raise
         print(f"fgssl: {mistake}", file=sys.stderr)
         return 2
 

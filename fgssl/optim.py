@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fgssl.errors import UserError
+from fgssl.errors import UserError, at_least
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ class Optim:
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.3
     groups: dict[str, Group] = field(default_factory=dict)
+
+    def __post_init__(self):
+        at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
+        at_least(0, warmup_epochs=self.warmup_epochs)
+        if self.lr == 0:
+            raise UserError("lr is 0: nothing would be learnt.")
+        if self.reference_batch is not None:
+            at_least(1, reference_batch=self.reference_batch)
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
         """The optimiser over the module's trainable parameters."""

@@ -60,6 +60,7 @@ class Record(Callback):
         self._note(trainer, status="trained")
 
     def on_validation_end(self, trainer: Trainer, method) -> None:
+        self.results["data"] = trainer.datamodule.describe()
         self._note(trainer)
 
     def on_test_end(self, trainer: Trainer, method) -> None:

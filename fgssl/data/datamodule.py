@@ -1,15 +1,17 @@
 """The one data module: rows of a data set, by a protocol, as batches of views."""
 
+import os
+import re
 import signal
+import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, augment, normalise
 from fgssl.data.batch import Batch
@@ -20,9 +22,9 @@ from fgssl.data.index import Index
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
-from fgssl.errors import UserError
+from fgssl.errors import UserError, at_least
 
-MAX_WORKERS = 256  # more of them than this work too, but are not asked what they were reading when they died
+SLOTS = 2**15  # notes of what the worker processes are reading, by their process number's rest
 
 
 class Images(Dataset):
@@ -35,6 +37,7 @@ class Images(Dataset):
         seed: of the views' random numbers.
         on_error: ``error`` or ``skip``, see DataModule.
         unreadable: [N] bool, shared between processes; rows that were skipped are marked.
+        reading: [SLOTS] int64, shared between processes: the row that a worker has in hand.
         cache: decoded images to use instead of the files.
     """
 
@@ -46,11 +49,11 @@ class Images(Dataset):
         seed: int,
         on_error: Literal["error", "skip"],
         unreadable: Tensor,
+        reading: Tensor,
         cache: Cache | None = None,
     ):
         self.index, self.rows, self.views, self.seed = index, rows, views, seed
-        self.on_error, self.unreadable, self.cache = on_error, unreadable, cache
-        self.reading = torch.full((MAX_WORKERS,), -1).share_memory_()  # row that each worker has in hand
+        self.on_error, self.unreadable, self.reading, self.cache = on_error, unreadable, reading, cache
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +84,7 @@ class Images(Dataset):
         """The row at ``position`` and its views; if it is unreadable and may be skipped, the next row that is not."""
         for step in range(len(self.rows)):
             row = int(self.rows[(position + step) % len(self.rows)])
-            self._note(row)
+            self.reading[os.getpid() % SLOTS] = row
             try:
                 return row, self._views(row, numbers)
             except UserError:
@@ -89,11 +92,6 @@ class Images(Dataset):
                     raise
                 self.unreadable[row] = True
         raise UserError(f"{self.index.name}: none of the {len(self.rows)} images can be read.")
-
-    def _note(self, row: int) -> None:
-        worker = get_worker_info()
-        if worker is not None and worker.id < MAX_WORKERS:
-            self.reading[worker.id] = row
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
         image_3HW = self._decoded(row)
@@ -121,7 +119,7 @@ class Loader:
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning looks at both, and tells the sampler the epoch
-        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_ignore_sigterm, **options)
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -137,35 +135,28 @@ class Loader:
 
     def __iter__(self):
         batches = iter(self.loader)  # now, not at the first batch: the workers start to read
-        return self._checked(batches)
-
-    def _checked(self, batches: Iterator) -> Iterator[Batch]:
-        try:
-            for batch in batches:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
-        except RuntimeError as fault:
-            if "exited unexpectedly" not in str(fault) and "killed by signal" not in str(fault):
-                raise
-            raise self._death(batches) from fault
-
-    def _death(self, batches: Any) -> UserError:
-        """What to say when a worker process has died: where it was, and the usual reason."""
-        dead = [n for n, worker in enumerate(batches._workers[:MAX_WORKERS]) if worker.exitcode not in (None, 0)]
-        rows = [row for row in self.dataset.reading[dead].tolist() if row >= 0]
-        reading = ", ".join(str(self.dataset.index.paths[row]) for row in rows) or "nothing yet"
-        codes = ", ".join(str(batches._workers[n].exitcode) for n in dead)
-        return UserError(
-            f"a data-loader process died (exit status {codes}; a negative one is the signal, -9 mostly stands for too "
-            f"little memory). It was reading: {reading}. Lower data.num_workers or data.prefetch if memory is short; "
-            "look at that file if not."
-        )
+        return (_raised(batch) for batch in batches)
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """A cluster sends it to every process of a job; the workers are needed until the checkpoint is written."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _raised(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Let SIGTERM end a worker only when its own parent sends it.
+
+    A cluster sends it to every process of a job, and the workers are needed until the checkpoint is written.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class DataModule(LightningDataModule):
@@ -220,9 +211,13 @@ class DataModule(LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        eval_size, eval_batch_size = eval_size or views.crops[0].size, eval_batch_size or batch_size
+        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, eval_size=eval_size, prefetch=prefetch)
+        at_least(1, images_per_class=1 if images_per_class is None else images_per_class)
+        at_least(0, num_workers=num_workers)
         self.dataset, self.protocol, self.views = dataset, protocol, views
-        self.eval_view = EvalView(eval_size or views.crops[0].size, eval_resize)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.eval_view = EvalView(eval_size, eval_resize)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
         self.cache, self.cache_side = cache, cache_side
@@ -249,6 +244,7 @@ class DataModule(LightningDataModule):
         if self._parts is None:
             self._parts = self.protocol.apply(self.dataset.index())
             self._unreadable = torch.zeros(len(self._parts.index), dtype=torch.bool).share_memory_()
+            self._reading = torch.full((SLOTS,), -1).share_memory_()
         return self._parts
 
     @property
@@ -269,6 +265,18 @@ class DataModule(LightningDataModule):
     def skipped(self) -> list[str]:
         """Paths of the images that this process could not read and replaced so far."""
         return self.parts.index.paths[self._unreadable.numpy()].tolist()
+
+    def explain(self, fault: RuntimeError) -> UserError | None:
+        """What to say when a loader's process has died: what it was reading, and the usual reason."""
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(fault))
+        if found is None:
+            return None
+        rows = [int(self._reading[int(pid) % SLOTS]) for pid in found[1].split(",")]
+        paths = ", ".join(self.parts.index.paths[row] for row in rows if row >= 0) or "nothing yet"
+        return UserError(
+            f"a data-loader process died while it was reading {paths} ({fault}). Mostly memory is short: lower "
+            "data.num_workers or data.prefetch. If it happens at the same file again, look at that file."
+        )
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
@@ -319,7 +327,7 @@ class DataModule(LightningDataModule):
         return self._loader(rows, self.eval_view, sampler, cache=None, lasting=True)
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
-        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable, cache)
+        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
         workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
         return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
 

@@ -19,6 +19,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from fgssl.data.augment import Photometric
 from fgssl.data.draws import uniform
 from fgssl.data.images import to_rgb
+from fgssl.errors import at_least
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 outside
 
@@ -48,6 +49,9 @@ class Crop:
     resample: Literal["bilinear", "bicubic"] = "bilinear"
     auto_augment: bool = False
     photometric: Photometric = Photometric()
+
+    def __post_init__(self):
+        at_least(2, size=self.size)
 
 
 class Views:
@@ -92,6 +96,7 @@ class EvalView(Views):
 
     def __init__(self, size: int = 224, resize: int | None = None):
         super().__init__([Crop(size, flip=0.0)])
+        at_least(1, resize=1 if resize is None else resize)
         self.share = None if resize is None else size / resize
 
     def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:

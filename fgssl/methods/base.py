@@ -91,12 +91,12 @@ class Method(LightningModule):
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         result = self.step(batch)
         if any_rank(~torch.isfinite(result.loss.detach()), self.device):  # waits for the device, as DINO's loop does
             self._skip(result, batch, batch_idx)
-            return None
-        self._skipped = 0
+            return {"loss": self._no_loss(), "enqueue": {}}
+        self._skipped, self._has_gradient = 0, True
         size = len(batch.index)
         self.log("train/loss", result.loss, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in result.parts.items()}, batch_size=size)
@@ -120,6 +120,15 @@ class Method(LightningModule):
             f"{what} The weights and the last checkpoint are from before it. Lower model.optim.lr, or take a "
             "trainer.precision of wider range; --model.max_skips N leaves out up to N such steps in a row."
         )
+
+    def _no_loss(self) -> Tensor:
+        """Zero, with a gradient of zero for every weight: with several processes each step needs a backward."""
+        return torch.stack([weight.sum() for weight in self.parameters() if weight.requires_grad]).sum() * 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._has_gradient:  # all of its batches were left out: neither weight decay nor momentum may act
+            optimizer.zero_grad(set_to_none=True)
+        self._has_gradient = False
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"embedding": self.embed(batch.views[0]), "fine": batch.fine, "index": batch.index}
@@ -167,7 +176,7 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """After a checkpoint's optimiser was restored, what the user says now wins: lr, weight decay, momentum."""
-        self._skipped = 0
+        self._skipped, self._has_gradient = 0, False
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.data.batch import Batch
-from fgssl.errors import UserError
+from fgssl.errors import UserError, at_least
 from fgssl.losses.maskcon import soft_contrastive_loss, soft_targets
 from fgssl.methods.base import Keys, Method, StepResult
 from fgssl.nn.backbones import Backbone, Encoder
@@ -68,6 +68,8 @@ class MaskCon(Method):
         **base,
     ):
         super().__init__(**base)
+        at_least(1, dim=dim, hidden=hidden, memory=memory)
+        at_least(0, momentum=momentum)
         _check(variant, weight, tau, tau0, num_coarse, num_fine)
         self.variant, self.momentum = variant, momentum
         self.weight, self.tau = _relations_of(variant, weight, tau)

@@ -1,5 +1,7 @@
 """Batches as a method gets them: parts, workers, ranks, resume, bad images."""
 
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +271,19 @@ def test_no_readable_image_at_all(cub):
 def test_a_batch_larger_than_the_training_set_is_said_before_training(cub):
     with pytest.raises(UserError, match="batch_size is 13, and there are 12 training images"):
         fit(cub(batch_size=13, views=SingleView(16)), Recorder())
+
+
+def test_a_worker_outlives_a_sigterm_that_its_own_process_did_not_send():
+    """A cluster ends a job by sending it to all processes; the workers serve on until the checkpoint is written."""
+    loader = digits(batch_size=16, num_workers=1, prefetch=1).train_loader(epoch=0)
+    batches = iter(loader)
+    next(batches)
+    worker = loader._iterator._workers[0]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    time.sleep(0.3)
+    assert worker.is_alive()
+    assert len(list(batches)) == len(loader) - 1
+    del batches
+    worker.terminate()
+    worker.join(timeout=10)
+    assert not worker.is_alive()

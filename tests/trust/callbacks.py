@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 class KillAt(Callback):
     """Sends a signal to this process after a batch (counted from 0 over the run), on one rank."""
 
-    def __init__(self, batch: int, number: int = signal.SIGKILL, rank: int = 0):
+    def __init__(self, batch: int, number: int = int(signal.SIGKILL), rank: int = 0):
         self.batch, self.number, self.rank = batch, number, rank
 
     def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
@@ -45,7 +45,7 @@ class SpoilMemory(Callback):
 
     def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
         if batch_idx == 0 and trainer.global_rank == 1:
-            method.memory.labels_K[3] ^= 1
+            method.memory.labels_K[40] ^= 1
 
 
 class KillWorker(Callback):
