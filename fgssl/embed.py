@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
             if args.part == "test":
                 super().after_test()
                 self._draw()
-            print(f"embeddings: {self.folder / 'embeddings'}")
+            if self.trainer.is_global_zero:
+                print(f"embeddings: {self.folder / 'embeddings'}")
 
         def _draw(self) -> None:
             if not (self.retrieval.grid and self.trainer.is_global_zero):

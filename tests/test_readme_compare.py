@@ -22,7 +22,7 @@ ORDER = ["fit"] * 4 + ["test", "compare", "embed", "embed", "search", "export", 
 SHORT = {
     "fit": [*SMALL, "--trainer.max_epochs", "1"],
     "test": SMALL,
-    "embed": ["--retrieval.grid", "1", "--trainer.enable_progress_bar", "false"],
+    "embed": ["--retrieval.grid", "0", "--trainer.enable_progress_bar", "false"],
     "export": ["--formats", "timm"],
     "sweep": ["--dry_run"],
 }

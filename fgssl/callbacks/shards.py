@@ -37,6 +37,7 @@ class Shards(Callback):
             index = trainer.datamodule.parts.index
             names = {"fine_names": list(index.fine_names), "coarse_names": list(index.coarse_names)}
             write_json(self.folder / "about.json", {"dataset": index.name, "part": self.part, **names})
+        trainer.strategy.barrier()  # the first rank goes on to read what all have written
 
     on_predict_epoch_end = on_test_epoch_end
 

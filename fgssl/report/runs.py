@@ -89,10 +89,10 @@ class RunFolder:
         facts = {
             "data set": data["dataset"],
             **{key: value for key, value in options.items() if key not in ignored and value is not None},
-            **{key: data[key] for key in ("split", "val_fraction", "label_fraction", "label_noise")},
-            "protocol seed": data["seed"],
+            **{key: data.get(key) for key in ("split", "val_fraction", "label_fraction", "label_noise")},
+            "protocol seed": data.get("seed"),
             **{f"{part} {key}": data[part][key] for part in ("train", "test") for key in ("images", "rows_hash")},
-            "flipped labels": data["flipped_hash"],
+            "flipped labels": data.get("flipped_hash"),
             "gallery": self.results.get("gallery", "evaluated"),
         }
         limit = self.config.get("trainer.limit_test_batches")
@@ -185,8 +185,8 @@ def read_run(folder: Path) -> RunFolder | None:
     missing = {"method", "seed", "metrics", "data"} - results.keys()
     if missing:
         raise UserError(f"{folder}: broken, results.json lacks {', '.join(sorted(missing))}.")
-    if not isinstance(results["data"], dict) or "rows_hash" not in results["data"].get("test", {}):
-        raise UserError(f"{folder}: broken, results.json does not say which rows were evaluated.")
+    if any("rows_hash" not in (results["data"] or {}).get(part, {}) for part in ("train", "test")):
+        raise UserError(f"{folder}: broken, results.json does not say which rows were trained on and evaluated.")
     return RunFolder(folder, results, _read_config(folder / "config.yaml"))
 
 

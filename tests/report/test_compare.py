@@ -198,7 +198,7 @@ def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
         "nocfg": "broken, config.yaml cannot be read",
         "running": "running after 7 epochs",
         "failed": "failed after 200 epochs (RuntimeError: out of memory)",
-        "old": "does not say which rows were evaluated",
+        "old": "does not say which rows were trained on and evaluated",
     }.items():
         assert f"{name}: {words}" in said or (name in said and words in said)
     assert said.count("left out:") == 6
