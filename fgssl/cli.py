@@ -49,6 +49,7 @@ first steps:
   fgssl fit --config FILE --model.tau 0.05                 override a number
   fgssl fit --config FILE --print_config                   print the whole resolved configuration
   fgssl fit --config FILE --ckpt_path RUN_FOLDER           resume from a run's last checkpoint
+  fgssl compare runs/maskcon_digits --plots runs/plots     tables and pictures of the runs
   fgssl fit --help                                         every option of a command
 """
 

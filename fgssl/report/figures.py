@@ -15,7 +15,8 @@ from fgssl.evaluation.search import search
 
 RIGHT, WRONG, QUERY, UNKNOWN = "#2a9d4a", "#d1352b", "#333333", "#777777"
 SAMPLE = 3000  # images at most in pictures that need all pairs, or t-SNE's time
-NAMED = 20  # groups at most that a legend or a matrix names: more cannot be told apart
+NAMED = 20  # groups at most in a matrix
+COLOURED = 18  # groups at most in a map: matplotlib's twenty colours less the two greys, which are for the rest
 
 
 def retrieval_grid(
@@ -155,7 +156,7 @@ def embedding_map(
 ) -> Path:
     """Draw the embedding in two dimensions, coloured by fine label and, where there is one, by coarse label.
 
-    At most 3,000 images, drawn at random. Of more than 20 groups, 20 spread evenly over the list are coloured and the
+    At most 3,000 images, drawn at random. Of more than 18 groups, 18 spread evenly over the list are coloured and the
     rest is grey.
 
     Args:
@@ -205,15 +206,19 @@ def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, 
     from matplotlib import colormaps
 
     present = np.unique(labels[labels >= 0])
-    coloured = present[np.unique(np.linspace(0, len(present) - 1, NAMED).round().astype(int))] if len(present) else []
+    coloured = (
+        present[np.unique(np.linspace(0, len(present) - 1, COLOURED).round().astype(int))] if len(present) else []
+    )
     rest = ~np.isin(labels, coloured)
     if rest.any():
         label = f"{len(present) - len(coloured)} others" if len(present) > len(coloured) else "no label"
         axis.scatter(*points_N2[rest].T, s=5, color="#dddddd", linewidths=0, label=label)
-    palette = colormaps["tab10" if len(coloured) <= 10 else "tab20"]
+    palette = (
+        colormaps["tab10"].colors if len(coloured) <= 10 else np.delete(colormaps["tab20"].colors, (14, 15), axis=0)
+    )
     for place, group in enumerate(coloured):
         axis.scatter(
-            *points_N2[labels == group].T, s=9, color=palette(place), linewidths=0, label=_short(names[group], 18)
+            *points_N2[labels == group].T, s=9, color=palette[place], linewidths=0, label=_short(names[group], 18)
         )
     axis.set_xticks([])
     axis.set_yticks([])
