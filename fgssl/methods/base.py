@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -180,8 +180,22 @@ class Method(LightningModule):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]
+        rank_zero_info(self._start_line())
         for group, settings in zip(optimizer.param_groups, self._group_settings, strict=True):
             group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * self.lr_factor(scheduler.last_epoch))
+
+    def _start_line(self) -> str:
+        """What a step is made of, for the reader of a log."""
+        trainer, optim = self.trainer, self.optim
+        accumulated, processes, batch = trainer.accumulate_grad_batches, trainer.world_size, self.global_batch()
+        lr = f"{optim.lr:g}"
+        if optim.reference_batch:
+            lr = f"{optim.lr:g} x {batch} / {optim.reference_batch} = {optim.lr * batch / optim.reference_batch:g}"
+        return (
+            f"A step: {batch // processes // accumulated} images x {processes} processes x {accumulated} accumulated = "
+            f"{batch}. Learning rate {lr}. Seed {self._seed}: order and crops from it and the image's number, the "
+            "same on any number of processes; dropout from it, the process and the batch."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the method. Weights that are not finite are no checkpoint."""
