@@ -178,10 +178,23 @@ def test_foreign_and_broken_checkpoints_are_refused_by_name(run, tmp_path, capsy
     assert "memory.keys_KD is (32, 64) there and (48, 64) here" in error_of(str(run), "--model.memory", "48")
 
 
-def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
-    torch.save({"method": "MaskCon", "state_dict": {}, "evil": Path}, tmp_path / "evil.ckpt")
-    assert fgssl("test", tmp_path, "--ckpt_path", str(tmp_path / "evil.ckpt")) == 2
-    assert "cannot be loaded safely" in capsys.readouterr().err.replace("is not a checkpoint that can", "cannot")
+class Hostile:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_code_in_a_checkpoint_is_refused_and_never_run(command, tmp_path, capsys):
+    torch.save({"method": "MaskCon", "state_dict": {}, "evil": Hostile(tmp_path / "ran")}, tmp_path / "evil.ckpt")
+    flags = ("--ckpt_path", str(tmp_path / "evil.ckpt"), "--weights_only", "false", "--trainer.max_epochs", "1")
+    assert fgssl(command, tmp_path, *(flags if command == "fit" else flags[:4])) == 2
+    assert "evil.ckpt is not a checkpoint that can be loaded safely" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -250,8 +263,8 @@ def test_wandb_offline_without_an_account(tmp_path, monkeypatch):
 
 def test_queries_against_a_train_gallery(run, tmp_path):
     """The same numbers as the metrics give for two sets embedded by hand; no query is left out of the gallery."""
-    from fgssl.data.datasets import ALL
     from fgssl.data.datamodule import DataModule
+    from fgssl.data.datasets import ALL
     from fgssl.data.protocols import Protocol
     from fgssl.data.views import PairViews
     from fgssl.metrics import retrieval_metrics
