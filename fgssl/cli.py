@@ -39,7 +39,7 @@ OWN = {
 HELP = """\
 usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
 
-Fine-grained and self-supervised visual learning: five published methods, one evaluation.
+Fine-grained and self-supervised visual learning: published methods, one evaluation.
 
 commands:
 {commands}
