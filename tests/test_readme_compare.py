@@ -20,7 +20,7 @@ COMMANDS = re.findall(
 ORDER = ["fit"] * 4 + ["test", "compare", "embed", "embed", "search", "export", "sweep"]
 # What makes each command short, or able to do without a network or an optional library.
 SHORT = {
-    "fit": [*SMALL, "--trainer.max_epochs", "1"],
+    "fit": [*SMALL, "--trainer.max_steps", "1"],
     "test": SMALL,
     "embed": ["--retrieval.grid", "0", "--trainer.enable_progress_bar", "false"],
     "export": ["--formats", "timm"],

@@ -213,9 +213,8 @@ def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, 
     if rest.any():
         label = f"{len(present) - len(coloured)} others" if len(present) > len(coloured) else "no label"
         axis.scatter(*points_N2[rest].T, s=5, color="#dddddd", linewidths=0, label=label)
-    palette = (
-        colormaps["tab10"].colors if len(coloured) <= 10 else np.delete(colormaps["tab20"].colors, (14, 15), axis=0)
-    )
+    few = len(coloured) <= 10
+    palette = colormaps["tab10" if few else "tab20"](np.arange(10) if few else np.delete(np.arange(20), (14, 15)))
     for place, group in enumerate(coloured):
         axis.scatter(
             *points_N2[labels == group].T, s=9, color=palette[place], linewidths=0, label=_short(names[group], 18)
