@@ -78,8 +78,10 @@ def _describes(row: dict[str, str], run: RunFolder, metric: str, told: list[str]
         dataset, split = "cifar10toy", run.config.get("data.dataset.variant")
     if (row["dataset"], row["split"]) != (dataset, split) or METRICS.get(row["metric"], row["metric"]) != metric:
         return False
-    names = told or [run.results.get("variant") or run.results["method"]]
-    return {_letters(name) for name in names} <= {_letters(row["method"]), _letters(row["backbone"])}
+    method, backbone = _letters(row["method"]), _letters(row["backbone"])
+    named = {_letters(part) for part in told}
+    own = _letters(run.results.get("variant") or run.results["method"])
+    return named <= {method, backbone} and (method in named or method == own)
 
 
 def _has_settings(row: dict[str, str], run: RunFolder) -> bool:
