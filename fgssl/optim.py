@@ -16,10 +16,12 @@ class Group:
     """What some parameters have of their own.
 
     Args:
+        of: which: those whose names begin so.
         lr: their learning rate, taken as it is; the schedule acts on it too.
         weight_decay: theirs.
     """
 
+    of: str
     lr: float
     weight_decay: float = 0.0
 
@@ -40,7 +42,7 @@ class Optim:
         schedule: what follows the warm-up: ``cosine``, or ``steps``: constant, times ``gamma`` at each milestone.
         milestones: epochs, of ``steps``.
         gamma: of ``steps``.
-        groups: beginning of parameter names -> settings of their own, such as ``{dml_loss.beta: {lr: 5e-4}}``.
+        groups: parameters with settings of their own, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -54,7 +56,7 @@ class Optim:
     schedule: Literal["cosine", "steps"] = "cosine"
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.3
-    groups: dict[str, Group] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
 
     def __post_init__(self):
         at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
@@ -86,21 +88,21 @@ def parameter_groups(
 
 
 def own_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], groups: dict[str, Group]
+    named_parameters: Iterable[tuple[str, nn.Parameter]], groups: Sequence[Group]
 ) -> tuple[list[dict], list[tuple[str, nn.Parameter]]]:
-    """Optimiser groups of the parameters whose names begin with a key of ``groups``; and the parameters that are left.
+    """Optimiser groups of the parameters that have settings of their own; and the parameters that are left.
 
     Raises:
         UserError: no trainable parameter's name begins so.
     """
     rest = [(name, p) for name, p in named_parameters if p.requires_grad]
     own = []
-    for beginning, group in groups.items():
-        params = [p for name, p in rest if name.startswith(beginning)]
+    for group in groups:
+        params = [p for name, p in rest if name.startswith(group.of)]
         if not params:
-            raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{beginning}...'.")
+            raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{group.of}...'.")
         own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
-        rest = [(name, p) for name, p in rest if not name.startswith(beginning)]
+        rest = [(name, p) for name, p in rest if not name.startswith(group.of)]
     return own, rest
 
 

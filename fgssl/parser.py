@@ -5,6 +5,7 @@ import inspect
 import re
 from typing import get_args
 
+from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -13,7 +14,11 @@ from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets import ALL
 from fgssl.errors import UserError
 from fgssl.methods.base import Method
+from fgssl.nn.dml import Spec
 from fgssl.run import Run
+
+# As a mapping it would be taken for a class of ours, which the parser imports by its whole path.
+register_type(Spec, Spec.plain, Spec.read)
 
 
 class Parser(LightningArgumentParser):

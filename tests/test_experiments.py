@@ -11,6 +11,7 @@ from fgssl.data.protocols import read_sop_list
 from tests import trees
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+ABLATIONS = sorted((Path(__file__).parents[1] / "experiments").glob("*_ablations/*.yaml"))
 SMALL_NETWORK = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"
 
 
@@ -45,7 +46,7 @@ TREES = {
     "CIFARToy": trees.make_cifar10,
     "CIFAR100": trees.make_cifar100,
     "ImageNet32": trees.make_imagenet32,
-    "SOP": make_sop_of_the_lists,
+    "SOP": trees.make_sop,
 }
 
 
@@ -54,19 +55,28 @@ def dataset_of(experiment: Path) -> str:
     return dataset if isinstance(dataset, str) else dataset["class_path"]
 
 
+def tree_of(experiment: Path, root: Path) -> Path:
+    """The data set's tree; the lists of MaskCon's splits need all of theirs."""
+    name = dataset_of(experiment)
+    lists = name == "SOP" and "sop_split" in (compose([experiment])["data"].get("protocol") or {}).get("split", "")
+    return make_sop_of_the_lists(root) if lists else TREES[name](root)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
     name = dataset_of(experiment)
     flags = []
     if name != "Digits":
         (tmp_path / "data").mkdir()
-        root = TREES[name](tmp_path / "data")
+        root = tree_of(experiment, tmp_path / "data")
         flags = ["--data.dataset.root", str(root), "--data.dataset.partial", "true", "--data.views.size", "32"]
+    method = compose([experiment])["model"]["class_path"]
+    flags += {"MaskCon": ["--model.memory", "4"], "OBDSD": ["--data.images_per_class", "2"]}[method]
     status = main(
         [
             "fit", "--config", str(experiment), *flags, "--run.root", str(tmp_path / "runs"),
             "--data.batch_size", "2", "--data.num_workers", "0", "--retrieval.grid", "0",
-            "--model.memory", "4", "--model.backbone.pretrained", "false", "--model.backbone.options", SMALL_NETWORK,
+            "--model.backbone.pretrained", "false", "--model.backbone.options", SMALL_NETWORK,
             "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "1",
             "--trainer.limit_test_batches", "4", "--trainer.enable_progress_bar", "false",
             "--trainer.enable_model_summary", "false",
@@ -82,3 +92,29 @@ def test_experiment_opens_with_paper_result_command_and_cost(experiment):
     first = experiment.read_text().splitlines()[:4]
     assert all(line.startswith("# ") for line in first)
     assert f"fgssl fit --config experiments/{experiment.name}" in first[2]
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda path: path.stem)
+def test_ablation_takes_a_step(ablation, tmp_path):
+    """After the experiment on digits, the smallest of its method; the header says what the paper has."""
+    base = ablation.parents[1] / f"{ablation.parent.name.removesuffix('_ablations')}_digits.yaml"
+    assert ablation.read_text().startswith("# ")
+    assert "aper" in ablation.read_text().split("\n\n")[0]
+    flags = ["--model.distillation.checkpoint", str(tmp_path / "runs" / "first" / "checkpoints" / "last.ckpt")]
+    bar = compose([base, ablation])["model"]["init_args"]["distillation"]["teacher"] == "pretrained"
+
+    def fit(*more: str) -> int:
+        return main(
+            [
+                "fit", "--config", str(base), *more, "--run.root", str(tmp_path), "--run.experiment", "runs",
+                "--data.protocol.label_fraction", "0.2", "--retrieval.grid", "0", "--retrieval.extra", "[]",
+                "--model.backbone.pretrained", "false", "--model.backbone.options", SMALL_NETWORK,
+                "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "2", "--trainer.limit_test_batches", "1",
+                "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+            ]
+        )  # fmt: skip
+
+    same = ("--model.backbone.name", "resnet18")
+    if bar:
+        assert fit(*same, "--run.name", "first", "--model.distillation.teacher", "none") == 0
+    assert fit("--config", str(ablation), *same, "--run.name", "second", *(flags if bar else [])) == 0

@@ -126,7 +126,7 @@ class OBDSD(Method):
         backbone: Backbone = Backbone("resnet50"),
         dim: int = 128,
         freeze_bn: bool = True,
-        dml_loss: Spec = "MultiSimilarity",
+        dml_loss: Spec = Spec("MultiSimilarity"),
         miner: Spec | None = None,
         distillation: Distillation = Distillation(),
         global_batch: bool = True,

@@ -23,7 +23,34 @@ from fgssl.losses.metric_learning import (
     without_positives,
 )
 
-Spec = str | dict[str, Any]  # a class name, or {class_path: ..., init_args: {...}}
+
+class Spec:
+    """A class by name, with its arguments: ``NAME`` or ``{class_path: NAME, init_args: {...}}`` in a configuration."""
+
+    def __init__(self, class_path: str, init_args: dict[str, Any] | None = None):
+        self.class_path, self.init_args = class_path, dict(init_args or {})
+
+    @classmethod
+    def read(cls, value: Any) -> "Spec":
+        """From a configuration's value.
+
+        Raises:
+            ValueError: it is of neither form.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, dict) and "class_path" in value and value.keys() <= {"class_path", "init_args"}:
+            return cls(**value)
+        raise ValueError(f"{value} is neither a class's name nor {{class_path: NAME, init_args: {{...}}}}")
+
+    def plain(self) -> str | dict[str, Any]:
+        """For a configuration."""
+        return {"class_path": self.class_path, "init_args": self.init_args} if self.init_args else self.class_path
+
+    def __repr__(self) -> str:
+        return f"Spec({self.plain()})"
 
 
 class MultiSimilarity(nn.Module):
@@ -114,11 +141,12 @@ OURS: dict[str, dict[str, type[nn.Module]]] = {
 PARTS = ("distances", "reducers", "regularizers")  # of pytorch-metric-learning; arguments of its losses
 
 
-def build_dml(dml_loss: Spec, miner: Spec | None, **facts: int) -> tuple[nn.Module, nn.Module | None]:
+def build_dml(dml_loss: Any, miner: Any, **facts: int) -> tuple[nn.Module, nn.Module | None]:
     """The loss and the miner that a configuration names.
 
     Args:
-        dml_loss: the loss. Arguments that are objects (a distance, a reducer, a wrapped loss) are named the same way.
+        dml_loss: the loss, as ``Spec.read`` takes it. Arguments that are objects (a distance, a reducer, a wrapped
+            loss) are named the same way.
         miner: the miner, or None.
         facts: ``num_classes`` and ``embedding_size``, given to a class that takes them unless the configuration does.
 
@@ -136,11 +164,12 @@ def build_dml(dml_loss: Spec, miner: Spec | None, **facts: int) -> tuple[nn.Modu
     return loss, picker
 
 
-def _build(spec: Spec, kind: str, option: str, facts: dict[str, int]) -> Any:
-    path, arguments = (spec, {}) if isinstance(spec, str) else (spec.get("class_path"), spec.get("init_args") or {})
-    if not path or not (isinstance(spec, str) or spec.keys() <= {"class_path", "init_args"}):
-        raise UserError(f"{option} is {{class_path: NAME, init_args: {{...}}}} or a class's name, not {spec}.")
-    cls = _class_of(path, kind, option)
+def _build(value: Any, kind: str, option: str, facts: dict[str, int]) -> Any:
+    try:
+        spec = Spec.read(value)
+    except ValueError as fault:
+        raise UserError(f"{option}: {fault}.") from fault
+    cls, arguments = _class_of(spec.class_path, kind, option), spec.init_args
     known = _arguments_of(cls)
     for name in arguments:
         if name not in known:

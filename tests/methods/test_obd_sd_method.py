@@ -180,7 +180,7 @@ class Keep(ModelCheckpoint):
 @pytest.mark.parametrize("loss", ["MultiSimilarity", "Margin"])
 def test_a_resume_is_exact(loss, step, tmp_path):
     """Through the data module, whose samplers go on at the checkpoint's batch: 4 steps an epoch."""
-    groups = {"dml_loss.beta": Group(5e-3)} if loss == "Margin" else {}
+    groups = [Group("dml_loss.beta", 5e-3)] if loss == "Margin" else []
     optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, schedule="steps", milestones=[2], groups=groups)
     options = {"dml_loss": loss, "miner": "DistanceWeighted" if loss == "Margin" else None, "optim": optim}
 
@@ -248,7 +248,7 @@ def test_labels_are_counted_through_the_training_classes():
 
 
 def test_boundaries_have_a_learning_rate_of_their_own():
-    optim = Optim(name="adam", lr=1e-3, weight_decay=4e-4, warmup_epochs=0, groups={"dml_loss.beta": Group(5e-4)})
+    optim = Optim(name="adam", lr=1e-3, weight_decay=4e-4, warmup_epochs=0, groups=[Group("dml_loss.beta", 5e-4)])
     method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
     rest, beta = optim.build(method, 8).param_groups
     assert (rest["lr"], rest["weight_decay"]) == (1e-3, 4e-4)
@@ -256,11 +256,11 @@ def test_boundaries_have_a_learning_rate_of_their_own():
     assert [p is method.dml_loss.beta for p in beta["params"]] == [True]
     assert all(p is not method.dml_loss.beta for p in rest["params"])
     with pytest.raises(UserError, match="no trainable parameter of the model is named 'dml_lo.beta"):
-        Optim(groups={"dml_lo.beta": Group(1.0)}).build(method, 8)
+        Optim(groups=[Group("dml_lo.beta", 1.0)]).build(method, 8)
 
 
 def test_boundaries_are_learnt():
-    optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, groups={"dml_loss.beta": Group(1e-2)})
+    optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, groups=[Group("dml_loss.beta", 1e-2)])
     method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
     fit(method)
     assert (method.dml_loss.beta - 1.2).abs().min() > 1e-3

@@ -92,7 +92,7 @@ def test_ours_is_the_function_and_theirs_the_class():
             "ProxyAnchorLoss takes no 'alfa'. Did you mean 'alpha'?",
         ),
         ({"class_path": "TripletMarginLoss", "init_args": {"distance": {"class_path": "Cosine"}}}, None, "distance"),
-        ({"class": "Margin"}, None, "model.dml_loss is {class_path: NAME"),
+        ({"class": "Margin"}, None, "is neither a class's name nor {class_path: NAME, init_args: {...}}"),
         ("no.such.module.Loss", None, "there is no class 'no.such.module.Loss'"),
         ("CrossBatchMemory", None, "CrossBatchMemory cannot be built"),
     ],
