@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fgssl.optim import Optim, parameter_groups, warmup_cosine
+from fgssl.errors import UserError
+from fgssl.optim import Group, Optim, own_groups, parameter_groups, warmup_cosine, warmup_steps
 
 SCHEDULE = json.loads((Path(__file__).parent / "golden" / "maskcon.json").read_text())["lr_schedule"]
 
@@ -42,3 +43,21 @@ def test_learning_rate_scales_with_the_global_batch():
     scaled = Optim(lr=0.1, reference_batch=256).build(module, 512)
     assert scaled.param_groups[0]["lr"] == pytest.approx(0.2)
     assert isinstance(Optim(name="adamw").build(module, 1), torch.optim.AdamW)
+
+
+def test_steps_fall_at_the_milestones_after_the_warmup():
+    assert [warmup_steps(step, 2, [4, 6], 0.3) for step in range(8)] == pytest.approx(
+        [0, 0.5, 1, 1, 0.3, 0.3, 0.09, 0.09]
+    )
+    assert warmup_steps(0, 0, [], 0.3) == 1
+
+
+def test_parameters_with_settings_of_their_own_leave_the_rest():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    own, rest = own_groups(module.named_parameters(), [Group("1.", lr=5e-4)])
+    (group,) = own
+    assert all(p is expected for p, expected in zip(group["params"], module[1].parameters(), strict=True))
+    assert (group["lr"], group["weight_decay"]) == (5e-4, 0)
+    assert [name for name, _ in rest] == ["0.weight", "0.bias"]
+    with pytest.raises(UserError, match="no trainable parameter of the model is named '2.'"):
+        own_groups(module.named_parameters(), [Group("2.", lr=1.0)])

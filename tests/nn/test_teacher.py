@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fgssl.nn.teacher import ema_update, teacher_of
+from fgssl.nn.teacher import ema_update, snapshot, teacher_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "maskcon.json").read_text())["ema"]
 
@@ -41,3 +41,15 @@ def test_momentum_one_and_zero_are_the_limits():
     assert torch.equal(teacher.weight, before)
     ema_update(student, teacher, 0.0)
     torch.testing.assert_close(teacher.weight, student.weight)
+
+
+def test_a_snapshot_is_the_student_with_its_buffers():
+    student = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    teacher = teacher_of(student)
+    student(torch.randn(8, 3) + 5)
+    with torch.no_grad():
+        student[0].weight += 1
+    snapshot(student, teacher)
+    for ours, theirs in zip(student.state_dict().values(), teacher.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() != theirs.data_ptr()
