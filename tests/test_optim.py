@@ -59,5 +59,5 @@ def test_parameters_with_settings_of_their_own_leave_the_rest():
     assert all(p is expected for p, expected in zip(group["params"], module[1].parameters(), strict=True))
     assert (group["lr"], group["weight_decay"]) == (5e-4, 0)
     assert [name for name, _ in rest] == ["0.weight", "0.bias"]
-    with pytest.raises(UserError, match="no trainable parameter of the model is named '2.'"):
+    with pytest.raises(UserError, match="no trainable parameter of the model is named '2"):
         own_groups(module.named_parameters(), [Group("2.", lr=1.0)])
