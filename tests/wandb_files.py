@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,8 @@ def _payloads(content: bytes) -> Iterator[bytes]:
 
 def read(folder: Path) -> dict[str, Any]:
     """``run``, ``config`` and ``history`` (name -> values) of the one W&B run in a run folder."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     found: dict[str, Any] = {"config": {}, "history": {}}
-    for record in records(path):
+    for record in _finished(folder):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found["run"] = record.run
@@ -51,3 +51,14 @@ def read(folder: Path) -> dict[str, Any]:
                 name = item.key or "/".join(item.nested_key)
                 found["history"].setdefault(name, []).append(json.loads(item.value_json))
     return found
+
+
+def _finished(folder: Path) -> list[Any]:
+    """All records, once the last one is there: W&B's own process may still be writing when ``finish`` returns."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(120):
+        found = list(records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.5)
+    raise TimeoutError(f"{path} has no end")
