@@ -29,6 +29,8 @@ def _payloads(content: bytes) -> Iterator[bytes]:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", content, position)
+        if position + 7 + length > len(content):
+            return  # still being written
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
