@@ -8,8 +8,9 @@ from torch import nn
 
 from fgssl.distributed import gather_with_gradient
 from fgssl.losses.metric_learning import multi_similarity
-from tests.ddp.test_processes import on
-from tests.methods.runs import RUNS, complete, results, state
+from fgssl.methods.obd_sd import OBDSD, Distillation
+from tests.methods.runs import RUNS
+from tests.tiny import BACKBONE as NETWORK
 
 pytestmark = pytest.mark.ddp
 
@@ -36,20 +37,40 @@ def one_rank(rank: int, folder: str) -> None:
     module = nn.parallel.DistributedDataParallel(network())
     z = gather_with_gradient(embed(module, x.chunk(WORLD)[rank]))
     multi_similarity(z, labels).backward()
-    torch.save((z.detach(), module.module.weight.grad), f"{folder}/{rank}.pt")
+    seen = {"z": z.detach(), "gradient": module.module.weight.grad}
+    images, fine = torch.full((2, 3, 8, 8), float(rank)), torch.tensor([rank, 7])
+    for whole in (True, False):
+        torch.manual_seed(0)
+        method = OBDSD(NETWORK, dim=4, global_batch=whole, distillation=Distillation(teacher="none"), freeze_bn=True)
+        seen[whole] = [x.detach() for x in method.over_processes(method.student(images), fine)]
+    torch.save(seen, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_gradient_through_the_gather_is_that_of_one_process(tmp_path):
-    mp.spawn(one_rank, args=(str(tmp_path),), nprocs=WORLD)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(one_rank, args=(str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_gradient_through_the_gather_is_that_of_one_process(ranks):
     module, (x, labels) = network(), inputs()
     z = embed(module, x)
     multi_similarity(z, labels).backward()
-    for rank in range(WORLD):
-        gathered, gradient = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(gathered, z.detach(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(gradient, module.weight.grad, rtol=1e-10, atol=1e-14)
+    for seen in ranks:
+        torch.testing.assert_close(seen["z"], z.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(seen["gradient"], module.weight.grad, rtol=1e-10, atol=1e-14)
     assert module.weight.grad.abs().sum() > 0
+
+
+def test_similarities_are_of_all_processes_unless_told_otherwise(ranks):
+    first, second = ranks
+    for ours, theirs, whole in zip(first[False], second[False], first[True], strict=True):
+        assert torch.equal(whole, torch.cat([ours, theirs]))
+    assert all(torch.equal(a, b) for a, b in zip(first[True], second[True], strict=True))
+    assert first[True][1].tolist() == [0, 7, 1, 7]
 
 
 def test_one_process_gathers_nothing():
@@ -57,18 +78,6 @@ def test_one_process_gathers_nothing():
     assert gather_with_gradient(z) is z
 
 
-@pytest.mark.parametrize("whole", ["true", "false"])
-def test_similarities_are_of_all_processes_unless_told_otherwise(whole, tmp_path):
-    """Global, two processes train what one does; each by itself, something else. Random triplets and boundaries too."""
-    double = ("--trainer.precision", "64-true")
-    ours = complete("obd_sd_margin", tmp_path, "two", *on(2), *double, "--model.global_batch", whole)
-    theirs = complete("obd_sd_margin", tmp_path, "one", *double)
-    pairs = [(state(ours)[name], value) for name, value in state(theirs).items()]
-    same = all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
-    assert same == (whole == "true")
-    metrics = [results(run)["metrics"] for run in (ours, theirs)]
-    assert (metrics[0]["test/density"] == pytest.approx(metrics[1]["test/density"], rel=1e-5)) == (whole == "true")
-
-
-def test_the_run_is_one_of_those_that_every_method_has_to_pass():
-    assert {"obd_sd", "obd_sd_margin"} <= RUNS.keys()
+def test_whole_runs_are_compared_with_those_of_the_other_methods():
+    """tests/ddp/test_processes.py and tests/trust take theirs from RUNS."""
+    assert "obd_sd" in RUNS
