@@ -49,8 +49,11 @@ class Spec:
         """For a configuration."""
         return {"class_path": self.class_path, "init_args": self.init_args} if self.init_args else self.class_path
 
+    def __eq__(self, other: object) -> bool:
+        return self.plain() == (other.plain() if isinstance(other, Spec) else other)
+
     def __repr__(self) -> str:
-        return f"Spec({self.plain()})"
+        return str(self.plain())
 
 
 class MultiSimilarity(nn.Module):

@@ -1,6 +1,6 @@
 """What self-distillation adds to a training step: PSD and OBD-SD over the multi-similarity loss alone.
 
-    python tests/benchmarks/bench_obd_sd.py [--network resnet50 --size 64 --batch 112 --rounds 6 --device cpu]
+    python tests/benchmarks/bench_obd_sd.py [--network resnet50 --size 224 --batch 112 --rounds 20 --device cuda]
 
 Rounds of the three alternate, so that a noisy machine bends all; ratios are those of the medians. A step is forward,
 backward and Adam on the same batch, without a loader: what is added is the teacher's forward and, for OBD-SD, one
@@ -82,7 +82,7 @@ def print_memory(options) -> None:
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--network", default="resnet50" if cuda else "resnet18")
     parser.add_argument("--size", type=int, default=224 if cuda else 64)
     parser.add_argument("--batch", type=int, default=112)
     parser.add_argument("--rounds", type=int, default=20 if cuda else 4)

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from fgssl.errors import UserError
 from fgssl.losses.metric_learning import multi_similarity
-from fgssl.nn.dml import Margin, build_dml
+from fgssl.nn.dml import Margin, Spec, build_dml
 
 FACTS = {"num_classes": 5, "embedding_size": 8}
 
@@ -101,3 +101,12 @@ def test_mistakes_are_named(dml_loss, miner, message):
     with pytest.raises(UserError) as said:
         build_dml(dml_loss, miner, **FACTS)
     assert message in str(said.value)
+
+
+def test_a_spec_is_equal_to_what_a_configuration_holds():
+    assert Spec.read("Margin") == "Margin"
+    assert "Margin" == Spec("Margin")
+    named = {"class_path": "Margin", "init_args": {"beta": 0.6}}
+    assert Spec.read(named) == named
+    assert Spec.read(named) != Spec("Margin")
+    assert Spec.read({"class_path": "Margin"}).plain() == "Margin"
