@@ -105,7 +105,7 @@ def test_mistakes_are_named(dml_loss, miner, message):
 
 def test_a_spec_is_equal_to_what_a_configuration_holds():
     assert Spec.read("Margin") == "Margin"
-    assert "Margin" == Spec("Margin")
+    assert Spec("Margin") == "Margin"
     named = {"class_path": "Margin", "init_args": {"beta": 0.6}}
     assert Spec.read(named) == named
     assert Spec.read(named) != Spec("Margin")
