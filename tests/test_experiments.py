@@ -44,6 +44,7 @@ TREES = {
     "CUB": trees.make_cub,
     "Cars": trees.make_cars,
     "CIFARToy": trees.make_cifar10,
+    "CIFAR10": trees.make_cifar10,
     "CIFAR100": trees.make_cifar100,
     "ImageNet32": trees.make_imagenet32,
     "SOP": trees.make_sop,
@@ -69,7 +70,9 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
     if name != "Digits":
         (tmp_path / "data").mkdir()
         root = tree_of(experiment, tmp_path / "data")
-        flags = ["--data.dataset.root", str(root), "--data.dataset.partial", "true", "--data.views.size", "32"]
+        flags = ["--data.dataset.root", str(root), "--data.dataset.partial", "true"]
+        if "crops" not in compose([experiment])["data"]["views"]["init_args"]:
+            flags += ["--data.views.size", "32"]
     method = compose([experiment])["model"]["class_path"]
     flags += {"MaskCon": ["--model.memory", "4"], "OBDSD": ["--data.images_per_class", "2"]}[method]
     status = main(
