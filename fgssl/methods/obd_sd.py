@@ -149,7 +149,7 @@ class OBDSD(Method):
             ]
             self.head_losses = nn.ModuleList(losses)
         self.variant = _loss_label(self.dml_loss) + distillation.label
-        self._draw_seed = 0
+        self._draw_seed, self._resumed = 0, False
         self._global: tuple[int, Tensor, Tensor] | None = None  # epoch, rows [N], refined similarities [N, N]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -255,9 +255,11 @@ class OBDSD(Method):
             self.teacher.eval()
         return self
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.distillation.teacher == "pretrained" and not self.trainer.ckpt_path:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = True
+
+    def on_fit_start(self) -> None:
+        if self.distillation.teacher == "pretrained" and not self._resumed:
             self.load_teacher()  # a resumed run has it in its own checkpoint
 
     def load_teacher(self) -> None:

@@ -335,6 +335,15 @@ def test_a_pretrained_teacher_comes_from_its_checkpoint_and_stays(tmp_path):
     assert method.variant == "MS+BAR"
     assert watch.forwards == [4, 4]
     assert all(torch.equal(method.teacher.state_dict()[n], v) for n, v in first.student.state_dict().items())
+
+    keep = ModelCheckpoint(tmp_path, filename="second")
+    method = obd_sd(Distillation(**settings, checkpoint=str(tmp_path / "first.ckpt")))
+    fit(method, callbacks=(keep,), epochs=1, enable_checkpointing=True)
+    resumed = obd_sd(Distillation(**settings, checkpoint=str(tmp_path / "gone.ckpt")))  # a run carries its teacher
+    loader = Loader(batch_size=8)
+    tiny_trainer(max_epochs=2).fit(resumed, loader, ckpt_path=tmp_path / "second.ckpt", weights_only=True)
+    assert torch.equal(resumed.teacher.head.weight, first.student.head.weight)
+
     with pytest.raises(UserError, match="holds another network"):
         fit(obd_sd(Distillation(**settings, checkpoint=str(tmp_path / "first.ckpt")), dim=4))
     with pytest.raises(UserError, match="needs checkpoint"):
