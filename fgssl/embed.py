@@ -17,7 +17,9 @@ ROWS = 50_000  # images a file: 400 MB of a ResNet-50's features
 
 def main(argv: list[str]) -> int:
     """Run ``fgssl embed <argv>``."""
-    args, flags = _parser().parse_known_args(argv)
+    parser = _parser()
+    args, flags = parser.parse_known_args(argv)
+    refuse_misspelt(flags, [action.dest for action in parser._actions])
     if not (args.ckpt_path or args.model or args.config):
         raise UserError("embed what? Give --ckpt_path RUN, --model timm/NAME, or --config FILE (an untrained network).")
     if args.ckpt_path and args.model:
@@ -79,6 +81,15 @@ def main(argv: list[str]) -> int:
             draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers)
 
     return start("test", config, flags, config["run"]["experiment"], Embedding)
+
+
+def refuse_misspelt(flags: list[str], own: list[str]) -> None:
+    """Say of a flag that is left for ``fgssl test`` that one of ours was meant."""
+    for flag in flags:
+        name = flag.removeprefix("--").split("=")[0]
+        hint = did_you_mean(name, own) if flag.startswith("--") and "." not in name else ""
+        if hint:
+            raise UserError(f"unknown option --{name}.{hint}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -236,3 +236,8 @@ def test_a_file_that_gives_other_features_is_refused(tmp_path):
     for wrong in (features + 1e-4, features * torch.nan):
         with pytest.raises(UserError, match="gives other features"):
             check(wrong, features, tmp_path)
+
+
+def test_a_misspelt_option_of_embed_gets_a_suggestion(capsys):
+    assert main(["embed", "--ckpt_path", "nowhere", "--rwos", "3"]) == 2
+    assert "unknown option --rwos. Did you mean 'rows'?" in capsys.readouterr().err
