@@ -165,7 +165,7 @@ class OBDSD(Method):
         torch.manual_seed(self._draw_seed)  # the same triplets in every process
         dml = self.metric_loss(self.dml_loss, z_BD, labels_B)
         weight = self.distillation.weight(self.current_epoch, self.epochs())
-        if not weight:  # and no teacher forward
+        if not weight and self.distillation.teacher != "heads":  # no teacher forward; heads train from the start
             return StepResult(dml, {"dml": dml})
         if self.distillation.teacher == "heads":
             dml, targets = self.from_heads(dml, h_BF, labels_B)

@@ -94,6 +94,8 @@ def main() -> None:
         return
     sync = torch.cuda.synchronize if options.device == "cuda" else lambda: None
 
+    # First: on Linux a process starts with the peak of the one that starts it.
+    memory = {variant: peak_memory(variant, options) for variant in VARIANTS}
     batch = make_batch(options)
     steps = {variant: Step(variant, options.network, batch, options.device) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
@@ -101,7 +103,6 @@ def main() -> None:
         for variant, step in steps.items():
             times[variant].append(seconds(step, sync))
     median = {variant: statistics.median(rounds[1:]) for variant, rounds in times.items()}  # the first warms up
-    memory = {variant: peak_memory(variant, options) for variant in VARIANTS}
     print(f"\nOBD-SD step, {options.network}, {options.size} px, batch {options.batch}, {options.rounds} rounds")
     for variant in VARIANTS:
         extra = 100 * (median[variant] / median["MS"] - 1)

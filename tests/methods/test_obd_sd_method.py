@@ -323,6 +323,9 @@ def test_heads_teach_and_are_trained():
     torch.testing.assert_close(result.loss, dml + 50 * kl)
     result.loss.backward()
     assert all(p.grad is not None for p in method.heads.parameters())
+    growing = obd_sd(Distillation(teacher="heads", head_dims=[8, 12])).train()  # with no weight in the first epoch
+    growing.step(batch).loss.backward()
+    assert all(p.grad is not None for p in growing.heads.parameters())
 
 
 def test_a_pretrained_teacher_comes_from_its_checkpoint_and_stays(tmp_path):
