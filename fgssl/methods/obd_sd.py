@@ -228,7 +228,8 @@ class OBDSD(Method):
         if self._global is None or self._global[0] != self.current_epoch:
             rows_N, z_ND = self.training_embeddings()
             d = self.distillation
-            a_NN = global_similarity(z_ND, omega=d.omega, neighbours=d.neighbours, power=d.power)
+            with torch.autocast(z_ND.device.type, enabled=False):
+                a_NN = global_similarity(z_ND, omega=d.omega, neighbours=d.neighbours, power=d.power)
             self._global = (self.current_epoch, rows_N, a_NN)
         _, rows_N, a_NN = self._global
         (index_B,) = gather_rows(index_B) if self.across_processes else (index_B,)
