@@ -48,6 +48,8 @@ TREES = {
     "CIFAR100": trees.make_cifar100,
     "ImageNet32": trees.make_imagenet32,
     "SOP": trees.make_sop,
+    "COCO": trees.make_coco,
+    "CIFAR10": trees.make_cifar10,
 }
 
 
@@ -74,7 +76,7 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         if "crops" not in compose([experiment])["data"]["views"]["init_args"]:
             flags += ["--data.views.size", "32"]
     method = compose([experiment])["model"]["class_path"]
-    flags += {"MaskCon": ["--model.memory", "4"], "OBDSD": ["--data.images_per_class", "2"]}[method]
+    flags += {"MaskCon": ["--model.memory", "4"], "MLS": ["--model.memory", "4"], "OBDSD": ["--data.images_per_class", "2"]}[method]
     status = main(
         [
             "fit", "--config", str(experiment), *flags, "--run.root", str(tmp_path / "runs"),

@@ -2,6 +2,7 @@
 
 from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 
-__all__ = ["OBDSD", "Frozen", "MaskCon"]
+__all__ = ["MLS", "OBDSD", "Frozen", "MaskCon"]

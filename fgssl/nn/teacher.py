@@ -1,10 +1,12 @@
 """Teachers: frozen copies of a student, moved by an exponential moving average (EMA) or replaced every epoch."""
 
 import copy
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Pair(NamedTuple):
@@ -20,7 +22,7 @@ class Pair(NamedTuple):
     every: Literal["step", "epoch"] = "step"
 
 
-def teacher_of(student: nn.Module) -> nn.Module:
+def teacher_of(student: Network) -> Network:
     """A copy of the student, equal at first, that no gradient reaches."""
     return copy.deepcopy(student).requires_grad_(False)
 

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], norm_layer: groupnorm1}"
 MASKCON = ("maskcon_digits", "--model.memory", "50", "--model.weight", "0.7")
 
+MLS = ("mls_digits", "--model.memory", "50")
+
 # All ten digits, for as many batches an epoch as the others; the teacher acts in the second epoch.
 OBD_SD = ("obd_sd_digits", "--data.protocol.split", "official", "--data.images_per_class", "4")
 # Triplets drawn at random and boundaries that are learnt at a rate of their own: more that could go wrong.
@@ -27,6 +29,7 @@ BETA = ("--model.optim.groups", "[{of: dml_loss.beta, lr: 5e-3}]")
 RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
     "maskcon": MASKCON,
     "coins": (*MASKCON, "--model.variant", "coins"),
+    "mls": (*MLS, "--model.nce_warmup_epochs", "1"),
     "obd_sd": (*OBD_SD, *MARGIN, *BETA),
 }
 
