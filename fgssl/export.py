@@ -1,4 +1,4 @@
-"""``fgssl export``: a trained network for use elsewhere, as a timm model, by torch.export and as ONNX.
+"""``fgssl export``: a trained network for use elsewhere, as a timm model, by torch.export, as ONNX and for MoCo.
 
 Each file is read back and compared with the network it was written from, before the command says that it is there.
 """
@@ -14,7 +14,7 @@ from fgssl.errors import UserError
 from fgssl.options import Parser
 from fgssl.report.runs import flatten
 
-FORMATS = ("timm", "torch", "onnx")
+FORMATS = ("timm", "torch", "onnx", "moco")
 TOLERANCE = 1e-5  # of the largest feature
 MAIN_METRICS = ("test/recall@1", "test/recall@10", "test/map", "test/map@r", "test/nmi")
 
@@ -61,12 +61,13 @@ def main(argv: list[str]) -> int:
         "timm": lambda: write_timm(folder, backbone, config, size, data),
         "torch": lambda: write_torch(folder, embed, images),
         "onnx": lambda: write_onnx(folder, embed, images),
+        "moco": lambda: write_for_moco(folder, backbone, getattr(method, "query", None), config),
     }
     for name in FORMATS:
         if name in args.formats:
             file, read_back = wanted[name]()
             reference = expected
-            if name == "timm":
+            if name in ("timm", "moco"):
                 with torch.no_grad():
                     reference = backbone(images)
             difference = check(read_back(images), reference, file)
@@ -85,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", metavar="FOLDER", help="default: <run>/export")
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS),
-        help="timm: the backbone's weights; torch: torch.export; onnx. Default: all three",
+        "--formats", nargs="+", choices=FORMATS, default=["timm", "torch", "onnx"],
+        help="timm: the backbone's weights; torch: torch.export; onnx; moco: MoCo v2's. Default: the first three",
     )  # fmt: skip
     return parser
 
@@ -161,6 +162,24 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
             return network.eval()(images)
 
     return folder / "model.safetensors", read_back
+
+
+def write_for_moco(folder: Path, backbone: Any, encoder: Any, config: dict[str, Any]) -> Written:
+    """``moco.pth.tar``, with the projector of a method that has one on its query encoder."""
+    from fgssl.nn.backbones import Backbone
+    from fgssl.nn.moco import write_moco
+
+    path, name = folder / "moco.pth.tar", config["model.backbone.name"]
+    write_moco(path, backbone, getattr(encoder, "head", None), name)
+
+    def read_back(images: Any) -> Any:
+        import torch
+
+        network = Backbone(name, options=options_of(config), weights=str(path), **own_parts(config)).build()
+        with torch.no_grad():
+            return network.eval()(images)
+
+    return path, read_back
 
 
 def own_parts(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.errors import UserError, did_you_mean
+from fgssl.nn.moco import load_moco
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Backbone:
         options: further arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
         pooling: ``avg+max`` sums average and maximum over the positions (Proxy-Anchor, the "+D" of OBD-SD's tables);
             null leaves the model's own pooling, mostly the average.
+        weights: file in MoCo v2's format (``module.encoder_q.*``) to start from; null: ``pretrained`` decides.
     """
 
     name: str = "resnet18"
@@ -27,6 +29,7 @@ class Backbone:
     small_input: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     pooling: Literal["avg+max"] | None = None
+    weights: str | None = None
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
@@ -37,7 +40,8 @@ class Backbone:
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
             raise UserError(f"model.backbone.name: timm knows no model '{self.name}'.{hint}")
         try:
-            network = timm.create_model(self.name, pretrained=self.pretrained, num_classes=0, **self.options)
+            pretrained = self.pretrained and not self.weights
+            network = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **self.options)
         except Exception as fault:  # each host and each network fails in its own way
             if not self.pretrained:
                 raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
@@ -51,6 +55,8 @@ class Backbone:
             if not isinstance(getattr(network, "global_pool", None), nn.Module):
                 raise UserError(f"model.backbone.pooling: '{self.name}' has no pooling layer to replace; set it null")
             network.global_pool = AvgMaxPool()
+        if self.weights:
+            load_moco(network, self.weights)
         return network
 
 
