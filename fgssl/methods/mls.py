@@ -146,6 +146,15 @@ class MLS(Method):
         q_g_DF, q_z_DC = self.memory.keys.split(self.widths, dim=1)
         return q_g_DF, q_z_DC
 
+    @torch.no_grad()
+    def nearest_entries(self, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines and places [B, count] of the dictionary entries nearest to view 1, as for its labels."""
+        g1_BF = self.query.features(images)
+        q_g_DF, q_z_DC = self.dictionaries()
+        scores_BD = F.normalize(g1_BF, dim=1) @ q_g_DF.T if self.uses_g else self.query.project(g1_BF) @ q_z_DC.T
+        cosine_Bk, nearest_Bk = scores_BD.topk(min(count, scores_BD.shape[1]), dim=1)
+        return cosine_Bk, nearest_Bk
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         numbers = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx])

@@ -1,0 +1,72 @@
+"""The picture of a query crop and its dictionary neighbours."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fgssl.callbacks.neighbours import framed
+from fgssl.cli import main
+from fgssl.data.datamodule import DataModule
+from fgssl.data.datasets.digits import Digits
+from fgssl.data.views import PairViews
+
+TINY = (
+    "--config", "experiments/mls_digits.yaml", "--data.protocol.label_fraction", "0.1", "--model.memory", "40",
+    "--model.backbone.options", "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}", "--retrieval.grid", "0",
+    "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+    "--trainer.callbacks", "fgssl.callbacks.neighbours.Neighbours",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    every = ("--trainer.callbacks.every_n_epochs", "2", "--trainer.max_epochs", "3")
+    assert main(["fit", *TINY, *every, "--run.root", str(root), "--run.name", "drawn"]) == 0
+    return root / "mls_digits" / "drawn"
+
+
+def test_it_is_drawn_every_so_many_epochs_and_at_the_end(run):
+    assert sorted(path.name for path in run.glob("neighbours*")) == ["neighbours_0002.png", "neighbours_0003.png"]
+
+
+def test_it_is_drawn_from_a_checkpoint_of_the_same_data_alone(run):
+    place = ("--run.root", str(run.parents[1]), "--ckpt_path", str(run))
+    assert main(["test", *TINY, *place, "--run.name", "again"]) == 0
+    assert (run.parent / "again" / "neighbours.png").is_file()
+    with pytest.warns(UserWarning, match="another data set or seed"):
+        assert main(["test", *TINY, *place, "--run.name", "other", "--seed_everything", "1"]) == 0
+    assert not (run.parent / "other" / "neighbours.png").exists()
+
+
+def test_drawing_leaves_training_as_it_is(run):
+    flags = [flag for flag in TINY if "Neighbours" not in flag and flag != "--trainer.callbacks"]
+    place = ("--run.root", str(run.parents[1]), "--run.name", "plain", "--trainer.max_epochs", "3")
+    assert main(["fit", *flags, *place]) == 0
+    ours, theirs = (
+        torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for r in (run, run.parent / "plain")
+    )
+    for name, value in theirs.items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(ours[name], value), name
+    metrics = [json.loads((r / "results.json").read_text())["metrics"] for r in (run, run.parent / "plain")]
+    assert metrics[0]["test/map"] == metrics[1]["test/map"]
+
+
+def test_the_frame_is_around_the_crop_that_was_trained_on():
+    data = DataModule(Digits(), views=PairViews("digits", 32), batch_size=4, num_workers=0)
+    batch = next(iter(data.train_loader(epoch=0)))
+    row, draw = int(batch.index[0]), int(batch.draw[0])
+    picture = framed(data, row, draw, 1, "#ffd400")
+    assert picture.shape == (160, 160, 3)
+    yellow = (picture == np.array([255, 212, 0])).all(axis=2)
+    ys, xs = yellow.nonzero()
+    pixels = data.parts.index.pixels[row]
+    scale = 160 / pixels.shape[0]
+    box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / scale
+    x0, y0, x1, y1 = box.round().astype(int)
+    part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
+    cut = torch.nn.functional.interpolate(part, size=(32, 32), mode="bilinear", antialias=True)[0]
+    assert (cut.float() - batch.views[1][0].float()).abs().max() <= 1
