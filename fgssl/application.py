@@ -22,7 +22,14 @@ from fgssl.callbacks.monitor import Monitor
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
-from fgssl.checkpoint import AtomicCheckpointIO, check_fits, check_method, explain_differences, read_checkpoint
+from fgssl.checkpoint import (
+    AtomicCheckpointIO,
+    check_fits,
+    check_method,
+    checkpoint_file,
+    explain_differences,
+    read_checkpoint,
+)
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError, at_least
 from fgssl.methods.base import Method
@@ -239,16 +246,6 @@ class Application(LightningCLI):
         print_summary(self.record.results, self.folder)
 
     after_validate = after_test
-
-
-def checkpoint_file(path: str) -> Path:
-    """A checkpoint, or the last one of a run folder."""
-    found = Path(path)
-    if found.is_dir():
-        found = found / "checkpoints" / "last.ckpt"
-    if not found.is_file():
-        raise UserError(f"--ckpt_path: no checkpoint at {found}. Give a .ckpt file or a run folder.")
-    return found
 
 
 def _quieten() -> None:

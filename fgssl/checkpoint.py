@@ -56,6 +56,36 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ) from None
 
 
+def checkpoint_file(path: str, option: str = "--ckpt_path") -> Path:
+    """A checkpoint, or the last one of a run folder."""
+    found = Path(path)
+    if found.is_dir():
+        found = found / "checkpoints" / "last.ckpt"
+    if not found.is_file():
+        raise UserError(f"{option}: no checkpoint at {found}. Give a .ckpt file or a run folder.")
+    return found
+
+
+STUDENTS = ("query.backbone.", "student.backbone.", "backbone.")  # what the methods call the network that they train
+
+
+def read_backbone(path: str) -> dict[str, torch.Tensor]:
+    """The trained backbone in a checkpoint of any method, by the names of the timm network; no teacher's.
+
+    Raises:
+        UserError: as ``read_checkpoint``; or the file is not of fgssl, or holds no such network.
+    """
+    checkpoint = read_checkpoint(path)
+    method, state = checkpoint.get("method"), checkpoint.get("state_dict", {})
+    if method is None:
+        raise UserError(f"{path} was not written by fgssl: it names no method.")
+    for prefix in STUDENTS:
+        weights = {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
+        if weights:
+            return weights
+    raise UserError(f"{path}, a checkpoint of {method}, holds no backbone ({', '.join(p + '*' for p in STUDENTS)}).")
+
+
 def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:
     """Refuse a checkpoint of another method, or a file that no method of ours wrote."""
     theirs = checkpoint.get("method")

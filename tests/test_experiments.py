@@ -50,6 +50,12 @@ TREES = {
     "SOP": trees.make_sop,
     "COCO": trees.make_coco,
     "CIFAR10": trees.make_cifar10,
+    "Aircraft": trees.make_aircraft,
+    "Flowers": trees.make_flowers,
+    "Pets": trees.make_pets,
+    "DTD": trees.make_dtd,
+    "Indoor67": trees.make_indoor67,
+    "VOC2007": trees.make_voc2007,
 }
 
 
@@ -76,7 +82,11 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         if "crops" not in compose([experiment])["data"]["views"]["init_args"]:
             flags += ["--data.views.size", "32"]
     method = compose([experiment])["model"]["class_path"]
-    flags += {"MaskCon": ["--model.memory", "4"], "MLS": ["--model.memory", "4"], "OBDSD": ["--data.images_per_class", "2"]}[method]
+    flags += {
+        "MaskCon": ["--model.memory", "4"],
+        "MLS": ["--model.memory", "4"],
+        "OBDSD": ["--data.images_per_class", "2"],
+    }.get(method, [])
     status = main(
         [
             "fit", "--config", str(experiment), *flags, "--run.root", str(tmp_path / "runs"),

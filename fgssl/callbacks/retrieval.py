@@ -21,7 +21,8 @@ Extra = Literal["clustering", "density", "spectral_decay"]
 class Retrieval(Callback):
     """Recall@K, mAP, mAP@R and R-precision of the features that ``Method.embed`` gives, and more from the same pass.
 
-    Exact. Queries are sharded over the ranks; the result is the same for any number of them.
+    Exact. Queries are sharded over the ranks; the result is the same for any number of them. Data without one
+    class label an image (VOC2007) have no such metrics.
 
     Args:
         ks: the K of Recall@K.
@@ -57,12 +58,12 @@ class Retrieval(Callback):
         self._evaluate(trainer, method, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        queries, gallery = self._evaluate(trainer, method, "test")
-        if self.folder and self.grid and trainer.is_global_zero:
+        evaluated = self._evaluate(trainer, method, "test")
+        if evaluated and self.folder and self.grid and trainer.is_global_zero:
             from fgssl.report.pictures import draw_retrieval  # matplotlib, only where a picture is drawn
 
             index = trainer.datamodule.parts.index
-            draw_retrieval(queries, gallery, index, self.folder, trainer.loggers, self.grid)
+            draw_retrieval(*evaluated, index, self.folder, trainer.loggers, self.grid)
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         embeddings = self._take()
@@ -71,8 +72,11 @@ class Retrieval(Callback):
             paths = np.asarray(trainer.datamodule.parts.index.paths)[arrays["index"]]
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
 
-    def _evaluate(self, trainer: Trainer, method, part: str) -> tuple[Embeddings, Embeddings | None]:
+    def _evaluate(self, trainer: Trainer, method, part: str) -> tuple[Embeddings, Embeddings | None] | None:
+        """Log the metrics; gives queries and gallery, or None where there is nothing to evaluate by."""
         queries = self._take()
+        if (queries.fine < 0).all():  # several labels an image, or none: no neighbour is right or wrong
+            return None
         gallery = _embed(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
         if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):

@@ -1,8 +1,9 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.finetune import Finetune
 from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 
-__all__ = ["MLS", "OBDSD", "Frozen", "MaskCon"]
+__all__ = ["MLS", "OBDSD", "Finetune", "Frozen", "MaskCon"]

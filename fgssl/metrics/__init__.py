@@ -1,14 +1,18 @@
 """Pure metrics: embeddings and labels in, numbers out."""
 
+from fgssl.metrics.classification import average_precisions, mean_average_precisions, topk_accuracy
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.retrieval import finish, retrieval_metrics, retrieval_statistics
 from fgssl.metrics.structure import embedding_density, spectral_decay
 
 __all__ = [
+    "average_precisions",
     "clustering_metrics",
     "embedding_density",
     "finish",
+    "mean_average_precisions",
     "retrieval_metrics",
     "retrieval_statistics",
     "spectral_decay",
+    "topk_accuracy",
 ]

@@ -31,6 +31,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
     "coins": (*MASKCON, "--model.variant", "coins"),
     "mls": (*MLS, "--model.nce_warmup_epochs", "1"),
     "obd_sd": (*OBD_SD, *MARGIN, *BETA),
+    "finetune": ("finetune_digits",),
 }
 
 # 135 digits to train with: 8 batches of 16 an epoch, and a rest

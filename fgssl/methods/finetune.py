@@ -1,0 +1,106 @@
+"""Fine-tuning: a trained backbone and a linear classifier, all weights, on labels."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgssl.callbacks.classification import Classification
+from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone
+from fgssl.data.batch import Batch
+from fgssl.errors import UserError
+from fgssl.losses.classification import binary_cross_entropy
+from fgssl.methods.base import Method, StepResult
+from fgssl.nn.backbones import Backbone
+
+
+class Finetune(Method):
+    """A classifier trained on top of a method's checkpoint or any timm network (MLS, Table 5).
+
+    One view an image: ``batch.views = [view]``. Cross-entropy of the fine label; binary cross-entropy of each class
+    where the data set has several labels an image (VOC2007). Shapes: B batch, F feature, C classes.
+
+    Args:
+        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
+        init_from: checkpoint or run folder of any method: start from its student's backbone. null: from ``backbone``
+            as it is, which is timm's weights (``pretrained``) or chance.
+        frozen: train the classifier alone; the backbone stays as it is, BatchNorm's statistics too.
+        num_fine: C; the data set's where the command line builds both.
+        optim: optimiser and schedule.
+    """
+
+    targets: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone("resnet50"),
+        init_from: str | None = None,
+        frozen: bool = False,
+        num_fine: int = 0,
+        **base,
+    ):
+        super().__init__(**base)
+        if not num_fine:
+            raise UserError("model Finetune needs labels, and the data set has none (model.num_fine is 0).")
+        self.init_from, self.frozen, self._resumed = init_from, frozen, False
+        self.backbone = (replace(backbone, pretrained=False) if init_from else backbone).build()
+        self.backbone.requires_grad_(not frozen)
+        self.classifier = nn.Linear(self.backbone.num_features, num_fine)
+        self.register_buffer("targets", None, persistent=False)  # [N, C] of the data set's rows, in ``setup``
+        self.train()  # Lightning leaves modules in the mode that it finds them in
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.backbone(images)
+
+    def step(self, batch: Batch) -> StepResult:
+        (images,) = batch.views
+        logits_BC = self.classifier(self.backbone(images))
+        if self.targets is None:
+            return StepResult(F.cross_entropy(logits_BC, batch.fine))
+        return StepResult(binary_cross_entropy(logits_BC, self.targets[batch.index]))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        h_BF = self.embed(batch.views[0])
+        return {"embedding": h_BF, "logits": self.classifier(h_BF), "fine": batch.fine, "index": batch.index}
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def train(self, mode: bool = True) -> "Finetune":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    # ---- what Lightning asks ------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list:
+        return [*super().configure_callbacks(), Classification()]
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        trainer: Any = self.trainer
+        parts = trainer.datamodule.parts
+        if parts.index.targets is not None:
+            self.targets = torch.from_numpy(parts.index.targets)
+            return
+        seen = set(parts.index.fine[parts.train])
+        if min(seen) < 0:
+            raise UserError(f"model Finetune needs a label of each training image, and {parts.index.name} has not all.")
+        if stage == "fit" and not seen >= set(parts.index.fine[parts.test]):
+            raise UserError(
+                "model Finetune: the test part has classes that no training image shows, and a classifier cannot name "
+                f"them. Choose a data.protocol.split with the same classes in both (it is {parts.protocol.split})."
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = True
+
+    def on_fit_start(self) -> None:
+        if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
+            path = str(checkpoint_file(self.init_from, option="--model.init_from"))
+            weights = read_backbone(path)
+            check_fits({"state_dict": weights}, self.backbone, path)
+            self.backbone.load_state_dict(weights)
