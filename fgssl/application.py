@@ -91,6 +91,7 @@ class Application(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"fgssl {subcommand} --config FILE [--ckpt_path RUN] [--section.option VALUE ...]"
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # our summary says it once
         return parser

@@ -49,7 +49,6 @@ TREES = {
     "ImageNet32": trees.make_imagenet32,
     "SOP": trees.make_sop,
     "COCO": trees.make_coco,
-    "CIFAR10": trees.make_cifar10,
     "Aircraft": trees.make_aircraft,
     "Flowers": trees.make_flowers,
     "Pets": trees.make_pets,
