@@ -49,6 +49,15 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return _Gather.apply(rows) if is_distributed() else rows
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean over the ranks, without gradient. A collective call."""
+    value = value.detach().clone()
+    if is_distributed():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
 def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
     """Whether ``flag`` is set on any rank. A collective call: every rank asks at the same point."""
     if not is_distributed():

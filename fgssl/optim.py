@@ -35,6 +35,7 @@ class Optim:
         lr: peak learning rate; with ``reference_batch`` that of this batch.
         momentum: of SGD.
         weight_decay: on every parameter, or not on biases and 1-D ones (``decay_1d: false``).
+        weight_decay_end: where the weight decay ends, by a cosine over the run (DINO: 0.04 to 0.4); null: constant.
         decay_1d: whether biases and normalisation parameters decay too.
         warmup_epochs: length of the warm-up.
         min_lr: where the cosine ends.
@@ -42,6 +43,8 @@ class Optim:
         schedule: what follows the warm-up: ``cosine``, or ``steps``: constant, times ``gamma`` at each milestone.
         milestones: epochs, of ``steps``.
         gamma: of ``steps``.
+        clip_each: longest gradient of each parameter tensor, scaled down to it where longer (DINO's code: 3.0; the
+            trainer's gradient_clip_val is the other kind, of all tensors together); null: none.
         groups: parameters with settings of their own, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
     """
 
@@ -49,6 +52,7 @@ class Optim:
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    weight_decay_end: float | None = None
     decay_1d: bool = True
     warmup_epochs: float = 5
     min_lr: float = 0.0
@@ -56,6 +60,7 @@ class Optim:
     schedule: Literal["cosine", "steps"] = "cosine"
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.3
+    clip_each: float | None = None
     groups: list[Group] = field(default_factory=list)
 
     def __post_init__(self):
@@ -65,12 +70,20 @@ class Optim:
             raise UserError("lr is 0: nothing would be learnt.")
         if self.reference_batch is not None:
             at_least(1, reference_batch=self.reference_batch)
+        if self.weight_decay_end is not None:
+            at_least(0, weight_decay_end=self.weight_decay_end)
+        if self.clip_each is not None and not self.clip_each > 0:
+            raise UserError(f"clip_each is {self.clip_each}: nothing would be learnt. null clips nothing.")
+
+    def peak(self, global_batch: int) -> float:
+        """The peak learning rate at a global batch (linear scaling rule)."""
+        return self.lr * global_batch / self.reference_batch if self.reference_batch else self.lr
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
         """The optimiser over the module's trainable parameters."""
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
-        lr = self.lr * global_batch / self.reference_batch if self.reference_batch else self.lr
+        lr = self.peak(global_batch)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
         return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name](groups, lr=lr)
@@ -83,7 +96,8 @@ def parameter_groups(
     trainable = [p for _, p in named_parameters if p.requires_grad]
     decayed = [p for p in trainable if decay_1d or p.ndim > 1]
     rest = [p for p in trainable if not decay_1d and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": weight_decay, "decayed": True}]
+    groups += [{"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -106,6 +120,27 @@ def own_groups(
     return own, rest
 
 
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Set it for the parameters that decay and have no settings of their own."""
+    for group in optimizer.param_groups:
+        if group.get("decayed"):
+            group["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
+    """Scale each gradient tensor whose L2 norm exceeds ``longest`` down to it, in place (DINO's code)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        norms = torch.stack(torch._foreach_norm(gradients))
+        torch._foreach_mul_(gradients, list((longest / (norms + 1e-6)).clamp(max=1.0)))
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """Half a cosine from ``start`` at step 0 to ``end`` at step ``total``."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+
+
 def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float) -> float:
     """Factor of the peak learning rate: linear from 0 to 1 over ``warmup`` steps, then times gamma at each milestone.
 
@@ -123,5 +158,4 @@ def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> flo
     """
     if step < warmup:
         return step / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return cosine(step - warmup, total - warmup, 1.0, floor)

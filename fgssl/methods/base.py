@@ -23,7 +23,7 @@ from fgssl.distributed import any_rank
 from fgssl.errors import UserError
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
-from fgssl.optim import Optim, warmup_cosine, warmup_steps
+from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_steps
 
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
 
@@ -129,6 +129,14 @@ class Method(LightningModule):
         if not self._has_gradient:  # all of its batches were left out: neither weight decay nor momentum may act
             optimizer.zero_grad(set_to_none=True)
         self._has_gradient = False
+        if self.optim.weight_decay_end is not None:
+            start, end = self.optim.weight_decay, self.optim.weight_decay_end
+            set_weight_decay(optimizer, cosine(self.global_step, self.total_steps(), start, end))
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *kind: Any, **options: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *kind, **options)
+        if self.optim.clip_each is not None:
+            clip_each(self.parameters(), self.optim.clip_each)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return {"embedding": self.embed(batch.views[0]), "fine": batch.fine, "index": batch.index}
@@ -161,7 +169,8 @@ class Method(LightningModule):
         if self.optim.schedule == "steps":
             milestones = [epoch * self.steps_per_epoch() for epoch in self.optim.milestones]
             return warmup_steps(step, warmup, milestones, self.optim.gamma)
-        return warmup_cosine(step, self.total_steps(), warmup, floor=self.optim.min_lr / self.optim.lr)
+        floor = self.optim.min_lr / self.optim.peak(self.global_batch())
+        return warmup_cosine(step, self.total_steps(), warmup, floor=floor)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optim.build(self, self.global_batch())
@@ -190,7 +199,7 @@ class Method(LightningModule):
         accumulated, processes, batch = trainer.accumulate_grad_batches, trainer.world_size, self.global_batch()
         lr = f"{optim.lr:g}"
         if optim.reference_batch:
-            lr = f"{optim.lr:g} x {batch} / {optim.reference_batch} = {optim.lr * batch / optim.reference_batch:g}"
+            lr = f"{optim.lr:g} x {batch} / {optim.reference_batch} = {optim.peak(batch):g}"
         return (
             f"A step: {batch // processes // accumulated} images x {processes} processes x {accumulated} accumulated = "
             f"{batch}. Learning rate {lr}. Seed {self._seed}: order and crops from it and the image's number, the "

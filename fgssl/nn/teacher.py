@@ -27,6 +27,16 @@ def teacher_of(student: Network) -> Network:
     return copy.deepcopy(student).requires_grad_(False)
 
 
+def without_drop_path(network: Network) -> Network:
+    """The network, whose stochastic depth is off from now on, also in training (a DINO teacher's)."""
+    from timm.layers import DropPath  # takes seconds to import, and the command line has none to give
+
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return network
+
+
 @torch.no_grad()
 def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """teacher := momentum * teacher + (1 - momentum) * student, in place, parameters only.

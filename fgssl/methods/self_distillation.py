@@ -1,0 +1,93 @@
+"""What CMD and FLSL have of DINO: a student and its EMA teacher, schedules, the frozen last layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgssl.errors import UserError, at_least
+from fgssl.methods.base import Method
+from fgssl.nn.heads import DINOHead
+from fgssl.nn.teacher import Pair, teacher_of, without_drop_path
+from fgssl.optim import cosine
+
+
+class SelfDistillation(Method):
+    """Base of the methods whose student learns what its own moving average says (DINO: Caron et al., ICCV 2021).
+
+    A method builds ``self.student``, with its network as ``student.backbone`` and DINO heads, then calls
+    ``make_teacher``. Evaluation sees the teacher's features.
+
+    Args:
+        tau_s: temperature of the student.
+        tau_t_start, tau_t, tau_t_epochs: that of the teacher: from the first linearly to the second, which the last of
+            ``tau_t_epochs`` epochs reaches; constant after it.
+        momentum: of the teacher's moving average after the first step; by a cosine to 1 at the end of the run.
+        freeze_last_layer: epochs in which the heads' prototypes stay as they are.
+    """
+
+    student: Any
+    teacher: Any
+
+    def __init__(
+        self,
+        tau_s: float = 0.1,
+        tau_t_start: float = 0.04,
+        tau_t: float = 0.07,
+        tau_t_epochs: int = 30,
+        momentum: float = 0.996,
+        freeze_last_layer: int = 1,
+        **base,
+    ):
+        super().__init__(**base)
+        for name, value in {"tau_s": tau_s, "tau_t_start": tau_t_start, "tau_t": tau_t}.items():
+            if not value > 0:
+                raise UserError(f"model.{name} is {value}; a temperature is above 0.")
+        at_least(0, momentum=momentum, tau_t_epochs=tau_t_epochs, freeze_last_layer=freeze_last_layer)
+        self.tau_s, self.tau_t_start, self.tau_t_end, self.tau_t_epochs = tau_s, tau_t_start, tau_t, tau_t_epochs
+        self.momentum, self.freeze_last_layer = momentum, freeze_last_layer
+
+    def make_teacher(self) -> None:
+        """The teacher starts as the student is, without stochastic depth."""
+        self.teacher = without_drop_path(teacher_of(self.student))
+
+    def teachers(self) -> list[Pair]:
+        return [Pair(self.student, self.teacher)]
+
+    def teacher_momentum(self, step: int, total: int) -> float:
+        return cosine(step - 1, total, self.momentum, 1.0)
+
+    @property
+    def tau_t(self) -> float:
+        """The teacher's temperature in this epoch."""
+        return teacher_temperature(self.current_epoch, self.tau_t_start, self.tau_t_end, self.tau_t_epochs)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *kind: Any, **options: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *kind, **options)
+        if self.current_epoch < self.freeze_last_layer:  # after the clipping, as in DINO's code: they count in the norm
+            for head in dino_heads(self.student):
+                head.prototypes_KC.grad = None
+
+
+def dino_heads(network: nn.Module) -> list[DINOHead]:
+    """The DINO heads in it."""
+    return [module for module in network.modules() if isinstance(module, DINOHead)]
+
+
+def teacher_temperature(epoch: int, start: float, end: float, epochs: int) -> float:
+    """Linear from ``start`` at epoch 0 to ``end`` at epoch ``epochs`` - 1, then constant (DINO's code)."""
+    return end if epoch >= epochs - 1 else start + (end - start) * epoch / (epochs - 1)
+
+
+@torch.no_grad()
+def watch(student_logits: Tensor, teacher_probs: Tensor, *, tau_s: float) -> dict[str, Tensor]:
+    """What tells a collapse from learning, of aligned rows [..., K]: a collapse has an entropy of 0 or log K.
+
+    Returns:
+        ``teacher_entropy``: entropy of the teacher's distributions, nats, mean over the rows; ``teacher_student_kl``:
+        their Kullback-Leibler divergence from the student's, nats.
+    """
+    log_s = (student_logits.float() / tau_s).log_softmax(dim=-1)
+    entropy = torch.special.entr(teacher_probs.float()).sum(dim=-1).mean()
+    cross = -(teacher_probs * log_s).sum(dim=-1).mean()
+    return {"teacher_entropy": entropy, "teacher_student_kl": cross - entropy}

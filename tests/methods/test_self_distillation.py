@@ -1,0 +1,146 @@
+"""What CMD and FLSL share of DINO, against the golden numbers."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fgssl.errors import UserError
+from fgssl.methods.base import StepResult
+from fgssl.methods.self_distillation import SelfDistillation, teacher_temperature, watch
+from fgssl.nn.backbones import Backbone
+from fgssl.nn.heads import DINOHead
+from fgssl.nn.teacher import without_drop_path
+from fgssl.optim import Optim, clip_each, cosine
+from tests.tiny import blob_loader, tiny_trainer
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dino.json").read_text())
+SCHEDULES = GOLDEN["schedules"]
+
+
+@pytest.mark.parametrize(
+    ("values", "start", "end"),
+    [
+        (SCHEDULES["momentum_0.996_to_1_epochs3_niter4"], 0.996, 1.0),
+        (SCHEDULES["weight_decay_0.04_to_0.4_epochs3_niter4"], 0.04, 0.4),
+        (GOLDEN["flsl_schedules"]["wd_paper_0.05_0.5_epochs3_niter4"], 0.05, 0.5),
+    ],
+)
+def test_cosine_schedules(values, start, end):
+    assert [cosine(step, 12, start, end) for step in range(12)] == pytest.approx(values, rel=1e-12)
+    assert cosine(12, 12, start, end) == pytest.approx(end)
+
+
+def test_teacher_temperature():
+    ours = [teacher_temperature(epoch, 0.04, 0.07, 3) for epoch in range(5)]
+    assert ours == pytest.approx(SCHEDULES["teacher_temp_0.04_0.07_warm3_epochs5"], rel=1e-12)
+    first = [teacher_temperature(epoch, 0.04, 0.07, 30) for epoch in (0, 1, 29, 30)]
+    assert first == pytest.approx(GOLDEN["flsl_schedules"]["teacher_temp_300ep_first_and_30"][:4], rel=1e-12)
+    assert [teacher_temperature(epoch, 0.04, 0.07, 0) for epoch in (0, 5)] == [0.07, 0.07]
+
+
+def test_dino_head():
+    golden = {name: torch.tensor(value, dtype=torch.float64) for name, value in GOLDEN["dino_head"].items()}
+    head = DINOHead(3, 3, hidden=4, bottleneck=2).double()
+    for number, layer in zip("123", head.mlp[::2], strict=True):
+        layer.weight.data, layer.bias.data = golden[f"W{number}"], golden[f"b{number}"]
+    head.prototypes_KC.data = golden["V"]
+    torch.testing.assert_close(head(golden["x"]), golden["logits"], rtol=1e-6, atol=0)
+    head.prototypes_KC.data *= 7  # its length is fixed
+    torch.testing.assert_close(head(golden["x"]), golden["logits"], rtol=1e-6, atol=0)
+
+
+def test_clipping_of_each_parameter():
+    golden = GOLDEN["clip"]
+    parameters = [nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in golden["grads"]]
+    for parameter, gradient in zip(parameters, golden["grads"], strict=True):
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+    clip_each(parameters, 3.0)
+    for parameter, expected in zip(parameters, golden["clipped_per_parameter"], strict=True):
+        torch.testing.assert_close(parameter.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
+    clip_each([nn.Parameter(torch.zeros(2))], 3.0)  # none has a gradient
+
+
+def test_what_is_watched():
+    student, teacher = torch.randn(4, 6), torch.randn(4, 6).softmax(dim=-1)
+    ours = watch(student, teacher, tau_s=0.5)
+    s, t = torch.distributions.Categorical(logits=student / 0.5), torch.distributions.Categorical(probs=teacher)
+    torch.testing.assert_close(ours["teacher_entropy"], t.entropy().mean())
+    torch.testing.assert_close(ours["teacher_student_kl"], torch.distributions.kl_divergence(t, s).mean())
+    one_hot = torch.eye(6)[:4]
+    assert watch(student, one_hot, tau_s=0.5)["teacher_entropy"] == 0
+    assert watch(student, torch.full((4, 6), 1 / 6), tau_s=0.5)["teacher_entropy"].item() == pytest.approx(math.log(6))
+
+
+class Distilled(SelfDistillation):
+    """The smallest method of the kind."""
+
+    def __init__(self, **base):
+        super().__init__(**base)
+        backbone = Backbone("vit_tiny_patch16_224", options=VIT).build()
+        self.student = nn.Sequential(backbone, DINOHead(8, 5, hidden=6, bottleneck=4))
+        self.make_teacher()
+        self.decays, self.gradients, self.prototypes = [], [], []
+
+    def embed(self, images):
+        return self.teacher[0](images)
+
+    def step(self, batch):
+        loss = -(self.student(batch.views[0]).log_softmax(-1) * self.teacher(batch.views[1]).softmax(-1)).sum(-1).mean()
+        return StepResult(100 * loss)
+
+    def on_train_batch_end(self, *_):
+        (group,) = [group for group in self.optimizers().param_groups if group.get("decayed")]
+        self.decays.append(group["weight_decay"])
+        self.prototypes.append(self.student[1].prototypes_KC.detach().clone())
+
+    def on_before_zero_grad(self, optimizer):
+        self.gradients += [p.grad.norm().item() for p in self.parameters() if p.grad is not None]
+
+
+VIT = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 8, "num_heads": 2, "drop_path_rate": 0.5}
+OPTIM = {"name": "adamw", "lr": 0.01, "warmup_epochs": 0, "decay_1d": False}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    optim = Optim(**OPTIM, weight_decay=0.04, weight_decay_end=0.4, clip_each=0.01)
+    method = Distilled(optim=optim)
+    tiny_trainer(max_epochs=3).fit(method, blob_loader())
+    return method
+
+
+def test_weight_decay_follows_its_schedule(trained):
+    assert trained.decays == pytest.approx(SCHEDULES["weight_decay_0.04_to_0.4_epochs3_niter4"], rel=1e-12)
+
+
+def test_each_gradient_is_clipped(trained):
+    assert 0.009 < max(trained.gradients) <= 0.01 + 1e-6
+
+
+def test_the_last_layer_is_frozen_in_the_first_epoch(trained):
+    first, *_, last_of_epoch_0 = trained.prototypes[:4]
+    assert torch.equal(first, last_of_epoch_0)
+    assert not torch.equal(last_of_epoch_0, trained.prototypes[4])
+
+
+def test_stochastic_depth_is_the_students_alone(trained):
+    images = torch.randn(4, 3, 8, 8)
+    trained.train()
+    torch.manual_seed(0)
+    assert not torch.equal(trained.student(images), trained.student(images))
+    assert torch.equal(trained.teacher(images), trained.teacher(images))
+    assert not any(p.requires_grad for p in trained.teacher.parameters())
+    assert without_drop_path(nn.Identity())  # a network without any
+
+
+def test_bad_arguments():
+    for wrong in ({"tau_s": 0}, {"tau_t": -1}, {"momentum": -0.1}, {"tau_t_epochs": None}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Distilled(**wrong)
+    with pytest.raises(UserError, match="clip_each"):
+        Optim(clip_each=0)

@@ -1,0 +1,21 @@
+"""The teacher's centre."""
+
+import torch
+
+from fgssl.nn.center import Center
+
+
+def test_moving_average_of_the_batch_mean():
+    center, logits = Center(3, momentum=0.9), torch.randn(2, 4, 3)
+    center.update(logits)
+    torch.testing.assert_close(center.value, 0.1 * logits.mean((0, 1)))
+    center.update(logits + 1)
+    torch.testing.assert_close(center.value, 0.19 * logits.mean((0, 1)) + 0.1)
+
+
+def test_a_batch_that_is_not_finite_leaves_it_alone():
+    center = Center(2)
+    center.update(torch.ones(4, 2))
+    before = center.value.clone()
+    center.update(torch.tensor([[1.0, float("nan")]]))
+    assert torch.equal(center.value, before)
