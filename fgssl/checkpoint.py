@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -66,11 +66,13 @@ def checkpoint_file(path: str, option: str = "--ckpt_path") -> Path:
     return found
 
 
-STUDENTS = ("query.backbone.", "student.backbone.", "backbone.")  # what the methods call the network that they train
+# What the methods call the network that they train, and the teacher that follows it.
+STUDENTS = ("query.backbone.", "student.backbone.", "backbone.")
+TEACHERS = ("key.backbone.", "teacher.backbone.")
 
 
-def read_backbone(path: str) -> dict[str, torch.Tensor]:
-    """The trained backbone in a checkpoint of any method, by the names of the timm network; no teacher's.
+def read_backbone(path: str, network: Literal["student", "teacher"] = "student") -> dict[str, torch.Tensor]:
+    """The trained backbone in a checkpoint of any method, or its teacher's, by the names of the timm network.
 
     Raises:
         UserError: as ``read_checkpoint``; or the file is not of fgssl, or holds no such network.
@@ -79,11 +81,13 @@ def read_backbone(path: str) -> dict[str, torch.Tensor]:
     method, state = checkpoint.get("method"), checkpoint.get("state_dict", {})
     if method is None:
         raise UserError(f"{path} was not written by fgssl: it names no method.")
-    for prefix in STUDENTS:
+    prefixes = STUDENTS if network == "student" else TEACHERS
+    for prefix in prefixes:
         weights = {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
         if weights:
             return weights
-    raise UserError(f"{path}, a checkpoint of {method}, holds no backbone ({', '.join(p + '*' for p in STUDENTS)}).")
+    names = ", ".join(f"{prefix}*" for prefix in prefixes)
+    raise UserError(f"{path}, a checkpoint of {method}, holds no {network}'s backbone ({names}).")
 
 
 def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:

@@ -77,7 +77,7 @@ class Retrieval(Callback):
         queries = self._take()
         if (queries.fine < 0).all():  # several labels an image, or none: no neighbour is right or wrong
             return None
-        gallery = _embed(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
+        gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
         if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):
             metrics |= trainer.strategy.broadcast(self._extra_metrics(queries) if trainer.is_global_zero else {})
@@ -107,7 +107,7 @@ class Retrieval(Callback):
 
 
 @torch.no_grad()
-def _embed(trainer: Trainer, method, loader) -> Embeddings:
+def embed_rows(trainer: Trainer, method, loader) -> Embeddings:
     """Embed what another loader gives, with the evaluated network."""
     outputs = []
     for number, batch in enumerate(loader):

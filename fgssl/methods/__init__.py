@@ -5,5 +5,6 @@ from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
+from fgssl.methods.probe import Probe
 
-__all__ = ["MLS", "OBDSD", "Finetune", "Frozen", "MaskCon"]
+__all__ = ["MLS", "OBDSD", "Finetune", "Frozen", "MaskCon", "Probe"]

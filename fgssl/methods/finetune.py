@@ -43,7 +43,7 @@ class Finetune(Method):
     ):
         super().__init__(**base)
         if not num_fine:
-            raise UserError("model Finetune needs labels, and the data set has none (model.num_fine is 0).")
+            raise UserError(f"model {type(self).__name__} needs labels, and the data set has none (num_fine is 0).")
         self.init_from, self.frozen, self._resumed = init_from, frozen, False
         self.backbone = (replace(backbone, pretrained=False) if init_from else backbone).build()
         self.backbone.requires_grad_(not frozen)
@@ -56,7 +56,7 @@ class Finetune(Method):
 
     def step(self, batch: Batch) -> StepResult:
         (images,) = batch.views
-        logits_BC = self.classifier(self.backbone(images))
+        logits_BC = self.classifier(self.embed(images))
         if self.targets is None:
             return StepResult(F.cross_entropy(logits_BC, batch.fine))
         return StepResult(binary_cross_entropy(logits_BC, self.targets[batch.index]))
@@ -86,21 +86,25 @@ class Finetune(Method):
         if parts.index.targets is not None:
             self.targets = torch.from_numpy(parts.index.targets)
             return
-        seen = set(parts.index.fine[parts.train])
+        name, seen = type(self).__name__, set(parts.index.fine[parts.train])
         if min(seen) < 0:
-            raise UserError(f"model Finetune needs a label of each training image, and {parts.index.name} has not all.")
+            raise UserError(f"model {name} needs a label of each training image, and {parts.index.name} has not all.")
         if stage == "fit" and not seen >= set(parts.index.fine[parts.test]):
             raise UserError(
-                "model Finetune: the test part has classes that no training image shows, and a classifier cannot name "
+                f"model {name}: the test part has classes that no training image shows, and a classifier cannot name "
                 f"them. Choose a data.protocol.split with the same classes in both (it is {parts.protocol.split})."
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = True
 
+    def weights_in(self, path: str) -> dict[str, Tensor]:
+        """What the backbone starts from."""
+        return read_backbone(path)
+
     def on_fit_start(self) -> None:
         if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
             path = str(checkpoint_file(self.init_from, option="--model.init_from"))
-            weights = read_backbone(path)
+            weights = self.weights_in(path)
             check_fits({"state_dict": weights}, self.backbone, path)
             self.backbone.load_state_dict(weights)

@@ -17,7 +17,7 @@ from fgssl.options import Parser
 from fgssl.report.published import Number, published
 from fgssl.report.runs import RunFolder, read_runs
 
-DEFAULT_METRICS = ("recall@1", "map", "map@r")
+DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5")
 FORMATS = ("table", "markdown", "csv", "latex")
 LOWER_IS_BETTER = ("spectral_decay",)
 

@@ -32,7 +32,10 @@ def published(run: RunFolder, metric: str) -> Number | None:
     The experiment names the table (``run.paper: maskcon, Table 2``); method or variant, data set and split are the
     run's. Where the table calls the method otherwise, or has it with several backbones, the experiment says which row
     (``run.paper: obd_sd, Table 1, MS+OBD-SD, r50_128d``). Of the several rows of an ablation table the one with the
-    run's own settings is meant.
+    run's own settings is meant, of several networks the run's own.
+
+    A linear probe stands beside the paper's linear probe of the method that it probes, on the same share of the
+    labels; every other run beside everything else.
 
     Returns:
         The number, or None where the experiment names no table or the table has no single such row.
@@ -44,6 +47,8 @@ def published(run: RunFolder, metric: str) -> Number | None:
     found = [row for row in rows if _describes(row, run, metric, [part for part in told if part])]
     if len(found) > 1:
         found = [row for row in found if _has_settings(row, run)]
+    if len(found) > 1:
+        found = [row for row in found if _letters(run.config.get("model.backbone.name", "")).startswith(_of(row))]
     if len(found) != 1:
         return None
     (row,) = found
@@ -78,15 +83,31 @@ def _describes(row: dict[str, str], run: RunFolder, metric: str, told: list[str]
         dataset, split = "cifar10toy", run.config.get("data.dataset.variant")
     if (row["dataset"], row["split"]) != (dataset, split) or METRICS.get(row["metric"], row["metric"]) != metric:
         return False
-    method, backbone = _letters(row["method"]), _letters(row["backbone"])
+    probe = run.results["method"] == "Probe"
+    if (row["protocol"] == "linear_probe") != probe:
+        return False
+    if probe and float(_settings(row).get("label_proportion", 100)) != 100 * run.results["data"]["label_fraction"]:
+        return False
+    method = _letters(row["method"])
     named = {_letters(part) for part in told}
-    own = _letters(run.results.get("variant") or run.results["method"])
-    return named <= {method, backbone} and (method in named or method == own)
+    return named <= {method, _of(row)} and (method in named or method == _own(run))
+
+
+def _own(run: RunFolder) -> str:
+    """What the method calls itself; of a probe, the probed one (``MaskCon/grafit``)."""
+    name = run.results.get("variant") or run.results["method"]
+    return _letters(name.rsplit("/", 1)[-1] if run.results["method"] == "Probe" else name)
+
+
+def _of(row: dict[str, str]) -> str:
+    """The network of a row."""
+    return _letters(row["backbone"])
 
 
 def _has_settings(row: dict[str, str], run: RunFolder) -> bool:
+    config = run.probed.config if run.probed else run.config
     asked = {SETTINGS[key]: value for key, value in _settings(row).items() if key in SETTINGS}
-    return all(float(run.config.get(option, "nan")) == float(value) for option, value in asked.items())
+    return all(float(config.get(option, "nan")) == float(value) for option, value in asked.items())
 
 
 def _settings(row: dict[str, str]) -> dict[str, Any]:

@@ -61,6 +61,16 @@ class RunFolder:
             return self
         return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
 
+    @cached_property
+    def probed(self) -> "RunFolder | None":
+        """Of a linear probe, the run whose features it classifies; None for another run, or where that one is gone."""
+        checkpoint = self.config.get("model.init_from") if self.results["method"] == "Probe" else None
+        folder = Path(checkpoint or "")
+        folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
+        if not checkpoint or not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
+            return None
+        return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+
     @property
     def seed(self) -> int:
         return self.origin.results.get("seed", self.results["seed"])
@@ -109,6 +119,9 @@ class RunFolder:
         }
         if self.epochs is None:  # how it would be trained does not matter
             kept = {name: v for name, v in kept.items() if not name.startswith(("trainer.", "model.optim"))}
+        if self.origin.probed:  # not where the weights lie, which differs from seed to seed, but what they are
+            kept.pop("model.init_from")
+            kept |= {f"probed.{name}": value for name, value in self.origin.probed.settings.items()}
         return kept | {"processes": self.origin.results.get("processes", 1), "epochs": self.epochs}
 
     def metric(self, name: str) -> float | None:

@@ -26,12 +26,16 @@ OBD_SD = ("obd_sd_digits", "--data.protocol.split", "official", "--data.images_p
 MARGIN = ("--model.dml_loss", "Margin", "--model.miner", "DistanceWeighted")
 BETA = ("--model.optim.groups", "[{of: dml_loss.beta, lr: 5e-3}]")
 
+# Of features that are computed once, which is where order and position are not the data module's own.
+PROBE = ("finetune_digits", "--model", "Probe", "--model.augment", "false")
+
 RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
     "maskcon": MASKCON,
     "coins": (*MASKCON, "--model.variant", "coins"),
     "mls": (*MLS, "--model.nce_warmup_epochs", "1"),
     "obd_sd": (*OBD_SD, *MARGIN, *BETA),
     "finetune": ("finetune_digits",),
+    "probe": PROBE,
 }
 
 # 135 digits to train with: 8 batches of 16 an epoch, and a rest

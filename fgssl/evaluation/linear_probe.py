@@ -1,0 +1,154 @@
+"""What a linear probe classifies: pooled outputs of a frozen network's last blocks, computed once where they stay.
+
+A block is one residual block: a transformer block of a ViT or Swin, a basic block or bottleneck of a ResNet, a
+ConvNeXt block. They are counted over the stages: the last four of Swin-T are the last two of its third stage and the
+two of its fourth.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fgssl.data.batch import Batch
+from fgssl.data.datamodule import Images, Loader
+from fgssl.errors import UserError
+from fgssl.evaluation.embedding import Embeddings
+
+
+def block_features(network: Any, images: Tensor, blocks: int) -> Tensor:
+    """Pooled outputs of the last blocks, concatenated, the last block's at the end (EsViT's protocol).
+
+    Each is treated as the network treats its last: final normalisation, then its pooling, which is the class token of
+    a ViT that has one. An earlier stage's, which has another shape, is averaged over its places as it is.
+
+    Args:
+        network: a timm network without classifier (``Backbone.build``).
+        images: [B, 3, H, W].
+        blocks: how many; 1: the network's own feature, whatever it is made of.
+
+    Returns:
+        [B, F]; Swin-T's last four have 384 + 384 + 768 + 768 = 2304, ResNet-50's 1024 + 3 x 2048 = 7168.
+
+    Raises:
+        UserError: it has no such blocks.
+    """
+    if blocks == 1:
+        return network(images)
+    outputs, last = _run(network, images, blocks)
+    return torch.cat([_pooled(network, output, outputs[-1]) for output in outputs[:-1]] + [last], dim=1)
+
+
+@torch.no_grad()
+def feature_width(network: Any, blocks: int) -> int:
+    """F of ``block_features``, by one small image.
+
+    Raises:
+        UserError: the network has fewer blocks, or its feature is made of more than its last block.
+    """
+    if blocks == 1:
+        return network.num_features
+    was_training = network.training
+    network.eval()
+    weight = next(network.parameters())
+    height, width = _image_size(network)
+    image = torch.linspace(-2, 2, 3 * height * width).view(1, 3, height, width).to(weight)
+    outputs, last = _run(network, image, blocks)
+    network.train(was_training)
+    pooled = [_pooled(network, output, outputs[-1]) for output in outputs]
+    if pooled[-1].shape != last.shape or not torch.allclose(pooled[-1], last, rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"model.blocks is {blocks}, and the feature of {type(network).__name__} is made of more than the output of "
+            "its last block. Take --blocks 1, its own pooled feature."
+        )
+    return sum(feature.shape[1] for feature in pooled)
+
+
+def blocks_of(network: Any) -> list[nn.Module]:
+    """The network's blocks, first to last; empty where it does not keep them as timm mostly does."""
+    if hasattr(network, "layer4"):
+        return [block for stage in range(1, 5) for block in getattr(network, f"layer{stage}")]
+    for name in ("layers", "stages", "blocks"):
+        if isinstance(getattr(network, name, None), nn.Sequential | nn.ModuleList):
+            return list(_flat(getattr(network, name)))
+    return []
+
+
+def _flat(module: nn.Module) -> Iterator[nn.Module]:
+    """Stages taken apart, down to the blocks."""
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        for child in module:
+            yield from _flat(child)
+    elif isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
+        yield from _flat(blocks)
+    else:
+        yield module
+
+
+def _run(network: Any, images: Tensor, blocks: int) -> tuple[list[Tensor], Tensor]:
+    """Outputs of the last blocks, and the network's feature, in one forward."""
+    found = blocks_of(network)
+    if len(found) < blocks:
+        raise UserError(
+            f"model.blocks is {blocks}, and {type(network).__name__} shows {len(found)} blocks. Take fewer, or "
+            "--blocks 1, its own pooled feature."
+        )
+    outputs: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in found[-blocks:]]
+    try:
+        return outputs, network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pooled(network: Any, output: Tensor, last: Tensor) -> Tensor:
+    """[B, C] of a block's output: tokens [B, N, C], a map [B, H, W, C] (Swin) or [B, C, H, W]."""
+    if output.shape != last.shape:
+        channels_last = output.ndim == 3 or getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return output.flatten(1, -2).mean(dim=1) if channels_last else output.flatten(2).mean(dim=2)
+    if isinstance(getattr(network, "norm", None), nn.Module):
+        output = network.norm(output)
+    return network.forward_head(output, pre_logits=True)
+
+
+def _image_size(network: Any) -> tuple[int, int]:
+    """Height and width that the network takes, px; small where it takes any."""
+    size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    if size is None:
+        known = getattr(network, "default_cfg", {})
+        size = known["input_size"][1:] if known.get("fixed_input_size") else (64, 64)
+    return size
+
+
+class Features(Dataset):
+    """Batches of features, computed before, in the place of a loader's images.
+
+    Args:
+        images: what the loader would read: rows and labels.
+        rows: the features of these rows; what could not be read is not among them, and the next row takes its place.
+    """
+
+    def __init__(self, images: Images, rows: Embeddings):
+        self.index, self.rows = images.index, images.rows
+        self.known, self.features = rows.index.cpu().numpy(), rows.embedding.cpu()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, pairs: np.ndarray) -> Batch:
+        """A batch of [B, 2] (position, draw) pairs, whose one view is [B, F]."""
+        positions, draws = pairs.T
+        place = np.searchsorted(self.known, self.rows[positions]) % len(self.known)
+        rows = self.known[place]
+        coarse = np.full(len(rows), -1) if self.index.coarse is None else self.index.coarse[rows]
+        labels = (torch.from_numpy(column) for column in (self.index.fine[rows], coarse, rows, draws.copy()))
+        return Batch([self.features[torch.from_numpy(place)]], *labels)
+
+
+def with_features(loader: Loader, rows: Embeddings) -> Loader:
+    """The loader's batches, in its order and from where it begins, of features instead of images."""
+    return Loader(Features(loader.dataset, rows), loader.sampler)  # type: ignore[arg-type]  # it reads none

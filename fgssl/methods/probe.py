@@ -1,0 +1,103 @@
+"""Linear probe: how well a linear classifier tells the classes apart by the features of a frozen network."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from fgssl.callbacks.retrieval import embed_rows
+from fgssl.checkpoint import TEACHERS, read_backbone, read_checkpoint
+from fgssl.errors import UserError, at_least
+from fgssl.evaluation.linear_probe import block_features, feature_width, with_features
+from fgssl.methods.finetune import Finetune
+from fgssl.nn.backbones import Backbone
+from fgssl.optim import Optim
+
+# CMD, after DINO's and EsViT's code, whose cosine steps by epoch, ours by step.
+RECIPE = Optim(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, warmup_epochs=0, reference_batch=256)
+
+
+class Probe(Finetune):
+    """A linear classifier of a frozen network's features (CMD, Bi et al., section V; EsViT, Li et al., ICLR 2022).
+
+    ``fgssl probe`` writes its configuration for a checkpoint of any method, or a public network. Views:
+    ``batch.views = [view]``. Shapes: B batch, F feature, C classes.
+
+    Args:
+        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
+        init_from: checkpoint or run folder of any method; null: ``backbone`` as it is.
+        network: of the checkpoint. null: the teacher where it has one that follows the student step by step (CMD
+            reports its features), else the student.
+        blocks: the pooled outputs of so many last blocks, concatenated (EsViT: 4; a block is a residual block, see
+            ``evaluation/linear_probe.py``); 1: the network's own pooled feature, as DINO and EsViT take of a ResNet.
+        augment: train on random views (``data.views``). false: on the plain view of evaluation, whose features are
+            computed once.
+        of: what is probed, for the tables (``MaskCon``).
+        num_fine: C; the data set's where the command line builds both.
+        optim: optimiser and schedule.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone("resnet50"),
+        init_from: str | None = None,
+        network: Literal["student", "teacher"] | None = None,
+        blocks: int = 4,
+        augment: bool = True,
+        of: str | None = None,
+        num_fine: int = 0,
+        optim: Optim = RECIPE,
+        **base,
+    ):
+        at_least(1, blocks=blocks)
+        if network and not init_from:
+            raise UserError(f"--network {network} is of a checkpoint, and there is none: give --ckpt_path RUN.")
+        super().__init__(backbone, init_from, frozen=True, num_fine=num_fine, optim=optim, **base)
+        self.network, self.blocks, self.augment, self.variant = network, blocks, augment, of
+        self.classifier = nn.Linear(feature_width(self.backbone, blocks), num_fine)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] images to [B, F]; features, computed before, stay as they are."""
+        if images.ndim == 2:
+            return images.to(self.dtype)
+        return block_features(self.backbone, images, self.blocks)
+
+    def weights_in(self, path: str) -> dict[str, Tensor]:
+        return read_backbone(path, self.network or followed_network(path))
+
+    # ---- features computed once ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if not self.augment:
+            self._compute_features()
+
+    def _compute_features(self) -> None:
+        """Have the training and validation loaders give features, in the order in which they would give images."""
+        trainer: Any = self.trainer
+        data = trainer.datamodule
+        train, val = data.train_dataloader, data.val_dataloader
+        rows = embed_rows(trainer, self, data.gallery_loader())
+        data.train_dataloader = lambda: with_features(train(), rows)
+        if data.has_validation:
+            held_out = embed_rows(trainer, self, val())
+            data.val_dataloader = lambda: with_features(val(), held_out)
+        images, width = rows.embedding.shape
+        rank_zero_info(f"Features of {images:,} training images, [{width}] each, are computed once.")
+
+    def on_fit_end(self) -> None:
+        trainer: Any = self.trainer
+        for name in ("train_dataloader", "val_dataloader"):
+            vars(trainer.datamodule).pop(name, None)  # the data module's own again
+
+
+def followed_network(path: str) -> Literal["student", "teacher"]:
+    """The teacher, where a checkpoint has one that follows the student step by step."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.get("method") == "OBDSD":  # its teacher is the student of an epoch ago, or another network altogether
+        return "student"
+    return "teacher" if any(name.startswith(TEACHERS) for name in checkpoint.get("state_dict", {})) else "student"

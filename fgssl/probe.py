@@ -1,0 +1,165 @@
+"""``fgssl probe``: a linear classifier on the frozen features of a checkpoint, a public or an untrained network.
+
+It is ``fgssl fit`` of the method ``Probe``, with a configuration made here: network and data from the run, views and
+recipe from the paper (CMD). So its run folder is like any other, and it resumes like any other.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from fgssl.config import assign, read_yaml
+from fgssl.embed import refuse_misspelt, set_data, set_public_network
+from fgssl.errors import UserError, did_you_mean
+from fgssl.options import Parser
+
+EPOCHS, BATCH = 100, 128
+SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
+OF_ANY_FIT = ("accelerator", "precision")  # of a run's trainer section, what a probe of it keeps
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl probe <argv>``."""
+    parser = _parser()
+    args, flags = parser.parse_known_args(argv)
+    refuse_misspelt(flags, [action.dest for action in parser._actions])
+    if not (args.ckpt_path or args.model or args.config):
+        raise UserError("probe what? Give --ckpt_path RUN, --model timm/NAME, or --config FILE (an untrained network).")
+    if args.ckpt_path and args.model:
+        raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
+
+    from fgssl.cli import start  # torch from here on
+    from fgssl.restore import configuration
+
+    config = configuration(args.ckpt_path, args.config)
+    if args.data:
+        set_data(config, args.data)
+    if args.model:
+        set_public_network(config, args.model, args.pretrained == "true", flags)
+    if args.eval_size:
+        assign(config, "data.eval_size", args.eval_size)
+        assign(config, "data.eval_resize", None)
+    probe_of(config, args)
+    return start("fit", config, flags, config["run"]["experiment"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="fgssl probe",
+        description="Train a linear classifier on frozen features; top-1 and top-5 of the last epoch's.",
+        epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
+        "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
+    )
+    parser.add_argument("--ckpt_path", metavar="RUN", help="a run folder or .ckpt file of ours, of any method")
+    parser.add_argument("--model", metavar="timm/NAME", help="a public network instead, with its own input size")
+    parser.add_argument("--pretrained", choices=("true", "false"), default="true", help="of --model; default true")
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="experiment instead of the run's own"
+    )
+    parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
+    parser.add_argument(
+        "--data.eval_size", metavar="PX", dest="eval_size", type=int, help="of crops; default: as it was trained"
+    )
+    parser.add_argument(
+        "--network", choices=("student", "teacher"), help="of a checkpoint; default: the teacher where it has one"
+    )
+    parser.add_argument(
+        "--blocks", type=int, default=4, help="outputs of so many last blocks; 1: the pooled feature; default 4"
+    )
+    parser.add_argument(
+        "--augment",
+        choices=("true", "false"),
+        default="true",
+        help="random crops and flips; false: the features are computed once; default true",
+    )
+    return parser
+
+
+def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
+    """Turn the configuration of a run into that of its probe, in place."""
+    probed = config.get("model") or {}
+    probed = probed if isinstance(probed, dict) else {"class_path": probed}
+    config.pop("ckpt_path", None)
+    model = {"backbone": backbone_of(probed), "blocks": args.blocks, "augment": args.augment == "true"}
+    model |= {"init_from": args.ckpt_path, "network": args.network, "of": name_of(probed, args)}
+    config["model"] = {"class_path": "Probe", "init_args": model}
+    set_views(config.setdefault("data", {}))
+    trainer = config.get("trainer") or {}
+    config["trainer"] = {option: trainer[option] for option in OF_ANY_FIT if option in trainer}
+    config["trainer"] |= {"max_epochs": EPOCHS, "log_every_n_steps": 10}
+    config["checkpoint"] = {"monitor": "val/top1", "every_n_epochs": max(1, EPOCHS // 10)}
+    assign(config, "retrieval.grid", 0)
+    name_run(config, args)
+
+
+def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
+    """The network that a method's configuration describes, the method's own defaults included.
+
+    Raises:
+        UserError: there is no such method, or it says nothing of a backbone.
+    """
+    import fgssl.methods as methods
+
+    name = str(model.get("class_path")).rsplit(".", 1)[-1]
+    if name not in methods.__all__:
+        raise UserError(f"model: no method '{name}'.{did_you_mean(name, methods.__all__)}")
+    parameter = inspect.signature(getattr(methods, name)).parameters.get("backbone")
+    if parameter is None:
+        raise UserError(f"model {name} has no backbone to probe.")
+    said = (model.get("init_args") or {}).get("backbone") or {}
+    return dataclasses.asdict(parameter.default) | said
+
+
+def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
+    """What is probed, as the tables call it: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
+    from fgssl.report.runs import label
+
+    if args.model:
+        return args.model + ("" if args.pretrained == "true" else " (random weights)")
+    if not args.ckpt_path:
+        return f"{str(model['class_path']).rsplit('.', 1)[-1]} (untrained)"
+    from fgssl.checkpoint import checkpoint_file, read_checkpoint
+
+    path = checkpoint_file(args.ckpt_path)
+    results = path.parent.parent / "results.json"
+    said = json.loads(results.read_text()) if results.is_file() else read_checkpoint(str(path))
+    return label(str(said.get("method")), said.get("variant"))
+
+
+def set_views(data: dict[str, Any]) -> None:
+    """Random crops with flip to train on, central crops to test on, of the size that the run evaluates at."""
+    size = data.get("eval_size") or view_size(data.get("views"))
+    data["eval_size"] = size
+    data["eval_resize"] = data.get("eval_resize") or round(SHRINK * size)
+    data["views"] = {"class_path": "SingleView", "init_args": {"size": size}}
+    data["batch_size"] = BATCH
+    data |= {"images_per_class": None, "replacement": False}
+
+
+def view_size(views: Any) -> int:
+    """The side of the first view of a data section, px."""
+    options = (views.get("init_args") or {}) if isinstance(views, dict) else {}
+    first = (options.get("crops") or [options])[0]
+    return first.get("size", 224)
+
+
+def name_run(config: dict[str, Any], args: argparse.Namespace) -> None:
+    """The folder: that of the run with ``_probe``, or ``runs/probe/<network>_<data set>``; flags may say otherwise."""
+    run = config.setdefault("run", {})
+    if args.ckpt_path:
+        from fgssl.checkpoint import checkpoint_file
+
+        folder = checkpoint_file(args.ckpt_path).resolve().parent.parent
+        if (folder / "config.yaml").is_file():
+            data = f"_{Path(args.data).stem.lower()}" if args.data else ""
+            run |= {"root": str(folder.parent.parent), "experiment": folder.parent.name}
+            run |= {"name": f"{folder.name}_probe{data}"}
+            run.setdefault("paper", (read_yaml(folder / "config.yaml").get("run") or {}).get("paper"))
+            return
+    network = args.model.partition("/")[2] if args.model else "checkpoint" if args.ckpt_path else "untrained"
+    dataset = config["data"].get("dataset") or "data"
+    dataset = dataset["class_path"].rsplit(".", 1)[-1] if isinstance(dataset, dict) else dataset
+    run |= {"experiment": "probe", "name": f"{network}_{dataset.lower()}"}
