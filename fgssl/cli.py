@@ -24,6 +24,7 @@ COMMANDS = {
     "embed": "write embeddings, labels and paths, of a checkpoint or a public network; evaluate it",
     "probe": "linear probe of a checkpoint, a public or an untrained network: top-1, top-5",
     "search": "nearest neighbours of given images in an embedded folder",
+    "maps": "what a trained network sees where, drawn over given images",
     "export": "a trained network as a timm model with a card, by torch.export and as ONNX",
     "sweep": "fit over a grid of options, finished cells skipped; a heat map",
 }
@@ -34,6 +35,7 @@ OWN = {
     "embed": "fgssl.embed",
     "probe": "fgssl.probe",
     "search": "fgssl.search",
+    "maps": "fgssl.maps",
     "export": "fgssl.export",
     "sweep": "fgssl.sweep",
 }

@@ -3,9 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from fgssl.application import Application, checkpoint_file
 from fgssl.cli import start
 from fgssl.config import assign, compose
+from fgssl.data.batch import Batch
+from fgssl.data.datamodule import DataModule
+from fgssl.data.images import open_image
+from fgssl.data.views import decode
 from fgssl.errors import UserError
 
 OF_THE_FIT = ("run", "logger", "ckpt_path", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
@@ -61,3 +69,16 @@ def restore(config: dict[str, Any], flags: list[str]) -> Restored:
 
     start("test", config, [*flags, "--trainer.devices", "1"], "restored", Kept)
     return built[0]
+
+
+def look(data: DataModule, paths: list[str]) -> tuple[Tensor, Tensor]:
+    """Image files as the run's evaluation sees its own, [B, 3, S, S]: uint8 to show, and normalised for a network."""
+    view, unknown = data.eval_view, torch.full((len(paths),), -1)
+    (numbers,) = view.numbers(0, np.array([-1]))
+    images = []
+    for path in paths:
+        with open_image(path) as file:
+            image_3HW, boxes = decode(file, view.boxes(file.size, numbers), view.crops)
+        images.append(view.cut(image_3HW, boxes, numbers)[0])
+    seen = torch.stack(images)
+    return seen, data.on_after_batch_transfer(Batch([seen], unknown, unknown, unknown, unknown), 0).views[0]

@@ -99,21 +99,11 @@ def embed(application, paths: list[str]):
     """[Q, F] features of image files, seen as the folder's own images were."""
     import torch
 
-    from fgssl.data.batch import Batch
-    from fgssl.data.images import open_image
-    from fgssl.data.views import decode
+    from fgssl.restore import look
 
-    data = application.datamodule
-    view, unknown = data.eval_view, torch.full((len(paths),), -1)
-    (numbers,) = view.numbers(0, np.array([-1]))
-    images = []
-    for path in paths:
-        with open_image(path) as file:
-            image_3HW, boxes = decode(file, view.boxes(file.size, numbers), view.crops)
-        images.append(view.cut(image_3HW, boxes, numbers)[0])
-    batch = Batch([torch.stack(images)], unknown, unknown, unknown, unknown)
+    _, images = look(application.datamodule, paths)
     with torch.no_grad():
-        return application.model.embed(data.on_after_batch_transfer(batch, 0).views[0])
+        return application.model.embed(images)
 
 
 def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:

@@ -1,5 +1,6 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.cmd import CMD
 from fgssl.methods.finetune import Finetune
 from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
@@ -7,4 +8,4 @@ from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.probe import Probe
 
-__all__ = ["MLS", "OBDSD", "Finetune", "Frozen", "MaskCon", "Probe"]
+__all__ = ["CMD", "MLS", "OBDSD", "Finetune", "Frozen", "MaskCon", "Probe"]

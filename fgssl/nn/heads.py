@@ -32,4 +32,12 @@ class DINOHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes_KC, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes_KC, dim=1))
+        return F.linear(self.project(x), self.directions())
+
+    def project(self, x: Tensor) -> Tensor:
+        """[..., features] to [..., bottleneck] of unit length: all but the last layer."""
+        return F.normalize(self.mlp(x), dim=-1)
+
+    def directions(self) -> Tensor:
+        """[K, bottleneck] prototypes of unit length."""
+        return F.normalize(self.prototypes_KC, dim=1)

@@ -1,0 +1,203 @@
+"""``fgssl maps``: what a trained network sees where, drawn over given images."""
+
+import argparse
+from collections.abc import Callable
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fgssl.errors import UserError
+from fgssl.options import Parser
+
+SIDE = 224  # px of a picture's image
+RED = (214, 39, 40)
+
+
+class Net(NamedTuple):
+    """A trained network: its method, the backbone that was asked for, and whether that is the teacher's."""
+
+    method: Any
+    backbone: Any
+    whose: Literal["student", "teacher"]
+
+
+class Panel(NamedTuple):
+    """A picture beside the image.
+
+    Attributes:
+        title: what stands above it.
+        heat_HW: [h, w], at least 0, of any size and scale; drawn over the image. None: the image alone.
+        marked_HW: [h, w] bool, patches to frame in red.
+    """
+
+    title: str
+    heat_HW: np.ndarray | None = None
+    marked_HW: np.ndarray | None = None
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl maps <argv>``."""
+    args = _parser().parse_args(argv)
+    for image in args.images:
+        if not Path(image).is_file():
+            raise UserError(f"image not found: {image}")
+
+    import torch
+
+    from fgssl.report.figures import QUERY, picture_rows
+    from fgssl.restore import configuration, look, restore
+
+    torch.manual_seed(0)
+    lines: list[list[tuple[np.ndarray, str, str]]] = []
+    for path in [args.ckpt_path, *([args.beside] if args.beside else [])]:
+        application = restore(configuration(path, args.config), [])
+        net = network_of(application.model, args.network)
+        seen_B3SS, images_B3SS = look(application.datamodule, args.images)
+        shown = [image.permute(1, 2, 0).numpy() for image in seen_B3SS]
+        panels = KINDS[args.kind](net, images_B3SS)
+        if not lines:
+            lines = [[(s, Path(image).stem, QUERY)] for s, image in zip(shown, args.images, strict=True)]
+        for line, image, of_image in zip(lines, shown, panels, strict=True):
+            line += [(paint(image, panel), panel.title, "black") for panel in of_image]
+    named = " | ".join(Path(path).name for path in (args.ckpt_path, args.beside) if path)
+    picture_rows(lines, f"{args.kind}: {named}", Path(args.out))
+    print(f"picture: {args.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="fgssl maps", description="Draw what a trained network sees where, over given images.")
+    kinds = "; ".join(f"{name}: {kind.__doc__.splitlines()[0].rstrip('.')}" for name, kind in KINDS.items())
+    parser.add_argument("kind", choices=tuple(KINDS), help=kinds)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, seen as in the run's evaluation")
+    parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")
+    parser.add_argument("--beside", metavar="RUN", help="another run, drawn to the right of the first")
+    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="where a checkpoint is in no run")
+    parser.add_argument(
+        "--network", choices=("student", "teacher"), help="default: the teacher of a method that evaluates it"
+    )
+    parser.add_argument("--out", default="maps.png", metavar="FILE.png", help="the picture; default maps.png")
+    return parser
+
+
+# ---- networks -------------------------------------------------------------------------------------------------------
+
+PLACES = {"student": ("student", "query", ""), "teacher": ("teacher", "key")}
+
+
+def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
+    """The backbone of a method's student or teacher.
+
+    Raises:
+        UserError: it has no such network.
+    """
+    from fgssl.methods.self_distillation import SelfDistillation
+
+    if whose is None:
+        whose = "teacher" if isinstance(method, SelfDistillation) else "student"
+    for place in PLACES[whose]:
+        name = f"{place}.backbone".lstrip(".")
+        try:
+            return Net(method, attrgetter(name)(method), whose)
+        except AttributeError:
+            continue
+    raise UserError(f"--network {whose}: {type(method).__name__} has no such network.")
+
+
+# ---- kinds of maps: (network, [B, 3, S, S]) to the panels of each image ----------------------------------------------
+
+
+def activated(net: Net, images: Any) -> list[list[Panel]]:
+    """Patches that speak for their image: CMD's activated instances (Fig. 7).
+
+    The first panel frames the patches whose most probable prototype is the bag's; the others show the posterior of the
+    bag's three largest prototypes over the patches.
+    """
+    import torch
+
+    from fgssl.losses.cmd import bag_of
+    from fgssl.nn.feature_map import last_features
+
+    p_of = patch_posteriors(net)
+    with torch.no_grad():
+        _, map_BFHW = last_features(net.backbone, images)
+        p_BTK = p_of(map_BFHW.flatten(2).transpose(1, 2))
+    height, width = map_BFHW.shape[2:]
+    share_B3, largest_B3 = bag_of(p_BTK).topk(3, dim=1)
+    found = []
+    for p_TK, shares, largest in zip(p_BTK, share_B3.tolist(), largest_B3.tolist(), strict=True):
+        own = (p_TK.argmax(dim=1) == largest[0]).view(height, width).numpy()
+        heats = [p_TK[:, k].view(height, width).numpy() for k in largest]
+        titles = [f"prototype {k}, {100 * share:.0f} %" for k, share in zip(largest, shares, strict=True)]
+        found.append([Panel("activated", None, own), *(Panel(t, h) for t, h in zip(titles, heats, strict=True))])
+    return found
+
+
+def patch_posteriors(net: Net) -> Callable:
+    """What the region-level head says of patch features, [B, T, F] to [B, T, K]; DINO's one head where it has no other.
+
+    Raises:
+        UserError: the method has no such head.
+    """
+    from fgssl.losses.cmd import log_posterior, posterior
+
+    method = net.method
+    heads = getattr(getattr(method, net.whose, None), "heads", {})
+    level = next((level for level in ("region", "image") if level in heads), None)
+    if level is None:
+        raise UserError(f"activated: {type(method).__name__} has no head that judges patches; CMD, EsViT and DINO do.")
+    head, center = heads[level], method.centers[level].value
+    if net.whose == "student":
+        return lambda x: log_posterior(head(x), tau=method.tau_s).exp()
+    return lambda x: posterior(head(x), center=center, tau=method.tau_t_end)
+
+
+def gradcam(net: Net, images: Any) -> list[list[Panel]]:
+    """GradCAM of the last features (CMD's Fig. 6).
+
+    The score is the image-level head's largest logit; of a method without such a head, half the pooled feature's
+    squared length.
+    """
+    import torch
+
+    from fgssl.nn.feature_map import as_map
+
+    images = images.clone().requires_grad_()  # a teacher's weights ask for no gradient, and the map's needs a graph
+    raw = net.backbone.forward_features(images)
+    pooled_BF = net.backbone.forward_head(raw, pre_logits=True)
+    heads = getattr(getattr(net.method, net.whose, None), "heads", {})
+    score_B = heads["image"](pooled_BF).amax(dim=1) if "image" in heads else pooled_BF.square().sum(dim=1) / 2
+    (gradient,) = torch.autograd.grad(score_B.sum(), raw)
+    map_BFHW, gradient_BFHW = (as_map(net.backbone, x.detach(), images) for x in (raw, gradient))
+    heat_BHW = (gradient_BFHW.mean(dim=(2, 3), keepdim=True) * map_BFHW).sum(dim=1).relu()
+    return [[Panel("GradCAM", heat.numpy())] for heat in heat_BHW]
+
+
+KINDS: dict[str, Callable[[Net, Any], list[list[Panel]]]] = {"activated": activated, "gradcam": gradcam}
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def paint(image_HW3: np.ndarray, panel: Panel) -> np.ndarray:
+    """The image, [SIDE, SIDE, 3], under a panel's heat (brightest at its largest) and frames."""
+    from matplotlib import colormaps
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(image_HW3).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    if panel.heat_HW is not None:
+        heat = np.asarray(panel.heat_HW, dtype=np.float32)
+        heat = heat / max(float(heat.max()), 1e-12)
+        smooth = Image.fromarray(heat).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        colours = colormaps["jet"](np.asarray(smooth))[..., :3] * 255
+        image = Image.fromarray((0.5 * np.asarray(image) + 0.5 * colours).astype(np.uint8))
+    if panel.marked_HW is not None:
+        height, width = panel.marked_HW.shape
+        draw = ImageDraw.Draw(image)
+        for row, column in np.argwhere(panel.marked_HW).tolist():
+            x0, x1 = (SIDE * edge // width for edge in (column, column + 1))
+            y0, y1 = (SIDE * edge // height for edge in (row, row + 1))
+            draw.rectangle((x0, y0, x1 - 2, y1 - 2), outline=RED, width=3)
+    return np.asarray(image)

@@ -1,0 +1,250 @@
+"""CMD: cross-level multi-instance distillation, and DINO and EsViT, of whose losses it is made."""
+
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fgssl.data.batch import Batch
+from fgssl.errors import UserError, at_least
+from fgssl.losses.cmd import (
+    Pairs,
+    bag_distillation,
+    bag_of,
+    inter_level,
+    log_of,
+    log_posterior,
+    nearest_patches,
+    patch_loss,
+    posterior,
+)
+from fgssl.methods.base import StepResult
+from fgssl.methods.self_distillation import SelfDistillation, watch
+from fgssl.nn.backbones import Backbone
+from fgssl.nn.center import Center
+from fgssl.nn.feature_map import last_features
+from fgssl.nn.heads import DINOHead
+
+IMAGE_CROPS = 2  # the first views; those after them are region crops
+Level = Literal["image", "region"]
+Name = tuple[Literal["student", "teacher"], Level, int]  # of a bag: whose, level, crop
+
+
+class Features(NamedTuple):
+    """Of one crop: pooled [B, F], and by patch [B, T, F]."""
+
+    pooled: Tensor
+    patches: Tensor
+
+
+class Bags(NamedTuple):
+    """One level's distributions [B, K], one a crop."""
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+
+
+class Networks(nn.Module):
+    """Backbone and heads, of student or teacher."""
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, DINOHead]):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    def features(self, crops: list[Tensor]) -> list[Features]:
+        """Of each crop, [B, 3, S, S]; crops of one size that follow each other in one forward."""
+        found = []
+        for _, same in groupby(crops, key=lambda crop: crop.shape):
+            same_size = list(same)
+            pooled, map_BFHW = last_features(self.backbone, torch.cat(same_size))
+            patches = map_BFHW.flatten(2).transpose(1, 2)
+            columns = (column.chunk(len(same_size)) for column in (pooled, patches))
+            found += [Features(*of_crop) for of_crop in zip(*columns, strict=True)]
+        return found
+
+
+class CMD(SelfDistillation):
+    """Cross-level multi-instance distillation (Bi et al., 2024).
+
+    A crop is a bag, its patches are the instances. Two DINO heads turn features into distributions over K prototypes:
+    ``image`` the pooled feature, ``region`` each patch; a region-level bag is the mean over the patches'. Within a
+    level the student learns the teacher's distributions of other crops (L_I, L_R); between crops or levels its own bags
+    have to agree (L_S). Views: 2 image crops, then any number of region crops.
+
+        loss = l_i L_I + l_r L_R + l_s L_S + l_t L_T + l_ts L_TS
+
+    L_I alone is DINO, L_I + L_R is EsViT; a head that no weighted loss needs is not built. L_T is of the teacher, which
+    has no gradient: it is logged, and trains nothing.
+
+    Shapes: B batch, T patches of a crop, F pooled feature, C patch feature, K prototypes.
+
+    Args:
+        backbone: the network; drop path is the student's alone. Swin needs ``strict_img_size: false`` for two sizes.
+        l_i, l_r: weights of L_I (Eq. 11) and L_R (Eq. 12), 1/2 each in Eq. 16.
+        l_s, l_t: of L_S (Eq. 14) and L_T (Eq. 15), lambda1 both.
+        l_ts: of KL(teacher's bag || student's bag), over the pairs of L_S: L_T's idea with a gradient; not the paper's.
+        teacher_crops: ``global``: the teacher sees the image crops (DINO's practice; 18 pairs of 2 + 8 crops).
+            ``all``: both see all crops, as the paper writes (90 pairs).
+        inter_level: what L_S compares. ``pairs``: bags of two crops, all ordered pairs (Eq. 14). ``within_crop``: the
+            image-level bag of a crop with its region-level bag (the words of section IV-C).
+        bags: which bags ``pairs`` are of; the paper says "either image-level or region-level".
+        image_bag: ``pooled``: the image head on the pooled feature (the released code). ``instances``: the mean of what
+            the image head says of each patch (Eq. 4 to the letter).
+        prototypes: K.
+        hidden, bottleneck: widths inside the heads.
+        tau_s, tau_t_start, tau_t, tau_t_epochs, momentum, freeze_last_layer: see ``SelfDistillation``.
+        optim: optimiser and schedule.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone("swin_tiny_patch4_window7_224", options={"strict_img_size": False}),
+        l_i: float = 0.5,
+        l_r: float = 0.5,
+        l_s: float = 0.1,
+        l_t: float = 0.1,
+        l_ts: float = 0.0,
+        teacher_crops: Literal["global", "all"] = "global",
+        inter_level: Literal["pairs", "within_crop"] = "pairs",
+        bags: Literal["region", "image", "both"] = "region",
+        image_bag: Literal["pooled", "instances"] = "pooled",
+        prototypes: int = 65536,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        **base,
+    ):
+        super().__init__(**base)
+        at_least(0, l_i=l_i, l_r=l_r, l_s=l_s, l_t=l_t, l_ts=l_ts)
+        at_least(2, prototypes=prototypes)
+        at_least(1, hidden=hidden, bottleneck=bottleneck)
+        if l_i == l_r == l_s == l_ts == 0:
+            raise UserError("model.l_i, l_r, l_s and l_ts are all 0: nothing would be learnt (L_T has no gradient).")
+        self.l_i, self.l_r, self.l_s, self.l_t, self.l_ts = l_i, l_r, l_s, l_t, l_ts
+        self.teacher_crops, self.inter_level, self.image_bag = teacher_crops, inter_level, image_bag
+        self.prototypes = prototypes
+        both = inter_level == "within_crop" or bags == "both"
+        self.levels: tuple[Level, ...] = ("image", "region") if both else (bags,)  # type: ignore[assignment]
+        network = backbone.build()
+        heads: dict[str, DINOHead] = {}
+        own_weights: dict[Level, float] = {"image": l_i, "region": l_r}
+        for level, weight in own_weights.items():
+            trains = weight > 0 or (level in self.levels and l_s + l_ts > 0)
+            if trains or (level in self.levels and l_t > 0):
+                heads[level] = DINOHead(network.num_features, prototypes, hidden, bottleneck).requires_grad_(trains)
+        self.student = Networks(network, heads)
+        self.centers = nn.ModuleDict({level: Center(prototypes) for level in heads})
+        self.make_teacher()
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.teacher.backbone(images)
+
+    def step(self, batch: Batch) -> StepResult:
+        crops = batch.views
+        if len(crops) < IMAGE_CROPS:
+            raise UserError("CMD needs two crops of an image or more: set data.views to MultiCrop.")
+        student = self.student.features(crops)
+        with torch.no_grad():
+            teacher = self.teacher.features(crops if self.teacher_crops == "all" else crops[:IMAGE_CROPS])
+        pairs = [(t, s) for t in range(len(teacher)) for s in range(len(student)) if s != t]  # P of section IV-B
+
+        terms: dict[str, Tensor] = {}
+        found: dict[Level, Bags] = {}
+        if "image" in self.centers:
+            terms["l_i"], found["image"] = self.image_level(student, teacher, pairs)
+        if "region" in self.centers:
+            terms["l_r"], found["region"] = self.region_level(student, teacher, pairs)
+        s_bags, t_bags = self.named("student", found), self.named("teacher", found)
+        if self.l_s > 0:
+            terms["l_s"] = self.between(s_bags, s_bags)  # Eq. 14
+        if self.l_t > 0:
+            terms["l_t"] = self.between(t_bags, t_bags)  # Eq. 15: no gradient, a constant
+        if self.l_ts > 0:
+            terms["l_ts"] = self.between(t_bags, s_bags)
+        terms = {name: term for name, term in terms.items() if getattr(self, name) > 0}
+        loss = torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()  # Eq. 16
+        return StepResult(loss, {**terms, **self.watched(next(iter(found.values())))})
+
+    # ---- within a level -----------------------------------------------------------------------------------------
+
+    def image_level(self, student: list[Features], teacher: list[Features], pairs: Pairs) -> tuple[Tensor, Bags]:
+        """L_I (Eq. 11), and the image-level bags."""
+        if self.image_bag == "instances":
+            _, bags = self.by_patch("image", student, teacher, pairs=[])
+            return bag_distillation([log_of(bag) for bag in bags.student], bags.teacher, pairs=pairs), bags
+        log_p_nBK = log_posterior(self.student.heads["image"](torch.stack([f.pooled for f in student])), tau=self.tau_s)
+        with torch.no_grad():
+            logits_nBK = self.teacher.heads["image"](torch.stack([f.pooled for f in teacher]))
+        center = self.centers["image"]
+        p_nBK = posterior(logits_nBK, center=center.value, tau=self.tau_t)
+        center.update(logits_nBK)
+        loss = bag_distillation(list(log_p_nBK), list(p_nBK), pairs=pairs)
+        return loss, Bags(list(log_p_nBK.exp()), list(p_nBK))
+
+    def region_level(self, student: list[Features], teacher: list[Features], pairs: Pairs) -> tuple[Tensor, Bags]:
+        """L_R (Eq. 12, 13), and the region-level bags (Eq. 5)."""
+        total, bags = self.by_patch("region", student, teacher, pairs=pairs if self.l_r > 0 else [])
+        return total / len(pairs), bags
+
+    def by_patch(
+        self, level: Level, student: list[Features], teacher: list[Features], pairs: Pairs
+    ) -> tuple[Tensor, Bags]:
+        """Eq. 12's sum over the pairs, and the bags of what a level's head says of each patch.
+
+        The logits of all patches at once would be 1.4 GB at batch 32 and K = 65536, and several times that with what
+        their gradient needs. So the last layer and all after it run crop by crop, and again in the backward pass.
+        """
+        ours, theirs, center = self.student.heads[level], self.teacher.heads[level], self.centers[level]
+        with torch.no_grad():
+            z_BTD = [theirs.project(f.patches) for f in teacher]
+            directions_KD = theirs.directions()
+            p_BTK = [posterior(F.linear(z, directions_KD), center=center.value, tau=self.tau_t) for z in z_BTD]
+            mean_D = torch.cat([z.flatten(0, 1) for z in z_BTD]).mean(dim=0)
+            center.update(F.linear(mean_D, directions_KD)[None])  # the mean of the logits, as the last layer is linear
+        directions_KD = ours.directions()
+        total, bags = torch.zeros((), device=self.device), []
+        for s, features in enumerate(student):
+            own = [(p_BTK[t], nearest_patches(features.patches, teacher[t].patches)) for t, i in pairs if i == s]
+            of_crop = (ours.project(features.patches), directions_KD, own)
+            loss, bag = checkpoint(self.one_crop, *of_crop, use_reentrant=False, preserve_rng_state=False)
+            total = total + loss
+            bags.append(bag)
+        return total, Bags(bags, [bag_of(p) for p in p_BTK])
+
+    def one_crop(
+        self, z_BTD: Tensor, directions_KD: Tensor, teachers: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """A student crop's part of Eq. 12's sum, and its bag."""
+        log_p_BTK = log_posterior(F.linear(z_BTD, directions_KD), tau=self.tau_s)
+        loss = patch_loss(log_p_BTK, teachers) if teachers else log_p_BTK.new_zeros(())
+        return loss, bag_of(log_p_BTK.exp())
+
+    # ---- between crops and levels -------------------------------------------------------------------------------
+
+    def named(self, net: Literal["student", "teacher"], found: dict[Level, Bags]) -> dict[Name, Tensor]:
+        """The bags that L_S compares, of student or teacher."""
+        return {
+            (net, level, crop): bag for level in self.levels if level in found
+            for crop, bag in enumerate(getattr(found[level], net))
+        }  # fmt: skip
+
+    def between(self, first: dict[Name, Tensor], second: dict[Name, Tensor]) -> Tensor:
+        """Mean of KL(a || b) over the bags a of ``first`` and b of ``second`` that ``inter_level`` compares."""
+        bags = first | second
+        number = {name: i for i, name in enumerate(bags)}
+        pairs = [(number[a], number[b]) for a in first for b in second if self.compares(a[1:], b[1:])]
+        return inter_level(list(bags.values()), pairs=pairs)
+
+    def compares(self, a: tuple[Level, int], b: tuple[Level, int]) -> bool:
+        """Whether L_S holds bag a (level, crop) against bag b."""
+        if self.inter_level == "within_crop":
+            return a[0] == "image" and b == ("region", a[1])
+        return a != b
+
+    def watched(self, bags: Bags) -> dict[str, Tensor]:
+        """Entropy of the teacher's image crops and their divergence from the student's of the other image crop."""
+        p, other = torch.stack(bags.teacher[:IMAGE_CROPS]), torch.stack(bags.student[:IMAGE_CROPS][::-1])
+        return watch(log_of(other.detach()) * self.tau_s, p, tau_s=self.tau_s)
