@@ -2,10 +2,11 @@
 
 from fgssl.methods.cmd import CMD
 from fgssl.methods.finetune import Finetune
+from fgssl.methods.flsl import FLSL
 from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.probe import Probe
 
-__all__ = ["CMD", "MLS", "OBDSD", "Finetune", "Frozen", "MaskCon", "Probe"]
+__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "Finetune", "Frozen", "MaskCon", "Probe"]

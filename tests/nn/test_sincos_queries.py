@@ -1,0 +1,77 @@
+"""Fixed positions, and which tokens are asked, against golden numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+
+from fgssl.nn.backbones import Backbone
+from fgssl.nn.queries import window_count, window_tokens
+from fgssl.nn.sincos import fix_positions, sincos_positions
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "flsl.json").read_text())
+GRIDS, LARGE = GOLDEN["query_grids"], GOLDEN["sincos_D384_G14"]
+VIT = {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
+VIT |= {"img_size": 12, "patch_size": 4, "depth": 1, "embed_dim": 8, "num_heads": 2}
+
+
+def tokens(grid, window, *draws) -> list[int]:
+    (row,) = window_tokens(grid, window, np.array([draws])).tolist()
+    return row
+
+
+def test_golden_positions():
+    expected = torch.tensor(GOLDEN["sincos_D8_G3"], dtype=torch.float64)
+    torch.testing.assert_close(sincos_positions(3, 3, 8), expected, rtol=1e-6, atol=1e-12)
+    large = sincos_positions(14, 14, 384)
+    assert list(large.shape) == LARGE["shape"]
+    assert large.sum().item() == pytest.approx(LARGE["sum"], rel=1e-6)
+    assert large[1, :4].tolist() == pytest.approx(LARGE["row1_first4"], rel=1e-6)
+    assert large[14, 192:196].tolist() == pytest.approx(LARGE["row14_cols_192_196"], rel=1e-6)
+
+
+def test_positions_are_timms_but_for_the_order_of_the_axes():
+    theirs = build_sincos2d_pos_embed([3, 5], 16, interleave_sin_cos=True).roll(8, dims=1)
+    torch.testing.assert_close(sincos_positions(3, 5, 16).float(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vit_with_fixed_positions():
+    network = Backbone("vit_tiny_patch16_224", options=VIT).build()
+    fix_positions(network)
+    assert not network.pos_embed.requires_grad
+    torch.testing.assert_close(network.pos_embed[0], sincos_positions(3, 3, 8).float())
+    images = torch.randn(2, 3, 20, 8)
+    tokens_BND = network.forward_features(images)  # another size: the positions are interpolated
+    assert tokens_BND.shape == (2, 5 * 2, 8)
+    torch.testing.assert_close(network(images), tokens_BND.mean(dim=1))
+    torch.testing.assert_close(tokens_BND.mean(dim=2), torch.zeros(2, 10), atol=1e-5, rtol=0)  # LayerNorm is the last
+
+
+@pytest.mark.parametrize(("window", "count"), [(2, 49), (3, 16), (4, 9)])
+def test_counts_of_queries(window, count):
+    assert window_count((14, 14), window) == count
+    draws = np.random.default_rng(0).random((3, count))
+    found = window_tokens((14, 14), window, draws)
+    assert found.shape == (3, count)
+    places = {(token // 14 // window, token % 14 // window) for token in found[0].tolist()}
+    assert len(places) == count  # each in a window of its own
+    assert not torch.equal(found[0], found[1])
+    assert window_count((14, 14), 15) == 0
+
+
+def test_golden_queries():
+    assert tokens((14, 14), 2, *[0.0] * 49)[:8] == GRIDS["14x14_w2_first8"]
+    assert tokens((14, 14), 3, *[0.0] * 16) == GRIDS["14x14_w3_corner00"]
+    assert tokens((14, 14), 3, *[0.999] * 16) == GRIDS["14x14_w3_corner11"]
+    assert tokens((6, 6), 2, *[0.0] * 9) == GRIDS["6x6_w2"]
+    assert sorted(tokens((4, 4), 2, 0.75, 0.0, 0.25, 0.5)) == GRIDS["4x4_w2_offsets_3_0_1_2"]
+
+
+def test_every_place_of_a_window_is_drawn():
+    draws = np.random.default_rng(0).random((400, 1))
+    seen, counts = window_tokens((2, 2), 2, draws).unique(return_counts=True)
+    assert seen.tolist() == [0, 1, 2, 3]
+    assert counts.min() > 70
