@@ -17,8 +17,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods  # noqa: F401  (makes the methods' short names known)
+from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
+from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401  (makes their short names known)
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
@@ -42,11 +44,11 @@ from fgssl.run import MetricsLogger, Run, Wandb, default_name, folder_of_checkpo
 class Application(LightningCLI):
     """One experiment: what the configuration names, built and run in its folder."""
 
-    def __init__(self, args: list[str], experiment: str):
+    def __init__(self, args: list[str], experiment: str, data: type[DataModule] = DataModule):
         self.experiment = experiment
         super().__init__(
             Method,
-            DataModule,
+            data,
             subclass_mode_model=True,
             save_config_callback=None,  # Record keeps the configuration
             seed_everything_default=0,
@@ -169,6 +171,9 @@ class Application(LightningCLI):
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
+        distils = isinstance(getattr(self.model, "prototypes", None), int)
+        if distils and not any(isinstance(callback, Collapse) for callback in config["callbacks"]):
+            config["callbacks"].append(Collapse())
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
         if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":
@@ -192,7 +197,7 @@ class Application(LightningCLI):
         self.record = Record(self.folder, config, facts)
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
-        callbacks = [self.retrieval, self.record, Monitor()]
+        callbacks = [*([self.retrieval] if self.model.embeds else []), self.record, Monitor()]
         return callbacks + (self._checkpoints() if self.config.subcommand == "fit" else [])
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
@@ -265,12 +270,17 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
 
 
-def run(args: list[str], experiment: str, kind: type[Application] = Application) -> int:
+def run(
+    args: list[str],
+    experiment: str,
+    kind: type[Application] = Application,
+    data: type[DataModule] = DataModule,
+) -> int:
     """Parse and run one command of Lightning's (fit, validate, test, predict), or what ``kind`` makes of it."""
     _quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        application = kind(args, experiment)
+        application = kind(args, experiment, data)
     except SIGTERMException:
         rank = getattr(rank_zero_only, "rank", 0)
         rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")

@@ -105,13 +105,31 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
     """
     if not {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in flags}:
         check_data(config, flags)
-    from fgssl.application import run  # torch and Lightning take seconds to import
+    from fgssl.application import Application, run  # torch and Lightning take seconds to import
+    from fgssl.data.datamodule import DataModule
+
+    data = DataModule
+    if _method(config, flags) == "Detect":
+        if kind is not None:
+            raise UserError(
+                "a detector has boxes and no embeddings: give the checkpoint that it started from (model.init_from)."
+            )
+        from fgssl.data.detection import DetectionData as data  # type: ignore[assignment]
 
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))
         first = ["--config", str(composed)] if config else []  # flags come after the files, so they win
-        return run([command, *first, *flags], experiment, *([kind] if kind else []))
+        return run([command, *first, *flags], experiment, kind or Application, data)
+
+
+def _method(config: dict, flags: list[str]) -> str | None:
+    """The method's class name."""
+    model = config.get("model")
+    named = model if isinstance(model, str) else _class_of(model)[0]
+    for key, value in _options(flags):
+        named = value if key in ("model", "model.class_path") else named
+    return named.rsplit(".", 1)[-1] if named else None
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:

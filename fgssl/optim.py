@@ -41,7 +41,8 @@ class Optim:
         min_lr: where the cosine ends.
         reference_batch: scale ``lr`` by (global batch / this); null takes ``lr`` as it is.
         schedule: what follows the warm-up: ``cosine``, or ``steps``: constant, times ``gamma`` at each milestone.
-        milestones: epochs, of ``steps``.
+        milestones: of ``steps``, in epochs.
+        unit: what ``warmup_epochs`` and ``milestones`` count: epochs, or optimiser steps (detection's schedules).
         gamma: of ``steps``.
         clip_each: longest gradient of each parameter tensor, scaled down to it where longer (DINO's code: 3.0; the
             trainer's gradient_clip_val is the other kind, of all tensors together); null: none.
@@ -59,6 +60,7 @@ class Optim:
     reference_batch: int | None = None
     schedule: Literal["cosine", "steps"] = "cosine"
     milestones: list[int] = field(default_factory=list)
+    unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
     clip_each: float | None = None
     groups: list[Group] = field(default_factory=list)

@@ -13,6 +13,7 @@ from tests import trees
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 ABLATIONS = sorted((Path(__file__).parents[1] / "experiments").glob("*_ablations/*.yaml"))
 SMALL_NETWORK = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"
+SMALL_VIT = "{embed_dim: 16, depth: 4, num_heads: 2, img_size: 32}"
 
 
 def make_sop_of_the_lists(root: Path) -> Path:
@@ -55,6 +56,8 @@ TREES = {
     "DTD": trees.make_dtd,
     "Indoor67": trees.make_indoor67,
     "VOC2007": trees.make_voc2007,
+    "VOC0712": trees.make_voc0712,
+    "COCOInstances": trees.make_coco_instances,
 }
 
 
@@ -78,19 +81,23 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         (tmp_path / "data").mkdir()
         root = tree_of(experiment, tmp_path / "data")
         flags = ["--data.dataset.root", str(root), "--data.dataset.partial", "true"]
-        if "crops" not in compose([experiment])["data"]["views"]["init_args"]:
+        views = compose([experiment])["data"].get("views")  # detectors see whole images
+        if views and "crops" not in views["init_args"]:
             flags += ["--data.views.size", "32"]
     method = compose([experiment])["model"]["class_path"]
     flags += {
         "MaskCon": ["--model.memory", "4"],
         "MLS": ["--model.memory", "4"],
         "OBDSD": ["--data.images_per_class", "2"],
+        "Detect": ["--model.sizes", "[64]", "--model.width", "8"],
     }.get(method, [])
+    network = compose([experiment])["model"]["init_args"]["backbone"]["name"]
+    small = SMALL_VIT if network.startswith("vit") else SMALL_NETWORK
     status = main(
         [
             "fit", "--config", str(experiment), *flags, "--run.root", str(tmp_path / "runs"),
             "--data.batch_size", "2", "--data.num_workers", "0", "--retrieval.grid", "0",
-            "--model.backbone.pretrained", "false", "--model.backbone.options", SMALL_NETWORK,
+            "--model.backbone.pretrained", "false", "--model.backbone.options", small,
             "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "1",
             "--trainer.limit_test_batches", "4", "--trainer.enable_progress_bar", "false",
             "--trainer.enable_model_summary", "false",

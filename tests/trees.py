@@ -4,6 +4,7 @@
 ``partial=True``. Every class has ``PER_CLASS`` training and as many test images (where the data set has both).
 """
 
+import json
 import pickle
 from pathlib import Path
 
@@ -290,4 +291,82 @@ def make_folder(root: Path, parts: tuple[str, ...] = ("train", "test")) -> Path:
         for name in ("cat", "dog", "horse"):
             for number in range(PER_CLASS):
                 write_image(root / part / name / f"{number}.{'png' if number else 'jpg'}", seed=number)
+    return root
+
+
+# ---- objects in boxes -----------------------------------------------------------------------------------------------
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
+
+
+def write_scene(path: Path, objects, seed: int, size: tuple[int, int] = SIZE) -> None:
+    """A dim noisy picture with coloured rectangles; objects are (colour, x0, y0, x1, y1)."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(60, 120, (size[1], size[0], 3), dtype=np.uint8)
+    for colour, x0, y0, x1, y1 in objects:
+        pixels[y0:y1, x0:x1] = COLOURS[colour]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95, subsampling=0)  # sharp edges in colour too
+
+
+def random_objects(colours: tuple[str, ...], seed: int, size: tuple[int, int] = SIZE) -> list[tuple]:
+    """One rectangle of each colour, side by side."""
+    rng = np.random.default_rng(seed)
+    step = size[0] // len(colours)
+    objects = []
+    for number, colour in enumerate(rng.permutation(colours).tolist()):
+        x0, y0 = number * step + int(rng.integers(0, 3)), int(rng.integers(0, size[1] // 3))
+        objects.append((colour, x0, y0, x0 + step - 4, y0 + size[1] // 2))
+    return objects
+
+
+def make_coco_instances(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> Path:
+    """Red and blue rectangles as categories 3 and 7; in train one image without objects, in val one crowd."""
+    categories = [{"id": 7, "name": "blue"}, {"id": 3, "name": "red"}]
+    ids = {"red": 3, "blue": 7}
+    for offset, half in ((0, "train2017"), (100, "val2017")):
+        rows, annotations = [], []
+        for number in range(offset, offset + images + 1):
+            empty = half == "train2017" and number == offset + images
+            objects = [] if empty else random_objects(("red", "blue"), number, size)
+            write_scene(root / half / f"{number:012d}.jpg", objects, number, size)
+            rows.append({"id": number, "file_name": f"{number:012d}.jpg", "width": size[0], "height": size[1]})
+            for colour, x0, y0, x1, y1 in objects:
+                annotations.append({
+                    "id": len(annotations) + 1, "image_id": number, "category_id": ids[colour], "iscrowd": 0,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
+                    "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+                })  # fmt: skip
+        if half == "val2017":  # the last object becomes a crowd: runs of 0 and 1 down the columns
+            crowd = annotations[-1]
+            x0, y0, w, h = crowd["bbox"]
+            mask = np.zeros((size[1], size[0]), dtype=np.uint8)
+            mask[y0 : y0 + h, x0 : x0 + w] = 1
+            runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel()])))
+            counts = np.diff(np.concatenate([[0], runs, [mask.size]])).tolist()
+            crowd |= {"iscrowd": 1, "segmentation": {"counts": counts, "size": [size[1], size[0]]}}
+        path = root / "annotations" / f"instances_{half}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": categories}))
+    return root
+
+
+def make_voc0712(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> Path:
+    """Rectangles as aeroplanes, birds and, difficult to see, cars; the last test image shows a difficult one alone."""
+    names = {"red": "aeroplane", "blue": "bird", "green": "car"}
+    for offset, (year, part) in enumerate((("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))):
+        keys = [f"{100 * offset + number:06d}" for number in range(images)]
+        write_lines(root / year / f"ImageSets/Main/{part}.txt", keys)
+        for key in keys:
+            colours = ("green",) if part == "test" and key == keys[-1] else ("red", "blue", "green")
+            objects = random_objects(colours, int(key), size)
+            write_scene(root / year / "JPEGImages" / f"{key}.jpg", objects, int(key), size)
+            boxes = "".join(
+                f"<object><name>{names[colour]}</name><difficult>{int(colour == 'green')}</difficult>"
+                f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>"
+                "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+                for colour, x0, y0, x1, y1 in objects
+            )
+            sides = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+            write_lines(root / year / "Annotations" / f"{key}.xml", [f"<annotation>{sides}{boxes}</annotation>"])
     return root

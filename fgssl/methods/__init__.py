@@ -1,6 +1,7 @@
 """The methods, by the short names that a configuration uses."""
 
 from fgssl.methods.cmd import CMD
+from fgssl.methods.detect import Detect
 from fgssl.methods.finetune import Finetune
 from fgssl.methods.flsl import FLSL
 from fgssl.methods.frozen import Frozen
@@ -9,4 +10,4 @@ from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.probe import Probe
 
-__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "Finetune", "Frozen", "MaskCon", "Probe"]
+__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "Detect", "Finetune", "Frozen", "MaskCon", "Probe"]

@@ -50,6 +50,8 @@ class Method(LightningModule):
         max_skips: steps in a row that may be left out because their loss is not finite; 0 stops the run at the first.
     """
 
+    embeds = True  # whether evaluation is of the features that ``embed`` gives
+
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
         super().__init__()
         self.optim, self.max_skips = optim, max_skips
@@ -165,9 +167,10 @@ class Method(LightningModule):
         if step == 0:
             # Without asking for the run's length: that would start the loaders before a checkpoint's position is known.
             return 0.0 if self.optim.warmup_epochs else 1.0
-        warmup = round(self.optim.warmup_epochs * self.steps_per_epoch())
+        unit = 1 if self.optim.unit == "step" else self.steps_per_epoch()
+        warmup = round(self.optim.warmup_epochs * unit)
         if self.optim.schedule == "steps":
-            milestones = [epoch * self.steps_per_epoch() for epoch in self.optim.milestones]
+            milestones = [milestone * unit for milestone in self.optim.milestones]
             return warmup_steps(step, warmup, milestones, self.optim.gamma)
         floor = self.optim.min_lr / self.optim.peak(self.global_batch())
         return warmup_cosine(step, self.total_steps(), warmup, floor=floor)

@@ -32,6 +32,8 @@ COUNTS = {
     "dtd": ({"train": 12, "test": 6}, 2, 0),
     "indoor67": ({"train": 6, "test": 6}, 2, 0),
     "voc2007": ({"train": 20, "test": 20}, 20, 0),
+    "voc0712": ({"train": 8, "test": 4}, 20, 0),
+    "coco_instances": ({"train": 4, "test": 5}, 2, 0),
 }
 IMAGES_IN_MEMORY = ("imagenet32", "cifar10", "cifar100", "cifartoy")
 

@@ -1,0 +1,71 @@
+"""COCO 2017, boxes and outlines of its 80 classes (Lin et al., 2014)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fgssl.data.datasets.base import Published
+from fgssl.data.datasets.objects import Annotation, ObjectDataSet, ObjectIndex, Scene, known_class, object_index
+from fgssl.errors import UserError
+
+
+class COCOInstances(ObjectDataSet):
+    """train2017 to train, val2017 to test, as the field reports it.
+
+    Crowds are not trained on and ignored by the evaluation. Of the 118,287 training images 1,021 show no other object
+    and are left out, as Detectron2 leaves them out.
+    """
+
+    name = "coco_instances"
+    folder = "coco"
+    layout = tuple(part for half in ("train2017", "val2017") for part in (half, f"annotations/instances_{half}.json"))
+    published = Published({"train": 117_266, "test": 5000}, fine=80)
+    source = "train2017.zip, val2017.zip, annotations_trainval2017.zip from https://cocodataset.org/#download"
+    licence = "images from Flickr, each under its own licence; annotations CC BY 4.0"
+
+    def _read(self) -> ObjectIndex:
+        halves = {part: self._load(half) for half, part in (("train2017", "train"), ("val2017", "test"))}
+        names, *others = ({c["id"]: c["name"] for c in half["categories"]} for half in halves.values())
+        if others != [names]:
+            raise UserError(f"coco under {self.root}: the categories of the two files in annotations/ differ.")
+        ids = sorted(names)
+        scenes = []
+        for part, half in halves.items():
+            folder = self.root / {"train": "train2017", "test": "val2017"}[part]
+            scenes += _scenes(half, folder, part, {number: label for label, number in enumerate(ids)})
+        # Named as the data set of the papers' tables: the same images and parts as COCO's, with their annotations.
+        return object_index("coco", tuple(names[number] for number in ids), scenes)
+
+    def _load(self, half: str) -> dict[str, Any]:
+        path = self.root / "annotations" / f"instances_{half}.json"
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as fault:
+            raise UserError(f"{path} is not JSON ({fault}).") from None
+        missing = {"images", "annotations", "categories"} - (content.keys() if isinstance(content, dict) else set())
+        if missing:
+            raise UserError(f"{path} is not of COCO's form: no {', '.join(sorted(missing))} in it.")
+        return content
+
+
+def _scenes(half: dict[str, Any], folder: Path, part: str, label_of: dict[int, int]) -> list[Scene]:
+    """The images of one annotation file, in its order."""
+    where = str(folder.parent / "annotations" / f"instances_{folder.name}.json")
+    try:
+        scenes = {
+            image["id"]: Scene(str(folder / image["file_name"]), part, (image["width"], image["height"]), [])
+            for image in half["images"]
+        }
+        for item in half["annotations"]:
+            here = f"{where}, annotation {item['id']}"
+            if item["image_id"] not in scenes:
+                raise UserError(f"{here}: there is no image {item['image_id']}.")
+            label = known_class(item["category_id"], label_of, here)
+            x, y, width, height = item["bbox"]
+            crowd = bool(item.get("iscrowd", 0))
+            area, outline = item.get("area", width * height), item.get("segmentation")
+            box = (x, y, x + width, y + height)
+            scenes[item["image_id"]].objects.append(Annotation(box, label, crowd, not crowd, area, outline))
+    except (KeyError, TypeError, ValueError) as fault:
+        raise UserError(f"{where} is not of COCO's form ({type(fault).__name__}: {fault}).") from None
+    return list(scenes.values())

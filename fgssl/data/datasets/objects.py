@@ -1,0 +1,162 @@
+"""Data sets of annotated objects, several an image: what detection and instance segmentation train and measure on."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fgssl.data.datasets.base import DataSet, some
+from fgssl.data.index import Index
+from fgssl.errors import UserError
+
+DIFFICULT = 255  # of a target: only objects that evaluation ignores are there
+
+
+class Annotation(NamedTuple):
+    """One object of one image.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels; x1 and y1 are where it ends, so that x1 - x0 is its width.
+        label: 0-based class.
+        ignored: the evaluation neither asks for it nor counts a detection of it (VOC's difficult objects, COCO's
+            crowds).
+        trained: whether training shows it.
+        area: what the evaluation sorts it by size with, px.
+        outline: COCO's ``segmentation``, polygons or a run-length code; None where there are boxes alone.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    ignored: bool
+    trained: bool
+    area: float
+    outline: Any = None
+
+
+class Scene(NamedTuple):
+    """One image: its file, official part, width and height, and objects."""
+
+    path: str
+    split: str
+    size: tuple[int, int]
+    objects: list[Annotation]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The M objects of N images, those of image n at ``starts[n]`` to ``starts[n + 1]``.
+
+    Arrays of numbers alone: loader processes share them without copying.
+
+    Attributes:
+        starts: [N + 1] int64.
+        sizes: [N, 2] int64 width and height of the images, px.
+        boxes: [M, 4] float64, as ``Annotation.box``.
+        labels: [M] int64.
+        ignored, trained: [M] bool.
+        areas: [M] float64.
+        outlines: [bytes] uint8, the objects' outlines as JSON one after another, or None.
+        outline_ends: [M + 1] int64, where each begins and the one before it ends.
+    """
+
+    starts: np.ndarray
+    sizes: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray
+    trained: np.ndarray
+    areas: np.ndarray
+    outlines: np.ndarray | None
+    outline_ends: np.ndarray
+
+    def of(self, row: int) -> np.ndarray:
+        """The objects of an image: places in the arrays."""
+        return np.arange(self.starts[row], self.starts[row + 1])
+
+    def outline(self, place: int) -> Any:
+        """COCO's ``segmentation`` of an object."""
+        assert self.outlines is not None
+        return json.loads(self.outlines[self.outline_ends[place] : self.outline_ends[place + 1]].tobytes())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectIndex(Index):
+    """An index whose images have objects. ``targets`` says which classes an image shows; ``fine`` is -1."""
+
+    objects: Objects
+
+
+class ObjectDataSet(DataSet):
+    """A data set whose index is an ``ObjectIndex``."""
+
+    def _read(self) -> ObjectIndex:
+        raise NotImplementedError
+
+
+def object_index(name: str, classes: tuple[str, ...], scenes: list[Scene]) -> ObjectIndex:
+    """Put the scenes of a data set into arrays.
+
+    Training images without an object to train on are left out, as Detectron2 leaves them out; test images stay.
+
+    Raises:
+        UserError: a box that lies outside of its image. One that reaches over the edge is cut to it in training.
+    """
+    scenes = [scene for scene in scenes if scene.split != "train" or any(o.trained for o in scene.objects)]
+    for scene in scenes:
+        for item in scene.objects:
+            _check_inside(item, scene)
+    found = [item for scene in scenes for item in scene.objects]
+    outlined = any(item.outline is not None for item in found)
+    texts = [json.dumps(item.outline).encode() if outlined else b"" for item in found]
+    objects = Objects(
+        starts=np.cumsum([0, *(len(scene.objects) for scene in scenes)]),
+        sizes=np.array([scene.size for scene in scenes], dtype=np.int64).reshape(-1, 2),
+        boxes=np.array([item.box for item in found], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([item.label for item in found], dtype=np.int64),
+        ignored=np.array([item.ignored for item in found], dtype=bool),
+        trained=np.array([item.trained for item in found], dtype=bool),
+        areas=np.array([item.area for item in found], dtype=np.float64),
+        outlines=np.frombuffer(b"".join(texts), dtype=np.uint8) if outlined else None,
+        outline_ends=np.cumsum([0, *(len(text) for text in texts)]),
+    )
+    return ObjectIndex(
+        name=name,
+        paths=np.array([scene.path for scene in scenes]),
+        fine=np.full(len(scenes), -1, dtype=np.int64),
+        fine_names=classes,
+        split=np.array([scene.split for scene in scenes]),
+        targets=_targets(objects, len(classes)),
+        objects=objects,
+    )
+
+
+def _check_inside(item: Annotation, scene: Scene) -> None:
+    (x0, y0, x1, y1), (width, height) = item.box, scene.size
+    empty = x1 <= x0 or y1 <= y0  # COCO has a few; training leaves them out
+    if not empty and (min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0)):
+        box = ", ".join(f"{side:g}" for side in item.box)
+        raise UserError(
+            f"{scene.path}: an annotated box ({box}: x0, y0, x1, y1) lies outside of the image of {width} x {height} "
+            "px. Mend the annotation, or see whether its numbers are in another order."
+        )
+
+
+def _targets(objects: Objects, classes: int) -> np.ndarray:
+    """[N, C] uint8: 1 where an object of the class is there, 255 where only ignored ones are, else 0."""
+    rows = np.repeat(np.arange(len(objects.sizes)), np.diff(objects.starts))
+    targets = np.zeros((len(objects.sizes), classes), dtype=np.uint8)
+    targets[rows, objects.labels] = DIFFICULT
+    targets[rows[~objects.ignored], objects.labels[~objects.ignored]] = 1
+    return targets
+
+
+def known_class(name: Any, known: dict[Any, int], where: str) -> int:
+    """Label of a class name or id.
+
+    Raises:
+        UserError: it is none of ``known``.
+    """
+    if name not in known:
+        raise UserError(f"{where}: category '{name}' is not in the list of categories ({some(list(known))}).")
+    return known[name]

@@ -1,0 +1,93 @@
+"""What a detector found, over all ranks, beside what is there: from a network's output to the metrics' input."""
+
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from pycocotools import mask as rle
+from torch import Tensor
+
+from fgssl.data.datasets.objects import ObjectIndex
+from fgssl.data.detection import mask_of
+from fgssl.distributed import is_distributed
+from fgssl.metrics.detection import Boxes, coco_average_precision, voc_average_precision
+
+Found = dict[int, dict[str, Any]]  # data-set row -> boxes [n, 4], scores [n], labels [n] from 0 on, masks
+
+
+def compact(output: dict[str, Tensor]) -> dict[str, Any]:
+    """One image's detections as torchvision gives them, as arrays; masks of half a probability or more, as codes."""
+    found: dict[str, Any] = {
+        "boxes": output["boxes"].double().cpu().numpy(),
+        "scores": output["scores"].double().cpu().numpy(),
+        "labels": output["labels"].cpu().numpy() - 1,  # 0 is torchvision's background
+    }
+    if "masks" in output:
+        masks_HWn = (output["masks"][:, 0] >= 0.5).permute(1, 2, 0).byte().cpu().numpy()
+        found["masks"] = rle.encode(np.asfortranarray(masks_HWn))
+    return found
+
+
+def gather(found: Found) -> Found:
+    """The detections of all ranks, in the order of the rows; one that came twice to pad the ranks counts once."""
+    parts = [found]
+    if is_distributed():
+        parts = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(parts, found)
+    together = {row: detections for part in parts for row, detections in part.items()}
+    return dict(sorted(together.items()))
+
+
+def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str, float]:
+    """The data set's own metric of the rows in ``found``: VOC's of boxes, or COCO's of boxes and masks."""
+    if index.name == "voc0712":
+        return voc_average_precision(*voc_form(index, found))
+    truth = coco_truth(index, found, masks)
+    metrics = coco_average_precision(truth, coco_results(found, masks=False), "box")
+    return metrics | (coco_average_precision(truth, coco_results(found, masks=True), "mask") if masks else {})
+
+
+def voc_form(index: ObjectIndex, found: Found) -> tuple[list[Boxes], list[Boxes]]:
+    """Objects and detections, by class."""
+    objects = index.objects
+    places = np.concatenate([objects.of(row) for row in found])
+    image = np.concatenate([np.full(len(objects.of(row)), row) for row in found])
+    truth = Boxes(image, objects.boxes[places], objects.ignored[places])
+    columns = {key: np.concatenate([one[key] for one in found.values()]) for key in ("boxes", "scores", "labels")}
+    rows = np.concatenate([np.full(len(one["scores"]), row) for row, one in found.items()])
+    detections = Boxes(rows, columns["boxes"], columns["scores"])
+    classes = range(len(index.fine_names))
+    return (
+        [Boxes(*(column[objects.labels[places] == label] for column in truth)) for label in classes],
+        [Boxes(*(column[columns["labels"] == label] for column in detections)) for label in classes],
+    )
+
+
+def coco_truth(index: ObjectIndex, found: Found, masks: bool) -> dict[str, Any]:
+    """The rows' annotations in the form of COCO's files; image ids are rows, category ids labels."""
+    objects, images, annotations = index.objects, [], []
+    for row in found:
+        width, height = objects.sizes[row].tolist()
+        images.append({"id": row, "width": width, "height": height})
+        for place in objects.of(row).tolist():
+            x0, y0, x1, y1 = objects.boxes[place].tolist()
+            item = {
+                "id": place + 1, "image_id": row, "category_id": int(objects.labels[place]),
+                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(objects.areas[place]),
+                "iscrowd": int(objects.ignored[place]),
+            }  # fmt: skip
+            annotations.append(item | ({"segmentation": mask_of(index, row, place)} if masks else {}))
+    categories = [{"id": label, "name": name} for label, name in enumerate(index.fine_names)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_results(found: Found, masks: bool) -> list[dict[str, Any]]:
+    """Detections in the form of COCO's results; a mask without its box, so that its size is the mask's area."""
+    results = []
+    for row, one in found.items():
+        for n, ((x0, y0, x1, y1), score, label) in enumerate(
+            zip(one["boxes"].tolist(), one["scores"].tolist(), one["labels"].tolist(), strict=True)
+        ):
+            shape = {"segmentation": one["masks"][n]} if masks else {"bbox": [x0, y0, x1 - x0, y1 - y0]}
+            results.append({"image_id": row, "category_id": label, "score": score, **shape})
+    return results

@@ -1,0 +1,130 @@
+"""Object detection and instance segmentation: a trained backbone fine-tuned in a detector."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from fgssl.callbacks.detection import Detection
+from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone
+from fgssl.data.detection import DetectionBatch
+from fgssl.errors import UserError, at_least
+from fgssl.evaluation.detection import compact
+from fgssl.methods.base import Method, StepResult
+from fgssl.nn.backbones import Backbone
+from fgssl.nn.detectors import Neck, build_detector
+
+
+class Detect(Method):
+    """Faster or Mask R-CNN, all weights trained, on top of a method's checkpoint or any timm network (MLS; FLSL).
+
+    ``batch`` is a ``DetectionBatch``: whole images of their own sizes, and their objects.
+
+    Args:
+        backbone: the network; with ``init_from`` the one that the checkpoint was trained with. ``weights`` is a file in
+            MoCo v2's format.
+        init_from: checkpoint or run folder of any method to start from. null: from ``backbone`` as it is, which is
+            timm's weights (``pretrained``), MoCo's or chance.
+        init_network: which network of the checkpoint: the trained one, or the teacher that follows it.
+        neck: ``c4`` (ResNets), ``fpn`` or ``simple`` (ViTs), see ``nn/detectors.py``.
+        masks: Mask R-CNN; the data set has to have outlines.
+        freeze_bn: keep the backbone's BatchNorm as it is, scale and shift too, and add none (torchvision's and
+            Detectron2's default, right for small batches). false trains it, as MoCo and MLS do over all processes:
+            with ``trainer.sync_batchnorm: true``.
+        sizes: shorter side of an image, px: in training one of them at random, in evaluation the last.
+        long_side: the longer side is never larger, px.
+        width: channels of a pyramid's levels and of the heads' convolutions; lower for small machines.
+        num_fine: C; the data set's where the command line builds both.
+        optim: optimiser and schedule.
+    """
+
+    embeds = False  # boxes, and no features of images
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone("resnet50"),
+        init_from: str | None = None,
+        init_network: Literal["student", "teacher"] = "student",
+        neck: Neck = "fpn",
+        masks: bool = False,
+        freeze_bn: bool = False,
+        sizes: list[int] = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],  # noqa: B006
+        long_side: int = 1333,
+        width: int = 256,
+        num_fine: int = 0,
+        **base,
+    ):
+        super().__init__(**base)
+        if not sizes:
+            raise UserError("model.sizes is empty: give the shorter side of an image, px, one or several.")
+        at_least(32, **{"model.sizes": min(sizes), "model.long_side": long_side})
+        at_least(1, **{"model.width": width})
+        self.init_from, self.init_network, self._resumed = init_from, init_network, False
+        self.masks, self.freeze_bn = masks, freeze_bn
+        network = of_any_size(replace(backbone, pretrained=False, weights=None) if init_from else backbone)
+        options: dict[str, Any] = {"masks": masks, "sizes": sizes, "long_side": long_side, "width": width}
+        self.detector = build_detector(network, neck, num_fine, **options, norm=not freeze_bn)
+        if freeze_bn:
+            for module in batch_norms(self):
+                module.requires_grad_(False)
+        self.train()  # Lightning leaves modules in the mode that it finds them in
+
+    def step(self, batch: DetectionBatch) -> StepResult:  # type: ignore[override]
+        losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
+        return StepResult(sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})  # type: ignore[arg-type]
+
+    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
+        return {"index": batch.index, "detections": [compact(output) for output in self.detector(batch.images)]}
+
+    test_step = validation_step  # type: ignore[assignment]
+    predict_step = validation_step  # type: ignore[assignment]
+
+    def train(self, mode: bool = True) -> "Detect":
+        super().train(mode)
+        if self.freeze_bn:
+            for module in batch_norms(self):
+                module.eval()
+        return self
+
+    # ---- what Lightning asks ------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list:
+        return [*super().configure_callbacks(), Detection()]
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        trainer: Any = self.trainer
+        if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
+            raise UserError(f"model.masks: {trainer.datamodule.dataset.name} has boxes alone. Set it false.")
+        alone = trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
+        if stage == "fit" and alone and not self.freeze_bn:
+            rank_zero_warn(
+                "BatchNorm trains on the few images of each process alone. MoCo synchronises it: "
+                "--trainer.sync_batchnorm true (GPUs), or keep it as it is: --model.freeze_bn true."
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = True
+
+    def on_fit_start(self) -> None:
+        if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
+            path, network = (
+                str(checkpoint_file(self.init_from, option="--model.init_from")),
+                self.detector.backbone.network,
+            )
+            weights = read_backbone(path, self.init_network)
+            check_fits({"state_dict": weights}, network, path)
+            network.load_state_dict(weights)
+
+
+def of_any_size(backbone: Backbone) -> Any:
+    """The network; a ViT in the form that takes images of any size."""
+    network = backbone.build()
+    if getattr(network, "dynamic_img_size", None) is False:
+        network = replace(backbone, options={**backbone.options, "dynamic_img_size": True}).build()
+    return network
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]

@@ -1,0 +1,174 @@
+"""Detection on tiny trees: it starts from what it is told to, resumes, measures, and says what is wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgssl.cli import main
+from fgssl.data.detection import DetectionData
+from fgssl.errors import UserError
+from fgssl.methods import Detect, MaskCon
+from fgssl.optim import Optim
+from fgssl.report.published import published
+from fgssl.report.runs import read_run
+from tests import trees
+from tests.methods.runs import ROOT, assert_same_state, losses, results, state
+from tests.nn.test_detectors import RESNET
+from tests.tiny import tiny_trainer
+
+NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
+QUICK = Optim(lr=1e-30, warmup_epochs=0)  # moves nothing
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return trees.make_coco_instances(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    return trees.make_voc0712(tmp_path_factory.mktemp("voc"))
+
+
+def run(experiment: str, root, runs, name: str, *flags: str, command: str = "fit") -> int:
+    """One command in this process; a step is of 2 images, an epoch of 2 or 4 steps."""
+    training = () if command != "fit" else ("--checkpoint.every_n_train_steps", "1")
+    return main(
+        [
+            command, "--config", str(ROOT / "experiments" / f"{experiment}.yaml"), *training,
+            "--data.dataset.root", str(root), "--data.dataset.partial", "true", "--data.num_workers", "0",
+            "--data.batch_size", "2", "--run.root", str(runs), "--run.name", name,
+            "--model.backbone.name", "resnet18", "--model.backbone.options", NETWORK,
+            "--model.sizes", "[48, 64]", "--model.width", "8",
+            "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1",
+            "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", *flags,
+        ]
+    )  # fmt: skip
+
+
+def test_an_interrupted_run_resumes_bit_for_bit_and_a_test_repeats_its_numbers(coco, tmp_path):
+    """Cut after 3 of 5 steps, in the middle of an epoch of two; flips, sizes and regions are drawn at random."""
+    assert run("detect_coco_fpn", coco, tmp_path, "whole", "--trainer.max_steps", "5") == 0
+    assert run("detect_coco_fpn", coco, tmp_path, "cut", "--trainer.max_steps", "3") == 0
+    whole, cut = tmp_path / "detect_coco_fpn" / "whole", tmp_path / "detect_coco_fpn" / "cut"
+    again = ("--trainer.max_steps", "5", "--run.resume", "true")
+    assert run("detect_coco_fpn", coco, tmp_path, "cut", *again) == 0
+    assert [step for step, _ in losses(cut)] == [str(step) for step in range(5)]
+    assert losses(cut) == losses(whole)
+    assert_same_state(state(cut), state(whole))
+
+    tested = {name: value for name, value in results(whole)["metrics"].items() if name.startswith("test/")}
+    assert {"test/ap_box", "test/ap50_box", "test/ap75_box", "test/ap_mask"} <= tested.keys()
+    assert all(0 <= value <= 1 for value in tested.values())
+    evaluate = ("--ckpt_path", str(whole), "--data.eval_batch_size", "1")
+    assert run("detect_coco_fpn", coco, tmp_path, "test", *evaluate, command="test") == 0
+    assert results(whole.parent / "test")["metrics"] == pytest.approx(tested, abs=1e-6)
+
+    printed = published(read_run(whole), "ap_box")  # the paper's number, for `fgssl compare`
+    assert printed is not None
+    assert printed.value == pytest.approx(0.401)
+
+
+def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_path, capsys):
+    path = checkpoint(tmp_path)
+    flags = ("--model.init_from", path, "--trainer.max_steps", "2", "--data.protocol.val_fraction", "0.5")
+    assert run("detect_voc0712", voc, tmp_path, "voc", *flags) == 0
+    folder = tmp_path / "detect_voc0712" / "voc"
+    metrics = results(folder)["metrics"]
+    assert {"test/ap_box", "test/ap50_box", "test/ap75_box", "train/loss_objectness"} <= metrics.keys()
+    assert not any("recall" in name or "mask" in name for name in metrics)
+    assert read_run(folder).settings["model.init_from"] == path
+
+    assert run("detect_voc0712", voc, tmp_path, "found", "--ckpt_path", str(folder), command="predict") == 0
+    entries = json.loads((folder.parent / "found" / "detections.json").read_text())["detections"]
+    names = {image.name for image in (voc / "VOC2007/JPEGImages").iterdir()}
+    assert entries
+    assert all(entry["file_name"] in names and len(entry["bbox"]) == 4 for entry in entries)
+
+    assert main(["embed", "--ckpt_path", str(folder)]) == 2
+    assert "a detector has boxes and no embeddings" in capsys.readouterr().err
+
+
+# ---- where it starts ------------------------------------------------------------------------------------------------
+
+
+def checkpoint(folder) -> str:
+    """One of MaskCon, whose teacher is not its student."""
+    torch.manual_seed(1)
+    method = MaskCon(RESNET, memory=8, dim=4, hidden=8, num_coarse=2)
+    torch.nn.init.normal_(method.key.backbone.conv1.weight)
+    saved = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(saved)
+    torch.save(saved, folder / "maskcon.ckpt")
+    return str(folder / "maskcon.ckpt")
+
+
+def trained(method: Detect, voc, **options) -> Detect:
+    """After one step."""
+    from fgssl.data.datasets import ALL
+
+    data = DetectionData(ALL["voc0712"](str(voc), partial=True), batch_size=2, num_workers=0)
+    tiny_trainer(max_epochs=-1, max_steps=1, **options).fit(method, data)
+    return method
+
+
+def detect(**options) -> Detect:
+    torch.manual_seed(0)
+    settings = {"backbone": RESNET, "neck": "c4", "num_fine": 20, "sizes": [64], "width": 8, "optim": QUICK}
+    return Detect(**(settings | options))
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+@pytest.mark.parametrize(("network", "prefix"), [("student", "query"), ("teacher", "key")])
+def test_it_starts_from_the_network_that_is_named(network, prefix, voc, tmp_path):
+    path = checkpoint(tmp_path)
+    method = trained(detect(init_from=path, init_network=network), voc)
+    expected = torch.load(path, weights_only=True)["state_dict"]
+    for name, weight in method.detector.backbone.network.named_parameters():
+        torch.testing.assert_close(weight, expected[f"{prefix}.backbone.{name}"], rtol=0, atol=1e-20)
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+def test_frozen_batch_norm_keeps_weights_and_statistics(voc):
+    method = detect(freeze_bn=True, optim=replace(QUICK, lr=1e-3))
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    trained(method, voc)
+    changed = {name for name, value in method.state_dict().items() if not value.equal(before[name])}
+    assert any(name.endswith("layer1.0.conv1.weight") for name in changed)
+    assert not any(part in name for name in changed for part in ("bn", "downsample.1", "running"))
+
+
+# ---- what it says ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+def test_masks_need_outlines(voc):
+    with pytest.raises(UserError, match="model.masks: voc0712 has boxes alone"):
+        trained(detect(masks=True), voc)
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+def test_a_checkpoint_of_another_network_is_refused(voc, tmp_path):
+    path = checkpoint(tmp_path)
+    other = replace(RESNET, options={**RESNET.options, "channels": [8, 8, 16, 24]})
+    with pytest.raises(UserError, match=r"maskcon.ckpt does not fit the model: layer4"):
+        trained(detect(init_from=path, backbone=other), voc)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--model.sizes", "[]"), "model.sizes is empty"),
+        (("--model.sizes", "[8]"), "model.sizes is 8, and has to be 32 or more"),
+        (("--data.dataset", "Digits", "--data.dataset.root", "null"), "Digits has no boxes of objects"),
+        (("--model.neck", "simple"), "neck simple is for ViTs"),
+        (("--data.views.size", "64"), "views"),
+    ],
+)
+def test_mistakes_are_one_line(flags, said, voc, tmp_path, capsys):
+    assert run("detect_voc0712", voc, tmp_path, "wrong", *flags) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
