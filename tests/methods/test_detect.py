@@ -9,13 +9,13 @@ import torch
 from fgssl.cli import main
 from fgssl.data.detection import DetectionData
 from fgssl.errors import UserError
-from fgssl.methods import Detect, MaskCon
+from fgssl.methods import FLSL, Detect, MaskCon
 from fgssl.optim import Optim
 from fgssl.report.published import published
 from fgssl.report.runs import read_run
 from tests import trees
 from tests.methods.runs import ROOT, assert_same_state, losses, results, state
-from tests.nn.test_detectors import RESNET
+from tests.nn.test_detectors import RESNET, VIT
 from tests.tiny import tiny_trainer
 
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
@@ -128,6 +128,19 @@ def test_it_starts_from_the_network_that_is_named(network, prefix, voc, tmp_path
     expected = torch.load(path, weights_only=True)["state_dict"]
     for name, weight in method.detector.backbone.network.named_parameters():
         torch.testing.assert_close(weight, expected[f"{prefix}.backbone.{name}"], rtol=0, atol=1e-20)
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+@pytest.mark.parametrize("neck", ["fpn", "simple"])
+def test_it_starts_from_flsls_vit(neck, voc, tmp_path):
+    pretrained = FLSL(VIT, prototypes=8, hidden=8, bottleneck=4)
+    saved = {"state_dict": pretrained.state_dict()}
+    pretrained.on_save_checkpoint(saved)
+    torch.save(saved, tmp_path / "flsl.ckpt")
+    method = trained(detect(backbone=VIT, neck=neck, init_from=str(tmp_path / "flsl.ckpt")), voc)
+    for name, weight in method.detector.backbone.network.named_parameters():
+        expected = pretrained.student.backbone.get_parameter(name)
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-20)
 
 
 @pytest.mark.filterwarnings("ignore:voc0712")

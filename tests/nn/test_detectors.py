@@ -13,7 +13,7 @@ RESNET = Backbone("resnet18", options={"layers": [1, 1, 1, 1], "channels": [8, 8
 VIT = Backbone(
     "vit_tiny_patch16_224",
     options={"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 32, "patch_size": 8, "class_token": False}
-    | {"global_pool": "avg"},
+    | {"global_pool": "avg", "fc_norm": False, "dynamic_img_size": True},  # FLSL's
 )
 COARSE = Backbone("vit_tiny_patch16_224", options={"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64})
 BUILDS = {  # name -> backbone, neck
