@@ -175,7 +175,38 @@ def gradcam(net: Net, images: Any) -> list[list[Panel]]:
     return [[Panel("GradCAM", heat.numpy())] for heat in heat_BHW]
 
 
-KINDS: dict[str, Callable[[Net, Any], list[list[Panel]]]] = {"activated": activated, "gradcam": gradcam}
+def similarity(net: Net, images: Any) -> list[list[Panel]]:
+    """How alike a ViT's patches are, layer by layer: aggregated similarity scores (FLSL's Fig. 3)."""
+    from fgssl.report.token_maps import similarity_maps
+
+    maps = similarity_maps(net.backbone, images)
+    return [
+        [Panel(f"layer {layer}", map_BHW[place].numpy()) for layer, map_BHW in maps.items()]
+        for place in range(len(images))
+    ]
+
+
+def attention(net: Net, images: Any) -> list[list[Panel]]:
+    """Where three patches look in a ViT's last block, the patch framed (FLSL's Fig. 4a)."""
+    from fgssl.nn.feature_map import token_grid
+    from fgssl.report.token_maps import attention_maps, depth_of, query_patches
+
+    depth_of(net.backbone)
+    grid = token_grid(net.backbone, images.shape[-2:])
+    queries = query_patches(grid)
+    frames = [(np.arange(grid[0] * grid[1]) == query).reshape(grid) for query in queries]
+    return [
+        [Panel("attention", map_HW, frame) for map_HW, frame in zip(maps_QHW.numpy(), frames, strict=True)]
+        for maps_QHW in attention_maps(net.backbone, images, queries)
+    ]
+
+
+KINDS: dict[str, Callable[[Net, Any], list[list[Panel]]]] = {
+    "activated": activated,
+    "attention": attention,
+    "gradcam": gradcam,
+    "similarity": similarity,
+}
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

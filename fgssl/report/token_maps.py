@@ -1,0 +1,96 @@
+"""Maps of a ViT's patch tokens: how alike they are layer by layer, and where a patch looks (FLSL, Figs. 3 and 4a).
+
+Shapes: B images, N = h w patches, D channels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fgssl.errors import UserError
+from fgssl.nn.feature_map import token_grid
+
+LAYERS = 5  # that a picture shows, from the projection of the patches to the last block
+QUERIES = ((0.5, 0.5), (0.15, 0.15), (0.85, 0.85))  # down and right, as shares of the image: mostly object, then ground
+
+
+@torch.no_grad()
+def similarity_maps(network: Any, images: Tensor) -> dict[int, Tensor]:
+    """Aggregated similarity score (ASS): of each patch the sum of its cosines with all patches, over the largest.
+
+    The larger the region of alike patches that a patch belongs to, the brighter it is.
+
+    Args:
+        network: a timm ViT.
+        images: [B, 3, H, W], normalised.
+
+    Returns:
+        Layer to [B, h, w] in 0 to 1; negative sums are shown as 0. Layer 0 is the projection of the patches, the last
+        one the tokens after the final LayerNorm; of those between at most ``LAYERS`` in all.
+    """
+    shown = torch.linspace(0, depth_of(network), min(LAYERS, depth_of(network) + 1)).round().int().tolist()
+    outputs = _outputs_of(network, images)
+    grid, maps = token_grid(network, images.shape[-2:]), {}
+    for layer in shown:
+        tokens_BND = F.normalize(outputs[layer], dim=-1)
+        score_BN = (tokens_BND * tokens_BND.sum(dim=1, keepdim=True)).sum(dim=-1)
+        maps[layer] = (score_BN / score_BN.amax(dim=1, keepdim=True)).clamp(min=0).unflatten(1, grid)
+    return maps
+
+
+@torch.no_grad()
+def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
+    """Where patches look in the last block: attention, mean over its heads.
+
+    Args:
+        network: a timm ViT.
+        images: [B, 3, H, W], normalised.
+        queries: Q patches, counted row by row.
+
+    Returns:
+        [B, Q, h, w]; a map sums to 1, but for what the class token gets.
+    """
+    depth_of(network)
+    seen: list[Tensor] = []
+    attention = network.blocks[-1].attn
+    handle = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.forward_features(images)
+    handle.remove()
+    qkv = attention.qkv(seen[0]).unflatten(-1, (3, attention.num_heads, -1))
+    q_BHND, k_BHND, _ = qkv.permute(2, 0, 3, 1, 4)
+    prefix = network.num_prefix_tokens
+    q_BHQD = attention.q_norm(q_BHND)[:, :, [prefix + query for query in queries]]
+    weights_BHQN = (q_BHQD @ attention.k_norm(k_BHND).mT * attention.scale).softmax(dim=-1)
+    return weights_BHQN.mean(dim=1)[..., prefix:].unflatten(2, token_grid(network, images.shape[-2:]))
+
+
+def query_patches(grid: tuple[int, int]) -> list[int]:
+    """The patches at ``QUERIES``, counted row by row."""
+    rows, columns = grid
+    return [int(down * rows) * columns + int(right * columns) for down, right in QUERIES]
+
+
+def depth_of(network: Any) -> int:
+    """Blocks of a ViT.
+
+    Raises:
+        UserError: it is none.
+    """
+    blocks = getattr(network, "blocks", ())
+    if not blocks or not hasattr(getattr(blocks[-1], "attn", None), "qkv"):
+        raise UserError(f"maps of tokens are of timm's ViTs; {type(network).__name__} is none.")
+    return len(blocks)
+
+
+def _outputs_of(network: Any, images: Tensor) -> list[Tensor]:
+    """Patch tokens [B, N, D] of layer 0, 1, ...: the patches' projection, each block, the last one normalised."""
+    found: list[Tensor] = []
+    layers = [network.patch_embed, *network.blocks[:-1], network.norm]
+    handles = [layer.register_forward_hook(lambda *call: found.append(call[-1])) for layer in layers]
+    network.forward_features(images)
+    for handle in handles:
+        handle.remove()
+    projected, *blocks = found
+    return [projected.flatten(1, -2), *(tokens[:, network.num_prefix_tokens :] for tokens in blocks)]

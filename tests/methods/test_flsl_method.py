@@ -1,0 +1,247 @@
+"""FLSL as a LightningModule: its step against the golden numbers, its views, queries and targets."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fgssl.cli import main
+from fgssl.data.batch import Batch
+from fgssl.data.views import MultiCrop, NestedCrops
+from fgssl.errors import UserError
+from fgssl.losses.flsl import mean_shift
+from fgssl.methods.flsl import FLSL, TOKENS
+from fgssl.nn.backbones import Backbone
+from fgssl.optim import Optim
+from tests.methods.runs import complete, state
+from tests.tiny import BACKBONE, blob_loader, tiny_trainer
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "flsl.json").read_text())
+SHIFT, LOSS = GOLDEN["meanshift"], GOLDEN["loss"]
+VIT = {**TOKENS, "img_size": 8, "patch_size": 2, "depth": 1, "embed_dim": 8, "num_heads": 2}
+ADAMW = Optim(name="adamw", lr=0.01, warmup_epochs=0)
+
+
+def flsl(vit=None, **options) -> FLSL:
+    torch.manual_seed(0)
+    settings = {"prototypes": 6, "hidden": 8, "bottleneck": 4, "optim": ADAMW}
+    return FLSL(Backbone("vit_tiny_patch16_224", options=VIT | (vit or {})), **(settings | options))
+
+
+def batch_of(*sizes: int, images: int = 3) -> Batch:
+    """Views of these sizes, of noise."""
+    generator, rows = torch.Generator().manual_seed(1), torch.arange(images)
+    return Batch([torch.randn(images, 3, s, s, generator=generator) for s in sizes], rows, rows, rows, 10 + rows)
+
+
+def of(rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_step_gives_the_golden_loss_and_gradient(monkeypatch):
+    """Its networks give the golden tokens: the images are tokens, the heads are matrices."""
+    method = flsl().double()
+    method.temperature_sa, method.temperature_ca = SHIFT["temp_sa"], SHIFT["temp_ca"]
+    for network, head in ((method.student, LOSS["W_student"]), (method.teacher, LOSS["W_teacher"])):
+        network.backbone.forward_features = lambda tokens: tokens
+        network.head.forward = lambda z, matrix=of(head): z @ matrix
+    asked = torch.tensor(SHIFT["mask"]).nonzero()[:, 1].view(2, 3)
+    monkeypatch.setattr(FLSL, "query_tokens", lambda *_: asked)
+    student, rows = of(SHIFT["s"]).requires_grad_(), torch.arange(2)
+    result = method.step(Batch([of(SHIFT["t"]), student], rows, rows, rows, rows))
+    for name, golden in (("intra", "intra"), ("inter", "inter"), ("volume", "vmr")):
+        assert result.parts[name].item() == pytest.approx(LOSS[golden], rel=1e-6)
+    assert result.loss.item() == pytest.approx(LOSS["total"], rel=1e-6)
+    result.loss.backward()
+    golden = of(LOSS["grad_total_wrt_s_teacher_branch_constant"])
+    torch.testing.assert_close(student.grad, golden, rtol=1e-6, atol=1e-9)
+    entropy, divergence = (result.parts[name] for name in ("teacher_entropy", "teacher_student_kl"))
+    torch.testing.assert_close((entropy + divergence).double(), result.parts["inter"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("teachers", [1, 2])
+@pytest.mark.parametrize("local", [0, 2])
+def test_each_student_meets_the_teacher_whose_view_it_is_a_part_of(teachers, local, monkeypatch):
+    method = flsl(teacher_views=teachers, local_crops=local)
+    crops = NestedCrops(8, local_size=4, local_crops=local, teacher_views=teachers).crops
+    assert [crop.inside for crop in crops] == [None] * teachers + method.parents
+    batch, seen = batch_of(*(crop.size for crop in crops)), {}
+    keep = lambda _, z, z_hat, z_hat_plus: seen.update(z=z, z_hat=z_hat, z_hat_plus=z_hat_plus)  # noqa: E731
+    monkeypatch.setattr(FLSL, "objective", keep)
+    method.step(batch)
+    assert seen["z"].shape[1] == teachers * (4 + local)  # 4 x 4 tokens, and 2 x 2 of a local crop; windows of 2 x 2
+    at = 0
+    for view, crop in list(zip(batch.views, crops, strict=True))[teachers:]:
+        size = slice(at, at := at + (crop.size // 4) ** 2)
+        z = seen["z"][:, size]
+        s, t = method.student.backbone.forward_features(view), batch.views[crop.inside]
+        torch.testing.assert_close(seen["z_hat"][:, size], mean_shift(z, s, temperature=0.1 / 8**0.5))
+        t = method.teacher.backbone.forward_features(t)
+        torch.testing.assert_close(seen["z_hat_plus"][:, size], mean_shift(z, t, temperature=0.2 / 8**0.5))
+
+
+def test_views_of_another_kind_are_one_clear_error():
+    method = flsl(local_crops=1)
+    with pytest.raises(UserError, match=r"gives 2 views.*local_crops 1.*NestedCrops"):
+        method.step(batch_of(8, 8))
+    for views in (MultiCrop(8, local_crops=1), NestedCrops(8, local_crops=0), NestedCrops(8, teacher_views=2)):
+        method._trainer = SimpleNamespace(datamodule=SimpleNamespace(views=views))
+        with pytest.raises(UserError, match="NestedCrops with teacher_views 1 and local_crops 1"):
+            method.setup("fit")
+    method._trainer = SimpleNamespace(datamodule=SimpleNamespace(views=NestedCrops(8, local_crops=1)))
+    method.setup("fit")
+
+
+def test_queries_are_drawn_from_the_seed_and_the_sample_alone():
+    method, batch = flsl(), batch_of(8, 8, images=40)
+    asked = method.query_tokens(batch, 1)
+    assert asked.shape == (40, 4)
+    assert torch.equal(asked, method.query_tokens(batch, 1))
+    part = batch._replace(views=[view[5:9] for view in batch.views], draw=batch.draw[5:9])
+    assert torch.equal(method.query_tokens(part, 1), asked[5:9])  # on another process, the same
+    assert not torch.equal(method.query_tokens(batch, 0), asked)
+    method._seed = 1
+    assert not torch.equal(method.query_tokens(batch, 1), asked)
+    assert asked.unique().numel() == 16
+    top_left = flsl(queries="top_left").query_tokens(batch, 1)
+    assert torch.equal(top_left, torch.tensor([[0, 2, 8, 10]]).expand(40, 4))
+    with pytest.raises(UserError, match="model.window is 5"):
+        flsl(window=5).query_tokens(batch, 1)
+
+
+def test_targets():
+    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    tau = 0.04  # the teacher's in the first epoch
+    assert torch.equal(flsl().balanced(logits), logits)
+    columns = (logits / tau).flatten(0, 1).softmax(dim=0)
+    expected = (columns / columns.sum(dim=1, keepdim=True)).view(3, 4, 6)
+    sinkhorn = (flsl(targets="sinkhorn").balanced(logits) / tau).softmax(dim=-1)
+    torch.testing.assert_close(sinkhorn, expected, rtol=1e-4, atol=1e-6)
+    centred = flsl(targets="center")
+    centred.step(batch_of(8, 8))
+    assert centred.center.value.abs().sum() > 0
+    torch.testing.assert_close(centred.balanced(logits), logits - centred.center.value)
+    assert "center.value" in centred.state_dict()
+    losses = {targets: flsl(targets=targets) for targets in ("plain", "sinkhorn", "center")}
+    values = []
+    for method in losses.values():
+        if method.center is not None:
+            method.center.value.copy_(torch.linspace(-1, 1, 6))
+        values.append(method.step(batch_of(8, 8)).loss.item())
+    assert len(set(values)) == 3
+
+
+@pytest.mark.parametrize(("weight", "term"), [("v", "intra"), ("eta", "inter"), ("gamma", "volume")])
+def test_weights(weight, term):
+    weights = dict.fromkeys(("v", "eta", "gamma"), 0.0) | {weight: 2.5}
+    result = flsl(**weights).step(batch_of(8, 8))
+    torch.testing.assert_close(result.loss, 2.5 * result.parts[term])
+
+
+def test_gradient_reaches_the_student_alone_and_not_its_positions():
+    method = flsl()
+    method.step(batch_of(8, 8)).loss.backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    without = [name for name, p in method.student.named_parameters() if p.grad is None]
+    assert without == ["backbone.pos_embed"]
+
+
+def test_embedding_is_the_mean_of_the_teachers_tokens():
+    method, images = flsl().eval(), batch_of(8).views[0]
+    with torch.no_grad():
+        for p in method.student.parameters():
+            p.add_(1)
+    torch.testing.assert_close(method.embed(images), method.teacher.backbone.forward_features(images).mean(dim=1))
+
+
+@pytest.mark.parametrize("targets", ["plain", "sinkhorn", "center"])
+def test_it_trains_and_the_positions_stay(targets):
+    method = flsl({"depth": 2, "drop_path_rate": 0.5}, targets=targets)
+    before = {name: weight.clone() for name, weight in method.state_dict().items()}
+    drops = [network.backbone.blocks[1].drop_path1 for network in (method.student, method.teacher)]
+    assert [drop.drop_prob for drop in drops] == [0.5, 0.0]
+    tiny_trainer(max_epochs=2).fit(method, blob_loader())
+    after = method.state_dict()
+    for name in ("student.backbone.blocks.0.mlp.fc1.weight", "teacher.head.prototypes_KC", "student.head.mlp.0.weight"):
+        assert not torch.equal(after[name], before[name]), name
+    for whose in ("student", "teacher"):
+        assert torch.equal(after[f"{whose}.backbone.pos_embed"], before[f"{whose}.backbone.pos_embed"])
+
+
+def test_a_temperature_of_ca_below_sas_is_warned_of():
+    with pytest.warns(UserWarning, match="model.tau_ca 0.05 is below model.tau_sa 0.1"):
+        flsl(tau_ca=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"v": -0.1}, "v is -0.1"),
+        ({"v": 0, "eta": 0, "gamma": 0}, "all 0"),
+        ({"window": 0}, "window is 0"),
+        ({"prototypes": 0}, "prototypes is 0"),
+        ({"vit": {"class_token": True}}, "class_token: false"),
+        ({"vit": {"fc_norm": None}}, "fc_norm: false"),
+        ({"vit": {"global_pool": "max"}}, "global_pool: avg"),
+    ],
+)
+def test_impossible_settings_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        flsl(**options)
+
+
+def test_a_network_without_patch_tokens_is_named():
+    with pytest.raises(UserError, match="'resnet18' with its options is no ViT"):
+        FLSL(BACKBONE)
+
+
+# ---- from the command line ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Two steps on digits."""
+    root = tmp_path_factory.mktemp("runs")
+    return complete("flsl", root, "run", "--trainer.max_steps", "2", "--trainer.limit_test_batches", "1")
+
+
+def test_a_run_logs_what_tells_a_collapse(run):
+    rows = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["train/loss"]]
+    assert len(rows) == 2
+    for row in rows:
+        assert 0 < float(row["train/teacher_entropy"]) <= math.log(16) + 1e-5
+        assert float(row["train/teacher_student_kl"]) >= 0
+
+
+def test_the_exported_backbone_loads_into_timm_with_no_key_missing(run, tmp_path):
+    assert main(["export", "--ckpt_path", str(run), "--out", str(tmp_path / "out"), "--formats", "timm"]) == 0
+    options = {**TOKENS, "img_size": 32, "patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options).eval()
+    missing, unexpected = network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=False)
+    assert (missing, unexpected) == ([], [])
+    weights = {name: value for name, value in state(run).items() if name.startswith("teacher.backbone.")}
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[f"teacher.backbone.{name}"]), name
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'timm.create_model("local-dir:.", pretrained=True)' in card
+    named = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 48, 32)  # of another size: the positions are interpolated
+    with torch.no_grad():
+        torch.testing.assert_close(named(images), network(images))
+
+
+@pytest.mark.parametrize("kind", ["similarity", "attention"])
+def test_maps_of_a_run_beside_another(kind, run, tmp_path):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
+    out, again = tmp_path / "maps.png", tmp_path / "alone.png"
+    line = ["maps", kind, "--ckpt_path", str(run), str(tmp_path / "red.png")]
+    assert main([*line, "--beside", str(run), "--out", str(out)]) == 0
+    assert main([*line, "--out", str(again)]) == 0
+    assert Image.open(out).width > 1.5 * Image.open(again).width
