@@ -1,7 +1,7 @@
-"""The shape of an embedding space: density of the classes and decay of the spectrum.
+"""The shape of an embedding space: density of the classes, decay of the spectrum, and what tells a collapse.
 
-Source: Roth et al., Revisiting Training Strategies and Generalization Performance in Deep Metric Learning, ICML 2020,
-section 5, as OBD-SD reports them.
+Source of density and decay: Roth et al., Revisiting Training Strategies and Generalization Performance in Deep Metric
+Learning, ICML 2020, section 5, as OBD-SD reports them.
 
 Shapes: N rows, D dimensions, C classes.
 """
@@ -67,6 +67,50 @@ def spectral_decay(embeddings: Tensor, *, drop: int = 2) -> float:
         return math.inf
     share = s[drop:] / s[drop:].sum()
     return float(-(share * len(share)).log().mean())  # mean of log(uniform / share)
+
+
+def rankme(embeddings: Tensor, *, eps: float = 1e-7) -> float:
+    """RankMe, the effective rank: exp of the entropy of the normalised singular values, p_k = s_k / sum(s) + eps.
+
+    Source: Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations
+    by Their Rank, ICML 2023, Eq. 1 and 2. Neither centred nor normalised by row.
+
+    Args:
+        embeddings: [N, D] float.
+        eps: the paper's, of float32.
+
+    Returns:
+        1 where all rows have one direction, to min(N, D) where all directions weigh the same; nan of zeros alone.
+
+    Raises:
+        ValueError: NaN or Inf.
+    """
+    check_embeddings(embeddings)
+    s = torch.linalg.svdvals(embeddings.detach().cpu().double())
+    p = s / s.sum() + eps
+    return float((-p * p.log()).sum().exp())
+
+
+def feature_std(embeddings: Tensor) -> float:
+    """Standard deviation of each dimension of the L2-normalised rows, mean over dimensions, times sqrt(D).
+
+    Source: Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021, section 4.1, who plot it without
+    the factor: its 1 / sqrt(D) of points spread over the sphere is 1 here.
+
+    Args:
+        embeddings: [N, D] float, N of 2 or more.
+
+    Returns:
+        0 where all rows have one direction, 1 where they are spread over the sphere.
+
+    Raises:
+        ValueError: NaN or Inf, or a single row.
+    """
+    check_embeddings(embeddings)
+    if len(embeddings) < 2:
+        raise ValueError("a single row has no standard deviation")
+    z_ND = _unit_rows(embeddings)
+    return float(z_ND.std(dim=0, correction=0).mean() * math.sqrt(z_ND.shape[1]))
 
 
 def _unit_rows(embeddings: Tensor) -> Tensor:

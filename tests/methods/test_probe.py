@@ -58,11 +58,11 @@ def test_top1_on_raw_pixels_is_that_of_scikit_learns_logistic_regression():
     from sklearn.linear_model import LogisticRegression
 
     datamodule = DataModule(
-        Digits(), views=Views([Crop(32)]), batch_size=64, num_workers=0, mean=(0.5,) * 3, std=(0.5,) * 3
+        Digits(), views=Views([Crop(32)]), batch_size=128, num_workers=0, mean=(0.5,) * 3, std=(0.5,) * 3
     )
-    optim = Optim(name="sgd", lr=0.2, weight_decay=0.0, warmup_epochs=0)
+    optim = Optim(name="sgd", lr=0.5, weight_decay=0.0, warmup_epochs=0)
     method = probe(PixelBackbone(), blocks=1, augment=False, num_fine=10, optim=optim)
-    trainer = fit(method, datamodule, epochs=60)
+    trainer = fit(method, datamodule, epochs=40)
     (metrics,) = trainer.test(method, datamodule, verbose=False)
 
     parts = datamodule.parts
@@ -169,7 +169,7 @@ def test_data_without_labels_are_refused():
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
-SHORT = ("--trainer.max_epochs", "2", "--data.batch_size", "16", *QUIET)
+SHORT = ("--trainer.max_epochs", "2", "--data.batch_size", "16", "--data.eval_batch_size", "256", *QUIET)
 
 
 @pytest.fixture(scope="module")

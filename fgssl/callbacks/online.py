@@ -1,0 +1,182 @@
+"""A linear probe and a k-NN classifier that run beside training: what the features are worth while they change.
+
+Off by default; ``trainer.callbacks+: {class_path: OnlineProbe}`` in an experiment turns one on. Both look at
+``Method.embed`` in evaluation mode, without gradient, and draw no random number: the method trains bit for bit as it
+would without them. They use fine labels, which pre-training may not see: report them as such.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgssl.callbacks.retrieval import embed_rows
+from fgssl.distributed import any_rank, mean_over_ranks
+from fgssl.errors import UserError, at_least
+from fgssl.evaluation.embedding import Embeddings, collect
+from fgssl.evaluation.knn import knn_accuracy
+from fgssl.metrics.classification import topk_accuracy
+
+
+@contextmanager
+def evaluating(method: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradient; then each module is back in the mode that it was in."""
+    modes = {module: module.training for module in method.modules()}
+    method.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def embed_view(trainer: Trainer, method: Any, images: Tensor) -> Tensor:
+    """[B, F] features of a training view as evaluation sees them, in float32 or the method's float64."""
+    with evaluating(method), trainer.precision_plugin.forward_context():
+        features_BF = method.embed(images)
+    return features_BF.to(method.dtype) if method.dtype == torch.float64 else features_BF.float()
+
+
+class OnlineEvaluation(Callback):
+    """Base of both: gathers what validation and the final test embed, and logs a figure of it."""
+
+    name = ""
+
+    def __init__(self) -> None:
+        self._outputs: list[dict] = []
+
+    def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
+        """Figures of the evaluated rows, the same on every rank."""
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, method, stage: str) -> None:
+        if stage != "fit":
+            return
+        parts = trainer.datamodule.parts
+        if parts.index.targets is not None or (parts.index.fine[parts.train] < 0).any():
+            raise UserError(
+                f"{type(self).__name__} needs one class label of each training image, and {parts.index.name} has not "
+                "all. Take it out of trainer.callbacks."
+            )
+        if not trainer.datamodule.has_validation:
+            rank_zero_warn(
+                f"{type(self).__name__}: the protocol holds no validation rows out (data.protocol.val_fraction), so "
+                "that it is evaluated once, in the test at the end."
+            )
+
+    def on_validation_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
+        self._outputs.append(outputs)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
+        self._evaluate(trainer, method, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
+        self._evaluate(trainer, method, "test")
+
+    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
+        outputs, self._outputs = self._outputs, []
+        figures = self.measure(trainer, method, collect(outputs))
+        # float64: Lightning rounds a plain number to float32
+        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+        method.log_dict(values, batch_size=1)
+
+
+class OnlineProbe(OnlineEvaluation):
+    """A linear classifier trained on the features of each training batch's first view, beside the method.
+
+    Logs ``train/online_top1`` a step, and ``online_top1``, ``online_top5`` of the validation and test rows. Its weights
+    and optimiser are in the checkpoint. Several processes train the one classifier that one process would.
+
+    Args:
+        lr: of Adam.
+    """
+
+    def __init__(self, lr: float = 1e-3):
+        super().__init__()
+        if not lr > 0:
+            raise UserError(f"OnlineProbe.lr is {lr}; it is above 0.")
+        self.lr = lr
+        self.classifier: nn.Linear | None = None
+        self._restored: dict[str, Any] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        features_BF = embed_view(trainer, method, batch.views[0])
+        if any_rank(~torch.isfinite(features_BF).all(), method.device):
+            return  # a step that the method leaves out too, or stops at
+        classifier = self._classifier(trainer, features_BF)
+        with torch.enable_grad():
+            logits_BC = classifier(features_BF)
+            gradients = torch.autograd.grad(F.cross_entropy(logits_BC, batch.fine), list(classifier.parameters()))
+        for parameter, gradient in zip(classifier.parameters(), gradients, strict=True):
+            parameter.grad = mean_over_ranks(gradient)
+        self.optimizer.step()
+        right = (logits_BC.argmax(dim=1) == batch.fine).double().mean()
+        method.log("train/online_top1", right, batch_size=len(batch.fine))
+
+    def _classifier(self, trainer: Trainer, features_BF: Tensor) -> nn.Linear:
+        """The classifier; built at the first batch, which says how wide the features are."""
+        if self.classifier is None:
+            classes = trainer.datamodule.num_fine
+            self.classifier = nn.utils.skip_init(
+                nn.Linear, features_BF.shape[1], classes, device=features_BF.device, dtype=features_BF.dtype
+            )
+            for parameter in self.classifier.parameters():
+                nn.init.zeros_(parameter)  # convex: no draw is needed, and the method's must stay as they are
+            self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=self.lr)
+            if self._restored:
+                self.classifier.load_state_dict(self._restored["classifier"])
+                self.optimizer.load_state_dict(self._restored["optimizer"])
+        return self.classifier
+
+    def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
+        if self.classifier is None or (rows.fine < 0).any():
+            return {}  # a test without training: nothing has been learnt
+        with torch.no_grad():
+            scores = self.classifier(rows.embedding.to(self.classifier.weight))
+        return {f"online_{name}": value for name, value in topk_accuracy(scores, rows.fine).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.classifier is None:
+            return self._restored
+        return {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+
+class OnlineKNN(OnlineEvaluation):
+    """Weighted k-NN accuracy of the validation and test rows, with the training rows (plain views) as bank.
+
+    Logs ``knn_top1``. It costs a pass over the training images at each validation.
+
+    Args:
+        k: voters (see ``evaluation/knn.py``).
+        temperature: of their weights.
+        every_n_epochs: how often in training; the test at the end counts apart.
+    """
+
+    def __init__(self, k: int = 20, temperature: float = 0.07, every_n_epochs: int = 1):
+        super().__init__()
+        at_least(1, k=k, every_n_epochs=every_n_epochs)
+        if not temperature > 0:
+            raise UserError(f"OnlineKNN.temperature is {temperature}; it is above 0.")
+        self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
+
+    def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
+        in_training = trainer.validating or trainer.state.fn == "fit" and not trainer.testing
+        if in_training and (trainer.current_epoch + 1) % self.every_n_epochs:
+            return {}
+        bank = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
+        accuracy = 0.0
+        if trainer.is_global_zero:
+            pair = (rows.embedding, rows.fine, bank.embedding, bank.fine)
+            accuracy = knn_accuracy(*pair, k=min(self.k, len(bank.fine)), temperature=self.temperature)
+        return {"knn_top1": trainer.strategy.broadcast(accuracy)}
