@@ -20,6 +20,7 @@ import fgssl.methods  # noqa: F401  (makes the methods' short names known)
 from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
+from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401  (makes their short names known)
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
