@@ -29,12 +29,21 @@ BETA = ("--model.optim.groups", "[{of: dml_loss.beta, lr: 5e-3}]")
 # Of features that are computed once, which is where order and position are not the data module's own.
 PROBE = ("finetune_digits", "--model", "Probe", "--model.augment", "false")
 
+# Drop path draws for each process: off, or several could not equal one.
+VIT = (
+    "{class_token: false, global_pool: avg, fc_norm: false, dynamic_img_size: true, img_size: 32, patch_size: 4, "
+    "depth: 1, embed_dim: 16, num_heads: 2}"
+)
+# The second epoch's centroids move; batch-softmax and the volume term see all processes.
+FLSL = ("flsl_digits", "--model.backbone.options", VIT, "--model.prototypes", "16", "--model.targets", "sinkhorn")
+
 RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
     "maskcon": MASKCON,
     "coins": (*MASKCON, "--model.variant", "coins"),
     "mls": (*MLS, "--model.nce_warmup_epochs", "1"),
     "obd_sd": (*OBD_SD, *MARGIN, *BETA),
     "finetune": ("finetune_digits",),
+    "flsl": FLSL,
     "probe": PROBE,
 }
 
