@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="fgssl maps", description="Draw what a trained network sees where, over given images.")
-    kinds = "; ".join(f"{name}: {kind.__doc__.splitlines()[0].rstrip('.')}" for name, kind in KINDS.items())
+    first_lines = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in KINDS.items()}
+    kinds = "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first_lines.items())
     parser.add_argument("kind", choices=tuple(KINDS), help=kinds)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, seen as in the run's evaluation")
     parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")

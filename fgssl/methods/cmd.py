@@ -1,7 +1,7 @@
 """CMD: cross-level multi-instance distillation, and DINO and EsViT, of whose losses it is made."""
 
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class Networks(nn.Module):
     def __init__(self, backbone: nn.Module, heads: dict[str, DINOHead]):
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict(heads)
+        self.heads: Any = nn.ModuleDict(heads)  # level -> DINOHead
 
     def features(self, crops: list[Tensor]) -> list[Features]:
         """Of each crop, [B, 3, S, S]; crops of one size that follow each other in one forward."""
@@ -136,7 +136,7 @@ class CMD(SelfDistillation):
             if trains or (level in self.levels and l_t > 0):
                 heads[level] = DINOHead(network.num_features, prototypes, hidden, bottleneck).requires_grad_(trains)
         self.student = Networks(network, heads)
-        self.centers = nn.ModuleDict({level: Center(prototypes) for level in heads})
+        self.centers: Any = nn.ModuleDict({level: Center(prototypes) for level in heads})
         self.make_teacher()
 
     def embed(self, images: Tensor) -> Tensor:
