@@ -1,5 +1,6 @@
 """Every experiment parses and does one real training step, on a tiny tree in the data set's official layout."""
 
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests import trees
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 ABLATIONS = sorted((Path(__file__).parents[1] / "experiments").glob("*_ablations/*.yaml"))
 SMALL_NETWORK = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"
-SMALL_VIT = "{embed_dim: 16, depth: 4, num_heads: 2, img_size: 32}"
+SMALL_VIT = {"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 32}
 
 
 def make_sop_of_the_lists(root: Path) -> Path:
@@ -47,6 +48,7 @@ TREES = {
     "CIFARToy": trees.make_cifar10,
     "CIFAR10": trees.make_cifar10,
     "CIFAR100": trees.make_cifar100,
+    "ImageNet": trees.make_imagenet,
     "ImageNet32": trees.make_imagenet32,
     "SOP": trees.make_sop,
     "COCO": trees.make_coco,
@@ -91,8 +93,10 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         "OBDSD": ["--data.images_per_class", "2"],
         "Detect": ["--model.sizes", "[64]", "--model.width", "8"],
     }.get(method, [])
-    network = compose([experiment])["model"]["init_args"]["backbone"]["name"]
-    small = SMALL_VIT if network.startswith("vit") else SMALL_NETWORK
+    backbone = compose([experiment])["model"]["init_args"]["backbone"]
+    small = SMALL_NETWORK
+    if backbone["name"].startswith("vit"):
+        small = json.dumps(backbone.get("options", {}) | SMALL_VIT)
     status = main(
         [
             "fit", "--config", str(experiment), *flags, "--run.root", str(tmp_path / "runs"),

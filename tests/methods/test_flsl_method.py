@@ -1,8 +1,10 @@
 """FLSL as a LightningModule: its step against the golden numbers, its views, queries and targets."""
 
 import csv
+import inspect
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,8 @@ from fgssl.losses.flsl import mean_shift
 from fgssl.methods.flsl import FLSL, TOKENS
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
-from tests.methods.runs import complete, state
+from fgssl.report.published import table
+from tests.methods.runs import ROOT, complete, state
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "flsl.json").read_text())
@@ -245,3 +248,15 @@ def test_maps_of_a_run_beside_another(kind, run, tmp_path):
     assert main([*line, "--beside", str(run), "--out", str(out)]) == 0
     assert main([*line, "--out", str(again)]) == 0
     assert Image.open(out).width > 1.5 * Image.open(again).width
+
+
+def test_the_ablations_numbers_are_the_published_ones_and_their_flags_the_methods():
+    text = (ROOT / "experiments" / "flsl_ablations" / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    for number, _, _, paper in rows:
+        if paper:
+            assert float(paper) in {float(row["value"]) for row in table(f"flsl, Table {number}")}, number
+    named = set(re.findall(r"--model\.(\w+)", text))
+    assert named == {"gamma", "targets", "v", "prototypes", "window", "teacher_views"}
+    assert named <= set(inspect.signature(FLSL).parameters)
