@@ -1,0 +1,131 @@
+"""Mean-shift by fused attention against the plain formula, and FLSL's step against DINO's on the same crops.
+
+    python tests/benchmarks/bench_flsl.py [--network vit_small_patch16_224 --size 224 --batch 64 --rounds 20]
+
+Rounds of both alternate, so that a noisy machine bends both; a ratio is that of the medians. A step is forward,
+backward, AdamW and EMA on the same batch, without a loader. DINO is CMD with its image-level term alone; FLSL's two
+symmetric pairs see as many views as its two crops: the student two, the teacher two. Memory is what PyTorch's profiler
+counts as allocated inside (CPU), or the allocator's peak (GPU). The paper: an epoch takes 1.19 times DINO's.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fgssl.data.batch import Batch
+from fgssl.losses.flsl import mean_shift
+from fgssl.methods.cmd import CMD
+from fgssl.methods.flsl import FLSL, TOKENS
+from fgssl.methods.self_distillation import SelfDistillation
+from fgssl.nn.backbones import Backbone
+from fgssl.nn.teacher import ema_update
+
+
+class Step:
+    """A method's training step on a fixed batch."""
+
+    def __init__(self, method: SelfDistillation, views: list[Tensor]):
+        self.method = method.to(views[0].device).train()
+        rows = torch.arange(len(views[0]))
+        self.batch = Batch(views, rows, rows, rows, rows)
+        self.optimiser = torch.optim.AdamW((p for p in self.method.student.parameters() if p.requires_grad), lr=1e-4)
+
+    def __call__(self) -> None:
+        self.optimiser.zero_grad()
+        self.method.step(self.batch).loss.backward()
+        self.optimiser.step()
+        ema_update(self.method.student, self.method.teacher, 0.996)
+
+
+def plain_mean_shift(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
+    return (temperature * queries @ keys.mT).softmax(dim=-1) @ keys
+
+
+def forward_backward(shift: Callable[..., Tensor], queries: Tensor, keys: Tensor) -> None:
+    queries.grad = keys.grad = None
+    shift(queries, keys, temperature=0.1 / keys.shape[-1] ** 0.5).sum().backward()
+
+
+def medians(works: dict[str, Callable[[], None]], rounds: int, cuda: bool) -> dict[str, float]:
+    """Seconds of each, by alternating rounds; the first warms up."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            if cuda:
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            if cuda:
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+def allocated(work: Callable[[], None], cuda: bool) -> float:
+    """MiB: on a GPU the peak above what was there, on the CPU the sum of what was asked for."""
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    return sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages()) / 2**20
+
+
+def shown(title: str, ours: str, theirs: str, seconds: dict[str, float], mib: dict[str, float], aim: str) -> None:
+    print(f"\n{title}")
+    for name in seconds:
+        print(f"  {name:16} {seconds[name] * 1e3:9.1f} ms   {mib[name]:8.0f} MiB")
+    print(f"  time {seconds[ours] / seconds[theirs]:.2f}, memory {mib[ours] / mib[theirs]:.2f} times   ({aim})")
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="vit_small_patch16_224" if cuda else "vit_tiny_patch16_224")
+    parser.add_argument("--size", type=int, default=224 if cuda else 96)
+    parser.add_argument("--patch", type=int, default=16 if cuda else 8)
+    parser.add_argument("--batch", type=int, default=64 if cuda else 8)
+    parser.add_argument("--prototypes", type=int, default=4096, help="of both methods")
+    parser.add_argument("--rounds", type=int, default=20 if cuda else 5)
+    options = parser.parse_args()
+    device = torch.device("cuda" if cuda else "cpu")
+    vit = {"img_size": options.size, "patch_size": options.patch}
+
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(options.batch, 3, options.size, options.size, generator=generator).to(device)] * 4
+    torch.manual_seed(0)
+    flsl = FLSL(Backbone(options.network, options=TOKENS | vit), prototypes=options.prototypes, teacher_views=2)
+    dino = CMD(Backbone(options.network, options=vit), l_i=1, l_r=0, l_s=0, l_t=0, prototypes=options.prototypes)
+
+    tokens = (options.size // options.patch) ** 2
+    shape = (options.batch, tokens, flsl.student.backbone.num_features)
+    keys = torch.randn(shape, generator=generator).to(device).requires_grad_()
+    queries = keys.detach()[:, ::4].clone().requires_grad_()
+    shifts = {
+        "fused": lambda: forward_backward(mean_shift, queries, keys),
+        "plain": lambda: forward_backward(plain_mean_shift, queries, keys),
+        "fused, all asked": lambda: forward_backward(mean_shift, keys, keys),
+        "plain, all asked": lambda: forward_backward(plain_mean_shift, keys, keys),
+    }
+    seconds, mib = medians(shifts, options.rounds, cuda), {name: allocated(work, cuda) for name, work in shifts.items()}
+    of = f"{options.batch} images, {queries.shape[1]} queries, {tokens} tokens, {shape[2]} channels, with backward"
+    shown(f"Mean-shift: {of}", "fused", "plain", seconds, mib, "of every fourth token asked")
+
+    steps: dict[str, Callable[[], None]] = {"DINO": Step(dino, views[:2]), "FLSL": Step(flsl, views)}
+    seconds, mib = medians(steps, options.rounds, cuda), {name: allocated(work, cuda) for name, work in steps.items()}
+    of = f"{options.network}, {options.size} px by {options.patch}, batch {options.batch}, K {options.prototypes}"
+    shown(f"A step: {of}", "FLSL", "DINO", seconds, mib, "paper: 1.19 in time")
+    hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"  {hardware}; torch {torch.__version__}, Python {platform.python_version()}, {sys.platform}")
+
+
+if __name__ == "__main__":
+    main()
