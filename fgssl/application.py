@@ -293,6 +293,12 @@ def run(
             "accumulate_grad_batches keeps the effective batch), data.views.size or model.memory, or take "
             "--trainer.precision bf16-mixed."
         ) from fault
+    except ValueError as fault:
+        if "SyncBatchNorm" not in str(fault):
+            raise
+        raise UserError(
+            "trainer.sync_batchnorm: BatchNorm is synchronised between GPUs alone. Set it false on a CPU."
+        ) from fault
     except RuntimeError as fault:
         if not _LOST_PROCESS.search(str(fault)):
             raise

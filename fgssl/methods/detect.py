@@ -97,25 +97,25 @@ class Detect(Method):
         trainer: Any = self.trainer
         if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
             raise UserError(f"model.masks: {trainer.datamodule.dataset.name} has boxes alone. Set it false.")
-        alone = trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
-        if stage == "fit" and alone and not self.freeze_bn:
-            rank_zero_warn(
-                "BatchNorm trains on the few images of each process alone. MoCo synchronises it: "
-                "--trainer.sync_batchnorm true (GPUs), or keep it as it is: --model.freeze_bn true."
-            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = True
 
     def on_fit_start(self) -> None:
+        self._check_batch_norm()
         if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            path, network = (
-                str(checkpoint_file(self.init_from, option="--model.init_from")),
-                self.detector.backbone.network,
-            )
+            path = str(checkpoint_file(self.init_from, option="--model.init_from"))
             weights = read_backbone(path, self.init_network)
-            check_fits({"state_dict": weights}, network, path)
-            network.load_state_dict(weights)
+            check_fits({"state_dict": weights}, self.detector.backbone.network, path)
+            self.detector.backbone.network.load_state_dict(weights)
+
+    def _check_batch_norm(self) -> None:
+        alone = self.trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
+        if alone and not self.freeze_bn:
+            rank_zero_warn(
+                "BatchNorm trains on the few images of each process alone. MoCo synchronises it: "
+                "--trainer.sync_batchnorm true (GPUs), or keep it as it is: --model.freeze_bn true."
+            )
 
 
 def of_any_size(backbone: Backbone) -> Any:

@@ -74,7 +74,7 @@ def build_detector(
         "image_mean": [0.0] * 3,
         "image_std": [1.0] * 3,
     }
-    settings |= {"size_divisible": 2 * patch_side(network) if is_vit(network) else 32}
+    settings |= {"size_divisible": max(32, patch_side(network)) if is_vit(network) else 32}
     detector = (MaskRCNN if masks else FasterRCNN)(body, **settings, **parts)
     if neck == "c4":
         detector.roi_heads.__class__ = Res5Heads  # the same parts, put together in another way

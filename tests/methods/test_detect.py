@@ -10,6 +10,7 @@ from fgssl.cli import main
 from fgssl.data.detection import DetectionData
 from fgssl.errors import UserError
 from fgssl.methods import FLSL, Detect, MaskCon
+from fgssl.nn.moco import write_moco
 from fgssl.optim import Optim
 from fgssl.report.published import published
 from fgssl.report.runs import read_run
@@ -128,6 +129,14 @@ def test_it_starts_from_the_network_that_is_named(network, prefix, voc, tmp_path
     expected = torch.load(path, weights_only=True)["state_dict"]
     for name, weight in method.detector.backbone.network.named_parameters():
         torch.testing.assert_close(weight, expected[f"{prefix}.backbone.{name}"], rtol=0, atol=1e-20)
+
+
+def test_it_starts_from_a_file_in_mocos_format(tmp_path):
+    torch.manual_seed(1)
+    published = RESNET.build()
+    write_moco(tmp_path / "moco.pth", published)
+    network = detect(backbone=replace(RESNET, weights=str(tmp_path / "moco.pth"))).detector.backbone.network
+    assert_same_state(network.state_dict(), published.state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:voc0712")
