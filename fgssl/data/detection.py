@@ -17,7 +17,7 @@ from fgssl.data.draws import uniform
 from fgssl.data.images import read_image
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Views
-from fgssl.errors import UserError
+from fgssl.errors import UserError, at_least
 
 
 class DetectionBatch(NamedTuple):
@@ -89,7 +89,7 @@ def training_target(index: ObjectIndex, row: int, masks: bool) -> dict[str, Tens
     objects, places = index.objects, index.objects.of(row)
     width, height = objects.sizes[row]
     boxes = objects.boxes[places].clip(0, [width, height, width, height])
-    solid = objects.trained[places] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    solid = objects.trained[places] & (boxes[:, 2:] - boxes[:, :2] > 0.01).all(axis=1)  # px; COCO has boxes of no width
     places = places[solid]
     target = {
         "boxes": torch.from_numpy(boxes[solid]).float(),
@@ -157,6 +157,7 @@ class DetectionData(DataModule):
             raise UserError(
                 f"data.dataset: {type(dataset).__name__} has no boxes of objects. VOC0712 and COCOInstances have them."
             )
+        at_least(0, flip=flip)
         super().__init__(
             dataset, protocol, batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers,
             prefetch=prefetch, on_error=on_error, mean=mean, std=std, seed=seed,
