@@ -37,8 +37,8 @@ VIT = (
 # The second epoch's centroids move; batch-softmax and the volume term see all processes.
 FLSL = ("flsl_digits", "--model.backbone.options", VIT, "--model.prototypes", "16", "--model.targets", "sinkhorn")
 
-# Instances need a map of several patches; drop path and both kinds of clipping, which have something to get wrong.
-CMD_NETWORK = NETWORK.replace("norm_layer", "output_stride: 8, drop_path_rate: 0.2, norm_layer")
+# Instances need a map of several patches. Every term, and both kinds of clipping.
+CMD_NETWORK = NETWORK.replace("norm_layer", "output_stride: 8, norm_layer")
 CMD = (
     "cmd_digits", "--model.backbone.options", CMD_NETWORK, "--model.prototypes", "16", "--model.hidden", "16",
     "--model.bottleneck", "8", "--model.l_ts", "0.1", "--trainer.gradient_clip_val", "5",
