@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fgssl.cli import main
+from fgssl.config import compose
 from fgssl.data.batch import Batch
 from fgssl.data.views import MultiCrop, NestedCrops
 from fgssl.errors import UserError
@@ -260,3 +261,27 @@ def test_the_ablations_numbers_are_the_published_ones_and_their_flags_the_method
     named = set(re.findall(r"--model\.(\w+)", text))
     assert named == {"gamma", "targets", "v", "prototypes", "window", "teacher_views"}
     assert named <= set(inspect.signature(FLSL).parameters)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "peak", "local", "queries"),
+    [("flsl_imagenet", 5e-4, 0, "random"), ("flsl_imagenet_code", 1e-3, 2, "top_left")],
+)
+def test_experiments_of_paper_and_code(experiment, peak, local, queries):
+    config = compose([ROOT / "experiments" / f"{experiment}.yaml"])
+    model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
+    assert Optim(**model["optim"]).peak(512) == pytest.approx(peak)
+    assert (model["local_crops"], views["local_crops"], model["queries"]) == (local, local, queries)
+    assert 8 * config["data"]["batch_size"] == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "parameters"),
+    [("vit_small_patch16_224", 196, 21), ("vit_small_patch8_224", 784, 21), ("vit_base_patch16_224", 196, 85)],
+)
+def test_networks_of_the_paper(name, tokens, parameters):
+    """Table 8, whose 785 tokens of ViT-S/8 count a class token that the text says is not there."""
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=0, **TOKENS)
+    assert network.pos_embed.shape[1] == tokens
+    assert sum(p.numel() for p in network.parameters()) // 10**6 == parameters
