@@ -17,6 +17,9 @@ SMALL_NETWORK = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"
 SMALL_VIT = {"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 32}
 
 
+CMD_SMALL = ["--model.backbone.name", "resnet18", "--model.prototypes", "16", "--model.hidden", "16"]
+
+
 def make_sop_of_the_lists(root: Path) -> Path:
     """Stanford Online Products with every image of MaskCon's lists: one picture under 50,000 names."""
     picture = root / "picture.jpg"
@@ -91,8 +94,11 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         "MaskCon": ["--model.memory", "4"],
         "MLS": ["--model.memory", "4"],
         "OBDSD": ["--data.images_per_class", "2"],
+        "CMD": CMD_SMALL,
         "Detect": ["--model.sizes", "[64]", "--model.width", "8"],
     }.get(method, [])
+    if method == "CMD" and name != "Digits":
+        flags += ["--data.views.local_size", "16"]
     backbone = compose([experiment])["model"]["init_args"]["backbone"]
     small = SMALL_NETWORK
     if backbone["name"].startswith("vit"):
@@ -126,7 +132,7 @@ def test_ablation_takes_a_step(ablation, tmp_path):
     assert ablation.read_text().startswith("# ")
     assert "aper" in ablation.read_text().split("\n\n")[0]
     flags = ["--model.distillation.checkpoint", str(tmp_path / "runs" / "first" / "checkpoints" / "last.ckpt")]
-    bar = compose([base, ablation])["model"]["init_args"]["distillation"]["teacher"] == "pretrained"
+    bar = compose([base, ablation])["model"]["init_args"].get("distillation", {}).get("teacher") == "pretrained"
 
     def fit(*more: str) -> int:
         return main(

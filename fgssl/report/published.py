@@ -10,7 +10,8 @@ from fgssl.report.runs import RunFolder
 
 NAMES = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBD-SD"}
 METRICS = {"rank1": "recall@1", "rank5": "recall@5"}  # CMD's names for the same
-SETTINGS = {"w": "model.weight", "tau": "model.tau"}  # of the ablation tables: the paper's symbol, our option
+# of the ablation tables: the paper's symbol, our option
+SETTINGS = {"w": "model.weight", "tau": "model.tau", "lambda1": "model.l_s", "region_crops": "data.views.local_crops"}
 PLAIN = ("density", "spectral_decay")  # printed as they are; everything else in percent
 
 

@@ -12,6 +12,7 @@ NETWORKS = {
     "resnet18": {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
     "swin_tiny_patch4_window7_224": {"depths": (1, 1), "embed_dim": 6, "num_heads": (1, 2), "strict_img_size": False},
     "vit_tiny_patch16_224": TINY_VIT,
+    "twins_svt_small": {"embed_dims": (4, 4, 8, 8), "num_heads": (1, 1, 2, 2), "depths": (2, 2, 2, 2)},
 }
 
 
@@ -22,7 +23,12 @@ def build(name):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("resnet18", (8, 2, 3)), ("swin_tiny_patch4_window7_224", (12, 8, 12)), ("vit_tiny_patch16_224", (12, 4, 6))],
+    [
+        ("resnet18", (8, 2, 3)),
+        ("swin_tiny_patch4_window7_224", (12, 8, 12)),
+        ("vit_tiny_patch16_224", (12, 4, 6)),
+        ("twins_svt_small", (8, 2, 3)),
+    ],
 )
 def test_pooled_features_and_their_map_from_one_forward(name, shape):
     network, images = build(name), torch.randn(2, 3, 64, 96)
