@@ -29,6 +29,7 @@ from fgssl.nn.feature_map import last_features
 from fgssl.nn.heads import DINOHead
 
 IMAGE_CROPS = 2  # the first views; those after them are region crops
+PATCHES = 512  # at a time through the last layer: 134 MB of logits at K = 65536
 Level = Literal["image", "region"]
 Name = tuple[Literal["student", "teacher"], Level, int]  # of a bag: whose, level, crop
 
@@ -195,7 +196,8 @@ class CMD(SelfDistillation):
         """Eq. 12's sum over the pairs, and the bags of what a level's head says of each patch.
 
         The logits of all patches at once would be 1.4 GB at batch 32 and K = 65536, and several times that with what
-        their gradient needs. So the last layer and all after it run crop by crop, and again in the backward pass.
+        their gradient needs. So the last layer and all after it run for a few images of a crop at a time, and again in
+        the backward pass. The teacher's probabilities are there once.
         """
         ours, theirs, center = self.student.heads[level], self.teacher.heads[level], self.centers[level]
         with torch.no_grad():
@@ -208,16 +210,20 @@ class CMD(SelfDistillation):
         total, bags = torch.zeros((), device=self.device), []
         for s, features in enumerate(student):
             own = [(p_BTK[t], nearest_patches(features.patches, teacher[t].patches)) for t, i in pairs if i == s]
-            of_crop = (ours.project(features.patches), directions_KD, own)
-            loss, bag = checkpoint(self.one_crop, *of_crop, use_reentrant=False, preserve_rng_state=False)
-            total = total + loss
-            bags.append(bag)
+            z_BTD, bag = ours.project(features.patches), []
+            for images in torch.arange(len(z_BTD)).split(max(1, PATCHES // z_BTD.shape[1])):
+                some = slice(int(images[0]), int(images[-1]) + 1)
+                of_some = (z_BTD[some], directions_KD, [(p[some], nearest[some]) for p, nearest in own])
+                loss, bags_of_some = checkpoint(self.patches, *of_some, use_reentrant=False, preserve_rng_state=False)
+                total = total + loss * len(images) / len(z_BTD)
+                bag.append(bags_of_some)
+            bags.append(torch.cat(bag))
         return total, Bags(bags, [bag_of(p) for p in p_BTK])
 
-    def one_crop(
+    def patches(
         self, z_BTD: Tensor, directions_KD: Tensor, teachers: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """A student crop's part of Eq. 12's sum, and its bag."""
+        """Some images' part of Eq. 12's sum, of one student crop, and their bags."""
         log_p_BTK = log_posterior(F.linear(z_BTD, directions_KD), tau=self.tau_s)
         loss = patch_loss(log_p_BTK, teachers) if teachers else log_p_BTK.new_zeros(())
         return loss, bag_of(log_p_BTK.exp())

@@ -113,8 +113,10 @@ def test_a_step_gives_the_golden_numbers(monkeypatch, reading, key):
         torch.testing.assert_close(method.centers[level].value[None], expected, rtol=1e-6, atol=0)
 
 
-def test_a_step_is_the_losses_of_all_logits_at_once():
+@pytest.mark.parametrize("patches", [1, 32, 512])
+def test_a_step_is_the_losses_of_all_logits_at_once(monkeypatch, patches):
     """The step never holds all region logits, and gives the losses and gradients of those who do."""
+    monkeypatch.setattr(cmd, "PATCHES", patches)  # of an image crop one image at a time, two, all
     method, batch = method_of(l_ts=0.3), batch_of()
     ours = method.step(batch)
     ours_gradient = gradient_of(method, ours)
