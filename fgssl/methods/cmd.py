@@ -203,27 +203,30 @@ class CMD(SelfDistillation):
         with torch.no_grad():
             z_BTD = [theirs.project(f.patches) for f in teacher]
             directions_KD = theirs.directions()
-            p_BTK = [posterior(F.linear(z, directions_KD), center=center.value, tau=self.tau_t) for z in z_BTD]
+            p_BTK = [
+                torch.cat([posterior(F.linear(z[few], directions_KD), center=center.value, tau=self.tau_t)
+                           for few in few_images(z)])
+                for z in z_BTD
+            ]  # fmt: skip
             mean_D = torch.cat([z.flatten(0, 1) for z in z_BTD]).mean(dim=0)
             center.update(F.linear(mean_D, directions_KD)[None])  # the mean of the logits, as the last layer is linear
         directions_KD = ours.directions()
         total, bags = torch.zeros((), device=self.device), []
         for s, features in enumerate(student):
             own = [(p_BTK[t], nearest_patches(features.patches, teacher[t].patches)) for t, i in pairs if i == s]
-            z_BTD, bag = ours.project(features.patches), []
-            for images in torch.arange(len(z_BTD)).split(max(1, PATCHES // z_BTD.shape[1])):
-                some = slice(int(images[0]), int(images[-1]) + 1)
-                of_some = (z_BTD[some], directions_KD, [(p[some], nearest[some]) for p, nearest in own])
-                loss, bags_of_some = checkpoint(self.patches, *of_some, use_reentrant=False, preserve_rng_state=False)
-                total = total + loss * len(images) / len(z_BTD)
-                bag.append(bags_of_some)
+            z, bag = ours.project(features.patches), []
+            for few in few_images(z):
+                of_few = (z[few], directions_KD, [(p[few], nearest[few]) for p, nearest in own])
+                loss, bag_of_few = checkpoint(self.patches, *of_few, use_reentrant=False, preserve_rng_state=False)
+                total = total + loss * len(bag_of_few) / len(z)
+                bag.append(bag_of_few)
             bags.append(torch.cat(bag))
         return total, Bags(bags, [bag_of(p) for p in p_BTK])
 
     def patches(
         self, z_BTD: Tensor, directions_KD: Tensor, teachers: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Some images' part of Eq. 12's sum, of one student crop, and their bags."""
+        """A few images' part of Eq. 12's sum, of one student crop, and their bags."""
         log_p_BTK = log_posterior(F.linear(z_BTD, directions_KD), tau=self.tau_s)
         loss = patch_loss(log_p_BTK, teachers) if teachers else log_p_BTK.new_zeros(())
         return loss, bag_of(log_p_BTK.exp())
@@ -254,3 +257,9 @@ class CMD(SelfDistillation):
         """Entropy of the teacher's image crops and their divergence from the student's of the other image crop."""
         p, other = torch.stack(bags.teacher[:IMAGE_CROPS]), torch.stack(bags.student[:IMAGE_CROPS][::-1])
         return watch(log_of(other.detach()) * self.tau_s, p, tau_s=self.tau_s)
+
+
+def few_images(x_BTD: Tensor) -> list[slice]:
+    """The images of a crop, PATCHES patches at a time."""
+    step = max(1, PATCHES // x_BTD.shape[1])
+    return [slice(first, first + step) for first in range(0, len(x_BTD), step)]
