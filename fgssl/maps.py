@@ -126,7 +126,7 @@ def activated(net: Net, images: Any) -> list[list[Panel]]:
         _, map_BFHW = last_features(net.backbone, images)
         p_BTK = p_of(map_BFHW.flatten(2).transpose(1, 2))
     height, width = map_BFHW.shape[2:]
-    share_B3, largest_B3 = bag_of(p_BTK).topk(3, dim=1)
+    share_B3, largest_B3 = bag_of(p_BTK).topk(min(3, p_BTK.shape[2]), dim=1)
     found = []
     for p_TK, shares, largest in zip(p_BTK, share_B3.tolist(), largest_B3.tolist(), strict=True):
         own = (p_TK.argmax(dim=1) == largest[0]).view(height, width).numpy()
@@ -158,8 +158,8 @@ def patch_posteriors(net: Net) -> Callable:
 def gradcam(net: Net, images: Any) -> list[list[Panel]]:
     """GradCAM of the last features (CMD's Fig. 6).
 
-    The score is the image-level head's largest logit; of a method without such a head, half the pooled feature's
-    squared length.
+    The score is the image-level head's logit of the image's most probable prototype; of a method without such a head,
+    half the pooled feature's squared length.
     """
     import torch
 
@@ -169,7 +169,12 @@ def gradcam(net: Net, images: Any) -> list[list[Panel]]:
     raw = net.backbone.forward_features(images)
     pooled_BF = net.backbone.forward_head(raw, pre_logits=True)
     heads = getattr(getattr(net.method, net.whose, None), "heads", {})
-    score_B = heads["image"](pooled_BF).amax(dim=1) if "image" in heads else pooled_BF.square().sum(dim=1) / 2
+    if "image" in heads:
+        logits_BK = heads["image"](pooled_BF)
+        likeliest_B1 = (logits_BK - net.method.centers["image"].value).argmax(dim=1, keepdim=True)
+        score_B = logits_BK.gather(1, likeliest_B1)[:, 0]
+    else:
+        score_B = pooled_BF.square().sum(dim=1) / 2
     (gradient,) = torch.autograd.grad(score_B.sum(), raw)
     map_BFHW, gradient_BFHW = (as_map(net.backbone, x.detach(), images) for x in (raw, gradient))
     heat_BHW = (gradient_BFHW.mean(dim=(2, 3), keepdim=True) * map_BFHW).sum(dim=1).relu()

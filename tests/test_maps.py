@@ -1,0 +1,115 @@
+"""fgssl maps: activated instances and GradCAM. The kinds of ViTs are tested with FLSL."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgssl.cli import main
+from fgssl.errors import UserError
+from fgssl.maps import RED, SIDE, Panel, activated, gradcam, network_of, paint
+from fgssl.methods.cmd import CMD
+from fgssl.methods.maskcon import MaskCon
+from fgssl.nn.feature_map import last_features
+from tests.methods.runs import arguments
+from tests.methods.test_cmd_method import method_of
+from tests.tiny import BACKBONE
+
+
+@pytest.fixture(scope="module")
+def cmd() -> CMD:
+    method = method_of().float().eval()
+    method.centers["region"].value.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    return method
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def maskcon() -> MaskCon:
+    torch.manual_seed(0)
+    return MaskCon(BACKBONE, memory=4, dim=4, hidden=4, num_coarse=2).eval()
+
+
+def test_the_network_that_is_asked_for(cmd, maskcon):
+    assert network_of(cmd, None).backbone is cmd.teacher.backbone  # what its evaluation sees
+    assert network_of(cmd, "student").backbone is cmd.student.backbone
+    assert network_of(maskcon, None).backbone is maskcon.query.backbone
+    assert network_of(maskcon, "teacher").backbone is maskcon.key.backbone
+    finetuned = torch.nn.Module()
+    finetuned.backbone = cmd.student.backbone
+    with pytest.raises(UserError, match="teacher: Module has no such network"):
+        network_of(finetuned, "teacher")
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_activated_instances_are_the_region_heads_posterior(cmd, images, whose):
+    networks = getattr(cmd, whose)
+    with torch.no_grad():
+        logits = networks.heads["region"](networks.features([images])[0].patches)
+    centred = (logits - cmd.centers["region"].value) / 0.07 if whose == "teacher" else logits / 0.1
+    p_BTK = centred.softmax(-1)
+    for panels, p_TK in zip(activated(network_of(cmd, whose), images), p_BTK, strict=True):
+        largest = p_TK.mean(0).argsort(descending=True)[:3]
+        frames, *heats = panels
+        np.testing.assert_array_equal(frames.marked_HW.ravel(), (p_TK.argmax(1) == largest[0]).numpy())
+        for panel, prototype in zip(heats, largest, strict=True):
+            assert panel.heat_HW.shape == (4, 4)
+            np.testing.assert_allclose(panel.heat_HW.ravel(), p_TK[:, prototype].numpy(), rtol=1e-4)
+
+
+def test_only_a_method_with_prototypes_has_activated_instances(maskcon, images):
+    with pytest.raises(UserError, match="MaskCon has no head"):
+        activated(network_of(maskcon, None), images)
+
+
+def test_gradcam_without_a_head_is_the_likeness_to_the_pooled_feature(maskcon, images):
+    """Of |f|^2 / 2 with f the map's mean, the weights are f / HW."""
+    net = network_of(maskcon, None)
+    with torch.no_grad():
+        pooled_BF, map_BFHW = last_features(net.backbone, images)
+    expected = (pooled_BF[:, :, None, None] * map_BFHW).sum(1).relu() / map_BFHW[0, 0].numel()
+    for (panel,), heat in zip(gradcam(net, images), expected, strict=True):
+        np.testing.assert_allclose(panel.heat_HW, heat.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_gradcam_is_of_the_most_probable_prototype(cmd, images):
+    net = network_of(cmd, "teacher")
+    (first, _) = gradcam(net, images)
+    features = net.backbone.forward_features(images.requires_grad_())
+    logits = cmd.teacher.heads["image"](net.backbone.forward_head(features, pre_logits=True))
+    (slope,) = torch.autograd.grad(logits[0].max(), features)
+    heat = (slope[0].mean((1, 2), keepdim=True) * features[0]).sum(0).relu().detach()
+    np.testing.assert_allclose(first[0].heat_HW, heat.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_frames_and_heat_are_where_they_belong():
+    grey = np.full((10, 10, 3), 128, dtype=np.uint8)
+    marked = np.zeros((2, 2), dtype=bool)
+    marked[0, 1] = True
+    framed = paint(grey, Panel("", None, marked))
+    red = (framed == np.array(RED)).all(-1)
+    assert red[0, SIDE // 2]
+    assert red[SIDE // 2 - 2, SIDE - 2]
+    assert not red[:, : SIDE // 2].any()
+    assert not red[SIDE // 2 :].any()
+    warm = paint(grey, Panel("", np.array([[0.0, 0.0], [0.0, 5.0]]))).astype(int)
+    assert warm[-1, -1, 0] > warm[-1, -1, 2]  # red where it is hot, blue where it is not
+    assert warm[0, 0, 0] < warm[0, 0, 2]
+
+
+def test_maps_of_a_run(tmp_path, capsys):
+    quick = ("--trainer.max_steps", "1", "--trainer.limit_test_batches", "1")
+    assert main(arguments("cmd", tmp_path, "run", *quick)) == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    run, image, out = str(tmp_path / "cmd" / "run"), str(tmp_path / "a.png"), tmp_path / "out.png"
+    widths = []
+    for kind in ("activated", "gradcam"):
+        assert main(["maps", kind, "--ckpt_path", run, image, image, "--out", str(out)]) == 0
+        widths.append(Image.open(out).width)
+    assert widths[0] > widths[1]  # 1 + 4 pictures, 1 + 1
+    assert main(["maps", "gradcam", "--ckpt_path", run, str(tmp_path / "none.png")]) == 2
+    assert "image not found" in capsys.readouterr().err
