@@ -17,10 +17,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods  # noqa: F401  (makes the methods' short names known)
+from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401  (makes the callbacks' short names known)
 from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
-from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401  (makes their short names known)
+from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval

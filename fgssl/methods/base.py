@@ -6,7 +6,7 @@ names it in ``teachers``, one with a memory fills ``StepResult.enqueue`` and wri
 
 import math
 import os
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from fgssl.callbacks.teacher import TeacherUpdate
 from fgssl.data.batch import Batch
 from fgssl.distributed import any_rank
 from fgssl.errors import UserError
+from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
 from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_steps
 
+PLACES = {"student": ("student", "query", ""), "teacher": ("teacher", "key")}  # where methods keep their backbones
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
 
 
@@ -50,6 +52,7 @@ class Method(LightningModule):
         max_skips: steps in a row that may be left out because their loss is not finite; 0 stops the run at the first.
     """
 
+    evaluates: Literal["student", "teacher"] = "student"  # whose features ``embed`` gives
     embeds = True  # whether evaluation is of the features that ``embed`` gives
 
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
@@ -65,6 +68,23 @@ class Method(LightningModule):
     def embed(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] images to the [B, F] features that evaluation uses."""
         raise NotImplementedError
+
+    def patch_map(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] images to the [B, F, H', W'] map of patch features of the network that ``embed`` asks."""
+        return last_features(self.backbone_of(), images)[1]
+
+    def backbone_of(self, whose: Literal["student", "teacher"] | None = None) -> Any:
+        """The timm network of the student or the teacher; by default of the one that ``embed`` asks.
+
+        Raises:
+            UserError: the method has none.
+        """
+        whose = whose or self.evaluates
+        for owner in PLACES[whose]:
+            backbone = getattr(getattr(self, owner, None) if owner else self, "backbone", None)
+            if backbone is not None:
+                return backbone
+        raise UserError(f"{type(self).__name__} has no {whose}'s network.")
 
     def teachers(self) -> list[Pair]:
         """Students and the teachers that follow them."""

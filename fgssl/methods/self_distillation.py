@@ -26,6 +26,7 @@ class SelfDistillation(Method):
         freeze_last_layer: epochs in which the heads' prototypes stay as they are.
     """
 
+    evaluates = "teacher"
     student: Any
     teacher: Any
 

@@ -46,9 +46,7 @@ def as_map(network: Any, raw: Tensor, images: Tensor) -> Tensor:
 
 def token_grid(network: Any, size: torch.Size | tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of patch tokens of an image of ``size`` (height, width)."""
-    if hasattr(network, "patch_embed"):
-        patch = network.patch_embed.patch_size
-    else:  # several stages, each with an embedding of its own (Twins)
-        patch = network.feature_info[-1]["reduction"]
+    several = not hasattr(network, "patch_embed")  # stages with an embedding each (Twins)
+    patch = network.feature_info[-1]["reduction"] if several else network.patch_embed.patch_size
     patch_h, patch_w = (patch, patch) if isinstance(patch, int) else patch
     return size[0] // patch_h, size[1] // patch_w

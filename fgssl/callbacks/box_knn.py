@@ -1,0 +1,111 @@
+"""Evaluates patch features by the objects' boxes, for methods that learn patches rather than images."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from fgssl.data.batch import Batch
+from fgssl.data.images import open_image
+from fgssl.errors import UserError, at_least
+from fgssl.evaluation.box_knn import box_knn_accuracy, box_patches
+from fgssl.evaluation.embedding import Embeddings, collect
+
+
+class BoxKNN(Callback):
+    """Bounding-box-aligned k-NN accuracy (FLSL, appendix F) of the validation and test rows, as ``box_knn_top1``.
+
+    Off by default; ``--trainer.callbacks+ BoxKNN`` turns it on, in ``fgssl test``, ``fgssl embed --model timm/...`` or
+    beside training. The bank is the training rows' patches; images without a box are left out. Needs a data set with
+    boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, or ImageNet with ``--data.dataset.boxes true``.
+
+    Args:
+        k: voters; the paper's 20, 7 times as many since the bank is 9 times as long.
+        temperature: of their weights.
+        every_n_epochs: how often in training; the test at the end counts apart.
+    """
+
+    def __init__(self, k: int = 140, temperature: float = 0.07, every_n_epochs: int = 1):
+        at_least(1, k=k, every_n_epochs=every_n_epochs)
+        if not temperature > 0:
+            raise UserError(f"BoxKNN.temperature is {temperature}; it is above 0.")
+        self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
+        self._outputs: list[dict] = []
+
+    def setup(self, trainer: Trainer, method, stage: str) -> None:
+        index = trainer.datamodule.parts.index  # type: ignore[attr-defined]
+        if index.boxes is None or np.isnan(index.boxes).all():
+            raise UserError(
+                f"BoxKNN: {index.name} has no bounding boxes here. CUB's are in bounding_boxes.txt, ImageNet's in "
+                "Annotations/ (--data.dataset.boxes true); or take BoxKNN out of trainer.callbacks."
+            )
+        if index.paths is None or index.pixels is not None or index.targets is not None:
+            raise UserError(f"BoxKNN needs image files with one class each, and {index.name} has none.")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, method, outputs, batch: Batch, batch_idx: int, dataloader_idx=0
+    ):
+        if self._wanted(trainer):
+            self._outputs.append(self._patches(trainer, method, batch))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
+        self._evaluate(trainer, method, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
+        self._evaluate(trainer, method, "test")
+
+    def _wanted(self, trainer: Trainer) -> bool:
+        in_training = trainer.state.fn == "fit" and not trainer.testing
+        return not in_training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _patches(self, trainer: Trainer, method, batch: Batch) -> dict[str, Tensor]:
+        """The patches of the box of each image of a batch, as ``collect`` takes them."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        with trainer.precision_plugin.forward_context():
+            map_BDHW = method.patch_map(batch.views[0])
+        seen = [_seen(data, row) for row in batch.index.tolist()]
+        boxes_B4 = torch.from_numpy(data.parts.index.boxes[batch.index.cpu().numpy()])
+        numbers_BP = box_patches(boxes_B4.nan_to_num(), torch.tensor(seen), tuple(map_BDHW.shape[2:]))
+        tokens_BND = map_BDHW.flatten(2).transpose(1, 2)
+        patches_BPD = tokens_BND.take_along_dim(numbers_BP.to(tokens_BND.device)[..., None], dim=1)
+        return {"embedding": patches_BPD.flatten(1), "fine": batch.fine, "index": batch.index}
+
+    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
+        outputs, self._outputs = self._outputs, []
+        if not outputs:
+            return
+        queries_NPD, labels_N = self._with_boxes(trainer, collect(outputs))
+        bank_MPD, bank_labels_M = self._with_boxes(trainer, self._bank(trainer, method))
+        if not len(labels_N) or not len(bank_labels_M):
+            raise UserError("BoxKNN: no image of the evaluated rows, or none of the training rows, has a bounding box.")
+        accuracy = 0.0
+        if trainer.is_global_zero:
+            options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
+            accuracy = box_knn_accuracy(queries_NPD, labels_N, bank_MPD, bank_labels_M, **options)
+        # float64: Lightning rounds a plain number to float32
+        value = torch.tensor(trainer.strategy.broadcast(accuracy), dtype=torch.float64)
+        method.log(f"{part}/box_knn_top1", value, batch_size=1)
+
+    @torch.no_grad()
+    def _bank(self, trainer: Trainer, method) -> Embeddings:
+        """The training rows' patches, of all ranks."""
+        loader = trainer.datamodule.gallery_loader()  # type: ignore[attr-defined]
+        return collect([self._patches(trainer, method, trainer.strategy.batch_to_device(batch)) for batch in loader])
+
+    def _with_boxes(self, trainer: Trainer, rows: Embeddings) -> tuple[Tensor, Tensor]:
+        """Patches [n, 9, D] and classes [n] of the rows that have a box."""
+        boxes = trainer.datamodule.parts.index.boxes[rows.index.cpu().numpy()]  # type: ignore[attr-defined]
+        has_box = torch.from_numpy(~np.isnan(boxes).any(axis=1)).to(rows.fine.device)
+        return rows.embedding[has_box].unflatten(1, (9, -1)), rows.fine[has_box]
+
+
+def _seen(data: Any, row: int) -> tuple[int, int, int, int]:
+    """The part of an image (x0, y0, x1, y1) that its plain view shows, px of the stored image."""
+    with open_image(data.parts.index.paths[row]) as image:  # reads the header alone
+        size = image.size
+    (numbers,) = data.eval_view.numbers(0, np.array([-1]))
+    return data.eval_view.boxes(size, numbers)[0]
