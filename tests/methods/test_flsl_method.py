@@ -24,7 +24,7 @@ from fgssl.methods.flsl import FLSL, TOKENS
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
 from fgssl.report.published import table
-from tests.methods.runs import ROOT, complete, state
+from tests.methods.runs import ROOT, arguments, state
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "flsl.json").read_text())
@@ -213,7 +213,8 @@ def test_a_network_without_patch_tokens_is_named():
 def run(tmp_path_factory) -> Path:
     """Two steps on digits."""
     root = tmp_path_factory.mktemp("runs")
-    return complete("flsl", root, "run", "--trainer.max_steps", "2", "--trainer.limit_test_batches", "1")
+    assert main(arguments("flsl", root, "run", "--trainer.max_steps", "2", "--trainer.limit_test_batches", "1")) == 0
+    return root / "flsl" / "run"
 
 
 def test_a_run_logs_what_tells_a_collapse(run):
