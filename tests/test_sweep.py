@@ -140,10 +140,12 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
         main([*sweeps.command(sweep, tmp_path / "s", cell, []), "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["init_args"]["weight"] == cell["model.weight"]
+    for option, value in cell.items():
+        if option.startswith("model."):
+            assert config["model"]["init_args"][option.removeprefix("model.")] == value
     if "run.paper" in cell:
         assert (
             len(sweep.cells()) >= len({r["setting"] for r in table(cell["run.paper"]) if r["method"] == "MaskCon"}) / 2
         )
     experiment = compose([sweep.fit[1]])
-    assert experiment["model"]["class_path"] == "MaskCon"
+    assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]
