@@ -11,7 +11,10 @@ from fgssl.report.runs import RunFolder
 NAMES = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBD-SD"}
 METRICS = {"rank1": "recall@1", "rank5": "recall@5"}  # CMD's names for the same
 # of the ablation tables: the paper's symbol, our option
-SETTINGS = {"w": "model.weight", "tau": "model.tau", "lambda1": "model.l_s", "region_crops": "data.views.local_crops"}
+SETTINGS = {
+    "w": "model.weight", "tau": "model.tau", "lambda1": "model.l_s", "region_crops": "data.views.local_crops",
+    "v": "model.v", "eta": "model.eta", "gamma": "model.gamma", "K": "model.prototypes",
+}  # fmt: skip
 PLAIN = ("density", "spectral_decay")  # printed as they are; everything else in percent
 
 
@@ -82,7 +85,7 @@ def _describes(row: dict[str, str], run: RunFolder, metric: str, told: list[str]
     dataset, split = run.results["data"]["dataset"], run.results["data"]["split"]
     if dataset == "cifartoy":
         dataset, split = "cifar10toy", run.config.get("data.dataset.variant")
-    if (row["dataset"], row["split"]) != (dataset, split) or METRICS.get(row["metric"], row["metric"]) != metric:
+    if (row["dataset"], row["split"]) != (dataset, split) or _metric(row) != metric:
         return False
     probe = run.results["method"] == "Probe"
     if (row["protocol"] == "linear_probe") != probe:
@@ -92,6 +95,13 @@ def _describes(row: dict[str, str], run: RunFolder, metric: str, told: list[str]
     method = _letters(row["method"])
     named = {_letters(part) for part in told}
     return named <= {method, _of(row)} and (method in named or method == _own(run))
+
+
+def _metric(row: dict[str, str]) -> str:
+    """Our name of what a row measures."""
+    if row["protocol"] == "bbox_knn":
+        return "box_knn_top1"
+    return METRICS.get(row["metric"], row["metric"])
 
 
 def _own(run: RunFolder) -> str:

@@ -110,6 +110,21 @@ def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
     assert "Did you mean 'maskcon, Table 6'?" in capsys.readouterr().err
 
 
+def test_flsls_tables_are_of_the_k_nn_by_boxes(tmp_path, capsys):
+    told = {"results": {"method": "FLSL", "dataset": "imagenet", "variant": None}, "data": {"dataset": "imagenet"}}
+    options = {"v": 0.03, "eta": 1.0, "gamma": 5.0, "prototypes": 1024}
+    run = write_run(tmp_path, "a", metrics={"test/box_knn_top1": 0.5}, **told, **options)
+    config = (run / "config.yaml").read_text()
+    for name, printed in (
+        ("flsl, Table 6", 0.681),
+        ("flsl, Table 5", 0.724),
+        ("flsl, Table 9, FLSL, vit_small_16", 0.767),
+    ):
+        (run / "config.yaml").write_text(config.replace("maskcon, Table 6", name))
+        (row,) = table(capsys, str(tmp_path), "--metric", "box_knn_top1")
+        assert float(row["paper"]) == pytest.approx(printed)
+
+
 def test_every_published_number_is_read_and_has_its_source():
     from fgssl.report import published
 
