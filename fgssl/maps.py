@@ -131,7 +131,7 @@ def activated(net: Net, images: Any) -> list[list[Panel]]:
     for p_TK, shares, largest in zip(p_BTK, share_B3.tolist(), largest_B3.tolist(), strict=True):
         own = (p_TK.argmax(dim=1) == largest[0]).view(height, width).numpy()
         heats = [p_TK[:, k].view(height, width).numpy() for k in largest]
-        titles = [f"prototype {k}, {100 * share:.0f} %" for k, share in zip(largest, shares, strict=True)]
+        titles = [f"k = {k}, {100 * share:.0f} %" for k, share in zip(largest, shares, strict=True)]
         found.append([Panel("activated", None, own), *(Panel(t, h) for t, h in zip(titles, heats, strict=True))])
     return found
 
