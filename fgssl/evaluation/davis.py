@@ -143,19 +143,14 @@ def follow(network: Any, video: Video, args: argparse.Namespace, normalise: Call
                 first = (features_HWF, _first_labels(given_hw, numbers, features_HWF))
                 found_hw = np.where(np.isin(given_hw, numbers), given_hw, 0)
             else:
-                sources = [first, *previous]
-                labels_HWK = propagate(
-                    features_HWF,
-                    torch.stack([features for features, _ in sources]),
-                    torch.stack([labels for _, labels in sources]),
-                    topk=args.topk, radius=args.radius, temperature=args.temperature,
-                )  # fmt: skip
+                rule = {"topk": args.topk, "radius": args.radius, "temperature": args.temperature}
+                labels_HWK = propagate(features_HWF, [first, *previous], **rule)
                 previous.append((features_HWF, labels_HWK))
                 found_hw = numbers[upsample(labels_HWK, given_hw.shape).argmax(dim=2).cpu().numpy()]
         yield found_hw
 
 
-def propagate(target_HWF: Any, sources_SHWF: Any, labels_SHWK: Any, *, topk: int, radius: int, temperature: float):
+def propagate(target_HWF: Any, sources: list[tuple[Any, Any]], *, topk: int, radius: int, temperature: float) -> Any:
     """Label each patch by the most alike patches of all sources together that are near it.
 
     One row of the target is done at a time, beside the source rows within the radius: the largest block is
@@ -163,8 +158,7 @@ def propagate(target_HWF: Any, sources_SHWF: Any, labels_SHWK: Any, *, topk: int
 
     Args:
         target_HWF: features of unit length.
-        sources_SHWF: the same of the sources.
-        labels_SHWK: soft labels of the sources.
+        sources: of each source, its features [H, W, F] of unit length and its soft labels [H, W, K].
         topk: how many patches vote.
         radius: rows and columns that a voter may be away.
         temperature: of the softmax over the voters' cosines.
@@ -180,10 +174,10 @@ def propagate(target_HWF: Any, sources_SHWF: Any, labels_SHWK: Any, *, topk: int
     rows = []
     for y in range(height):
         near = slice(max(y - radius, 0), y + radius + 1)
-        features_MF, labels_MK = sources_SHWF[:, near].flatten(0, 2), labels_SHWK[:, near].flatten(0, 2)
-        cosine_WM = target_HWF[y] @ features_MF.T
+        cosine_WM = torch.cat([target_HWF[y] @ features[near].flatten(0, 1).T for features, _ in sources], dim=1)
+        labels_MK = torch.cat([labels[near].flatten(0, 1) for _, labels in sources])
         cosine_WM.view(width, -1, width).masked_fill_(far_WW[:, None], -torch.inf)
-        best_Wk, voter_Wk = cosine_WM.topk(min(topk, len(features_MF)), dim=1)
+        best_Wk, voter_Wk = cosine_WM.topk(min(topk, len(labels_MK)), dim=1)
         weight_Wk = (best_Wk / temperature).softmax(dim=1)
         rows.append((weight_Wk[:, :, None] * labels_MK[voter_Wk]).sum(dim=1))
     return torch.stack(rows)
@@ -216,7 +210,7 @@ def _features(network: Any, path: Path, short_side: int, normalise: Callable) ->
     features_FHW = as_map(network, network.forward_features(images), images)[0]
     if not features_FHW.isfinite().all():
         raise UserError(f"the network gives NaN or Inf for {path}.")
-    return F.normalize(features_FHW.float(), dim=0).permute(1, 2, 0)
+    return F.normalize(features_FHW.float(), dim=0).permute(1, 2, 0).contiguous()
 
 
 def _first_labels(mask_hw: np.ndarray, numbers: np.ndarray, features_HWF: Any) -> Any:

@@ -29,7 +29,7 @@ class Colours(nn.Module):
         return F.avg_pool2d(images, 2)
 
 
-def small_integers(images):
+def fractions(images):
     return images.float() / 255
 
 
@@ -65,12 +65,9 @@ def options(root: Path, *flags: str) -> argparse.Namespace:
 def test_golden_propagation():
     target_NF, sources_SNF = (torch.tensor(GOLDEN[key], dtype=torch.float64) for key in ("feat_target", "feat_sources"))
     labels_SKHW = torch.tensor(GOLDEN["segs"], dtype=torch.float64)
-    found_HWK = davis.propagate(
-        target_NF.unflatten(0, (3, 3)),
-        sources_SNF.unflatten(1, (3, 3)),
-        labels_SKHW.permute(0, 2, 3, 1),
-        topk=GOLDEN["topk"], radius=GOLDEN["radius"], temperature=GOLDEN["T"],
-    )  # fmt: skip
+    sources = list(zip(sources_SNF.unflatten(1, (3, 3)), labels_SKHW.permute(0, 2, 3, 1), strict=True))
+    rule = {"topk": GOLDEN["topk"], "radius": GOLDEN["radius"], "temperature": GOLDEN["T"]}
+    found_HWK = davis.propagate(target_NF.unflatten(0, (3, 3)), sources, **rule)
     expected_KHW = torch.tensor(GOLDEN["seg_target"], dtype=torch.float64)
     torch.testing.assert_close(found_HWK.permute(2, 0, 1), expected_KHW, rtol=1e-6, atol=1e-12)
 
@@ -91,7 +88,8 @@ def test_row_by_row_is_the_whole_matrix_with_a_mask(topk, radius):
     vote = vote * (vote >= least)
     expected = (vote / vote.sum(dim=1, keepdim=True)) @ labels_SHWK.flatten(0, 2)
 
-    found = davis.propagate(target_HWF, sources_SHWF, labels_SHWK, topk=topk, radius=radius, temperature=0.2)
+    pairs = list(zip(sources_SHWF, labels_SHWK, strict=True))
+    found = davis.propagate(target_HWF, pairs, topk=topk, radius=radius, temperature=0.2)
     torch.testing.assert_close(found, expected.unflatten(0, (height, width)))
 
 
@@ -107,14 +105,14 @@ def test_static_objects_are_kept_whole(tmp_path):
     args = options(root)
     davis.check(args)
     perfect = {"j_mean": 1, "f_mean": 1, "jf_mean": 1, "j_recall": 1, "f_recall": 1}
-    assert davis.evaluate(Colours(), args, small_integers) == perfect
+    assert davis.evaluate(Colours(), args, fractions) == perfect
 
 
 def test_moving_objects_are_followed_and_saved(tmp_path):
     root = make_davis(tmp_path / "DAVIS", right=(3, 0), apart=(4, -3))
     args = options(root, "--save", str(tmp_path / "masks"))
     davis.check(args)
-    figures = davis.evaluate(Colours(), args, small_integers)
+    figures = davis.evaluate(Colours(), args, fractions)
     assert figures["j_mean"] > 0.9
     assert figures["f_mean"] > 0.9
     assert figures["j_recall"] == 1
@@ -135,7 +133,7 @@ def test_without_previous_frames_and_out_of_reach_objects_are_lost(tmp_path):
     root = make_davis(tmp_path, fast=(4, -4))
     near = options(root, "--radius", "2")
     lost = options(root, "--frames", "0", "--radius", "1")
-    follow = (davis.evaluate(Colours(), args, small_integers)["j_mean"] for args in (near, lost))
+    follow = (davis.evaluate(Colours(), args, fractions)["j_mean"] for args in (near, lost))
     assert next(follow) == 1
     assert next(follow) < 0.5
 
@@ -145,16 +143,16 @@ def test_the_first_frame_stays_a_source(tmp_path):
     root = make_davis(tmp_path, hidden=(0, 0))
     Image.new("RGB", (WIDTH, HEIGHT), tuple(COLOURS[0].tolist())).save(root / "JPEGImages/480p/hidden/00002.jpg")
     video = davis.video_of(str(root), "hidden")
-    found = list(davis.follow(Colours(), video, options(root, "--frames", "1"), small_integers))
+    found = list(davis.follow(Colours(), video, options(root, "--frames", "1"), fractions))
     assert (found[3] == found[0]).all()
 
 
 def test_the_first_and_last_frames_do_not_count(tmp_path):
     root = make_davis(tmp_path, still=(0, 0))
     blank(root / "Annotations/480p/still/00005.png")
-    assert davis.evaluate(Colours(), options(root), small_integers)["jf_mean"] == 1
+    assert davis.evaluate(Colours(), options(root), fractions)["jf_mean"] == 1
     blank(root / "Annotations/480p/still/00004.png")
-    assert davis.evaluate(Colours(), options(root), small_integers)["jf_mean"] == 3 / 4
+    assert davis.evaluate(Colours(), options(root), fractions)["jf_mean"] == 3 / 4
 
 
 def blank(path: Path) -> None:
@@ -165,7 +163,7 @@ def test_of_a_vision_transformer(tmp_path):
     torch.manual_seed(0)
     vit = {"patch_size": 8, "img_size": 32, "depth": 1, "embed_dim": 12, "num_heads": 2, "dynamic_img_size": True}
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **vit).eval()
-    figures = davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), small_integers)
+    figures = davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), fractions)
     assert all(0 <= value <= 1 for value in figures.values())
     assert figures["j_mean"] > 0.5  # nothing moves, and equal images have equal patches
 
