@@ -1,0 +1,145 @@
+"""``fgssl davis``: video object segmentation by label propagation, by the patches of a trained network."""
+
+import argparse
+import hashlib
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fgssl.embed import set_public_network
+from fgssl.errors import UserError
+from fgssl.options import Parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl davis <argv>``."""
+    import fgssl.evaluation.davis as davis
+
+    parser = _parser()
+    davis.add_arguments(parser)
+    args = parser.parse_args(argv)
+    if bool(args.ckpt_path) == bool(args.model):
+        raise UserError("evaluate what? Give --ckpt_path RUN or --model timm/NAME, one of them.")
+    args.root = args.root or os.path.join(os.environ.get("FGSSL_DATA", "."), "DAVIS")
+    davis.check(args)
+    folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
+    if (folder / "results.json").is_file():
+        raise UserError(f"{folder} holds a result already. Choose another --run.name.")
+
+    import torch
+
+    from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from fgssl.report.summary import print_summary
+    from fgssl.run import provenance, write_json
+
+    began = time.time()
+    config = configuration_of(args)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = build(config, args).to(device).eval()
+    data = config.get("data") or {}
+    mean, std = tuple(data.get("mean") or IMAGENET_MEAN), tuple(data.get("std") or IMAGENET_STD)
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        return normalise(images.to(device).float().div_(255), mean, std)
+
+    figures = davis.evaluate(network, args, prepare)
+    results = {
+        "experiment": "davis", "run": folder.name, "method": name_of(args), "dataset": "davis2017", "seed": 0,
+        "status": "finished", "metrics": {f"test/{name}": value for name, value in figures.items()},
+        "ckpt_path": args.ckpt_path, "data": described(args), "duration_s": round(time.time() - began, 1),
+        **provenance(),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"davis": vars(args), "model": config.get("model")}))
+    write_json(folder / "results.json", results)
+    print_summary(results, folder)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="fgssl davis",
+        description="DAVIS 2017: carry the first frame's objects through each video by the likeness of patches; "
+        "region similarity J and contour accuracy F.",
+    )
+    parser.add_argument("--ckpt_path", metavar="RUN", help="a run folder or .ckpt file of ours, of any method")
+    parser.add_argument("--model", metavar="timm/NAME", help="a public network instead")
+    parser.add_argument("--pretrained", choices=("true", "false"), default="true", help="of --model; default true")
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="where a checkpoint is in no run folder"
+    )
+    parser.add_argument(
+        "--network", choices=("student", "teacher"), help="of a checkpoint; default: the teacher where it has one"
+    )
+    parser.add_argument("--root", metavar="FOLDER", help="holds JPEGImages/ ...; default: $FGSSL_DATA/DAVIS")
+    parser.add_argument("--run.root", dest="run_root", default="runs", metavar="FOLDER", help="of all runs")
+    parser.add_argument("--run.name", dest="name", metavar="NAME", help="of this one; default: the network's")
+    return parser
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Of the network: ``vit_small_patch16_224.dino``, or that of the run."""
+    if args.model:
+        return args.model.partition("/")[2] + ("" if args.pretrained == "true" else "_random")
+    path = Path(args.ckpt_path)
+    return (path.parent.parent if path.suffix == ".ckpt" else path).name + (f"_{args.network}" if args.network else "")
+
+
+def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's, or one made of the public network."""
+    from fgssl.restore import configuration
+
+    config = configuration(args.ckpt_path, args.config)
+    if args.model:
+        set_public_network(config, args.model, args.pretrained == "true", [])
+    return config
+
+
+def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
+    """The network with its weights, for images of any size."""
+    from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone, read_checkpoint
+    from fgssl.nn.backbones import Backbone
+    from fgssl.probe import backbone_of
+
+    backbone = Backbone(**backbone_of(config["model"]))
+    if not args.ckpt_path:
+        return any_size(backbone)
+    network = any_size(replace(backbone, pretrained=False, weights=None))
+    path = str(checkpoint_file(args.ckpt_path))
+    whose = args.network
+    if whose is None:
+        names = read_checkpoint(path).get("state_dict", {})
+        whose = "teacher" if any(name.startswith("teacher.backbone.") for name in names) else "student"
+    weights = read_backbone(path, whose)
+    check_fits({"state_dict": weights}, network, path)
+    network.load_state_dict(weights)
+    return network
+
+
+def any_size(backbone: Any) -> Any:
+    """Build a network that takes images of any size: ViTs and Swins have to be told."""
+    for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+        try:
+            return replace(backbone, options=backbone.options | option).build()
+        except UserError:
+            continue  # a network without that option, or a fault that the last attempt will name
+    return backbone.build()
+
+
+def described(args: argparse.Namespace) -> dict[str, Any]:
+    """What was evaluated, so that ``fgssl compare`` sets like beside like."""
+    import fgssl.evaluation.davis as davis
+
+    names = davis.sequences(args)
+    rows = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    nothing = {"images": 0, "classes": 0, "rows_hash": "-"}
+    return {
+        "dataset": "davis2017",
+        "split": "val",
+        "train": nothing,
+        "test": {**nothing, "images": len(names), "rows_hash": rows},
+    }

@@ -1,0 +1,52 @@
+"""``fgssl davis`` from a checkpoint of ours and of a public network, on a made copy of DAVIS."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fgssl.cli import main
+from tests.evaluation.test_davis import make_davis
+from tests.methods.runs import arguments
+
+SMALL = ("--partial", "--short_side", "32", "--radius", "2")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return make_davis(tmp_path_factory.mktemp("davis"), still=(0, 0), moving=(1, -1))
+
+
+def metrics(runs: Path, name: str) -> dict:
+    results = json.loads((runs / "davis" / name / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["data"]["test"]["images"] == 2
+    return results["metrics"]
+
+
+def test_of_the_teacher_and_the_student_of_a_checkpoint(root, tmp_path, capsys):
+    assert main([*arguments("flsl", tmp_path, "run"), "--trainer.max_steps", "2"]) == 0
+    checkpoint = ("--ckpt_path", str(tmp_path / "flsl" / "run"), "--run.root", str(tmp_path))
+    assert main(["davis", *checkpoint, "--root", str(root), *SMALL]) == 0
+    assert main(["davis", *checkpoint, "--root", str(root), *SMALL, "--network", "student"]) == 0
+    for name in ("run", "run_student"):
+        assert 0 < metrics(tmp_path, name)["test/jf_mean"] <= 1
+    assert "jf_mean" in capsys.readouterr().out
+    assert main(["davis", *checkpoint, "--root", str(root), *SMALL]) == 2  # nothing is overwritten
+    assert "holds a result already" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "davis"), "--metric", "jf_mean"]) == 0
+    assert "davis2017" in capsys.readouterr().out
+
+
+def test_of_a_public_network(root, tmp_path):
+    flags = ["davis", "--model", "timm/test_resnet", "--pretrained", "false", "--run.root", str(tmp_path)]
+    assert main([*flags, "--root", str(root), *SMALL, "--save", str(tmp_path / "masks")]) == 0
+    assert 0 <= metrics(tmp_path, "test_resnet_random")["test/j_mean"] <= 1
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 12
+
+
+def test_faults_are_said_at_once(root, tmp_path, capsys):
+    assert main(["davis", "--root", str(root)]) == 2
+    assert "--ckpt_path RUN or --model timm/NAME" in capsys.readouterr().err
+    assert main(["davis", "--model", "timm/resnet18", "--root", str(tmp_path)]) == 2
+    assert "val.txt not found" in capsys.readouterr().err
