@@ -97,7 +97,7 @@ def evaluate(network: Any, args: argparse.Namespace, normalise: Callable) -> dic
         Fractions: ``j_mean``, ``f_mean``, ``jf_mean``, ``j_recall``, ``f_recall``, see ``fgssl.metrics.video``.
 
     Raises:
-        UserError: a file that cannot be read, or a network without a map of patches.
+        UserError: a file that cannot be read, or a network without a map of patches or for images of one size only.
     """
     from rich.progress import track
 
@@ -207,7 +207,10 @@ def _features(network: Any, path: Path, short_side: int, normalise: Callable) ->
     width, height = (max(round(side * scale / patch), 1) * patch for side in image.size)
     pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
     images = normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    features_FHW = as_map(network, network.forward_features(images), images)[0]
+    try:
+        features_FHW = as_map(network, network.forward_features(images), images)[0]
+    except AssertionError as fault:  # timm's, of a network of one size only
+        raise UserError(f"{type(network).__name__} takes no images of {height} x {width} px: {fault}") from fault
     if not features_FHW.isfinite().all():
         raise UserError(f"the network gives NaN or Inf for {path}.")
     return F.normalize(features_FHW.float(), dim=0).permute(1, 2, 0).contiguous()

@@ -159,13 +159,21 @@ def blank(path: Path) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(path)
 
 
+VIT = {"patch_size": 8, "img_size": 32, "depth": 1, "embed_dim": 12, "num_heads": 2}
+
+
 def test_of_a_vision_transformer(tmp_path):
     torch.manual_seed(0)
-    vit = {"patch_size": 8, "img_size": 32, "depth": 1, "embed_dim": 12, "num_heads": 2, "dynamic_img_size": True}
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **vit).eval()
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True, **VIT).eval()
     figures = davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), fractions)
     assert all(0 <= value <= 1 for value in figures.values())
     assert figures["j_mean"] > 0.5  # nothing moves, and equal images have equal patches
+
+
+def test_a_network_of_one_size_is_said(tmp_path):
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT).eval()
+    with pytest.raises(UserError, match="VisionTransformer takes no images of 32 x 48 px"):
+        davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), fractions)
 
 
 def test_a_network_that_gives_nan_is_said(tmp_path):
