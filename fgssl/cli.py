@@ -41,6 +41,10 @@ OWN = {
     "export": "fgssl.export",
     "sweep": "fgssl.sweep",
 }
+DENSE = {  # method -> what it gives, and its data module
+    "Detect": ("detector has boxes", "fgssl.data.detection", "DetectionData"),
+    "Segment": ("segmenter has masks", "fgssl.data.segmentation", "SegmentationData"),
+}
 
 HELP = """\
 usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
@@ -111,12 +115,12 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
     from fgssl.data.datamodule import DataModule
 
     data = DataModule
-    if _method(config, flags) == "Detect":
+    method = _method(config, flags)
+    if method in DENSE:
+        gives, module, name = DENSE[method]
         if kind is not None:
-            raise UserError(
-                "a detector has boxes and no embeddings: give the checkpoint that it started from (model.init_from)."
-            )
-        from fgssl.data.detection import DetectionData as data  # type: ignore[assignment]
+            raise UserError(f"a {gives} and no embeddings: give the checkpoint that it started from (model.init_from).")
+        data = getattr(importlib.import_module(module), name)
 
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"

@@ -28,7 +28,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimiser and its schedule: linear warm-up from 0, then cosine to ``min_lr``, by optimiser step.
+    """The optimiser and its schedule: linear warm-up from 0, then down to ``min_lr``, by optimiser step.
 
     Args:
         name: which optimiser.
@@ -38,9 +38,10 @@ class Optim:
         weight_decay_end: where the weight decay ends, by a cosine over the run (DINO: 0.04 to 0.4); null: constant.
         decay_1d: whether biases and normalisation parameters decay too.
         warmup_epochs: length of the warm-up.
-        min_lr: where the cosine ends.
+        min_lr: where the cosine or the line ends.
         reference_batch: scale ``lr`` by (global batch / this); null takes ``lr`` as it is.
-        schedule: what follows the warm-up: ``cosine``, or ``steps``: constant, times ``gamma`` at each milestone.
+        schedule: what follows the warm-up: ``cosine``; ``linear``, a line ("poly" of power 1); or ``steps``: constant,
+            times ``gamma`` at each milestone.
         milestones: of ``steps``, in epochs.
         unit: what ``warmup_epochs`` and ``milestones`` count: epochs, or optimiser steps (detection's schedules).
         gamma: of ``steps``.
@@ -58,7 +59,7 @@ class Optim:
     warmup_epochs: float = 5
     min_lr: float = 0.0
     reference_batch: int | None = None
-    schedule: Literal["cosine", "steps"] = "cosine"
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
     milestones: list[int] = field(default_factory=list)
     unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
@@ -151,6 +152,13 @@ def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float
     if step < warmup:
         return step / warmup
     return gamma ** sum(step >= milestone for milestone in milestones)
+
+
+def warmup_linear(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
+    """As ``warmup_cosine``, with a line from 1 to ``floor``."""
+    if step < warmup:
+        return step / warmup
+    return floor + (1 - floor) * (1 - min(1.0, (step - warmup) / max(1, total - warmup)))
 
 
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:

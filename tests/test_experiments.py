@@ -63,6 +63,7 @@ TREES = {
     "VOC2007": trees.make_voc2007,
     "VOC0712": trees.make_voc0712,
     "COCOInstances": trees.make_coco_instances,
+    "ADE20K": trees.make_ade20k,
 }
 
 
@@ -96,6 +97,7 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         "OBDSD": ["--data.images_per_class", "2"],
         "CMD": CMD_SMALL,
         "Detect": ["--model.sizes", "[64]", "--model.width", "8"],
+        "Segment": ["--data.size", "32", "--model.width", "8"],
     }.get(method, [])
     if method == "CMD" and name != "Digits":
         flags += ["--data.views.local_size", "16"]

@@ -370,3 +370,22 @@ def make_voc0712(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> P
             sides = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
             write_lines(root / year / "Annotations" / f"{key}.xml", [f"<annotation>{sides}{boxes}</annotation>"])
     return root
+
+
+def make_ade20k(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> Path:
+    """Red, blue and green rectangles as classes 1 to 3 of the masks; the rest is 0, which is none."""
+    names = tuple(COLOURS)
+    rows = (f"{number}\t0.1\t4\t4\t1\t{name}, hue " for number, name in enumerate(names, start=1))
+    write_lines(root / "objectInfo150.txt", ["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows])
+    for offset, (part, prefix) in enumerate((("training", "train"), ("validation", "val"))):
+        for number in range(images):
+            seed, key = 100 * offset + number, f"ADE_{prefix}_{number + 1:08d}"
+            objects = random_objects(names, seed, size)
+            write_scene(root / "images" / part / f"{key}.jpg", objects, seed, size)
+            mask = np.zeros((size[1], size[0]), dtype=np.uint8)
+            for colour, x0, y0, x1, y1 in objects:
+                mask[y0:y1, x0:x1] = 1 + names.index(colour)
+            path = root / "annotations" / part / f"{key}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+    return root

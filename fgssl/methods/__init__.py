@@ -9,5 +9,6 @@ from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.probe import Probe
+from fgssl.methods.segment import Segment
 
-__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "Detect", "Finetune", "Frozen", "MaskCon", "Probe"]
+__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "Detect", "Finetune", "Frozen", "MaskCon", "Probe", "Segment"]

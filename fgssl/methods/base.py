@@ -24,7 +24,7 @@ from fgssl.errors import UserError
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
-from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_steps
+from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_linear, warmup_steps
 
 PLACES = {"student": ("student", "query", ""), "teacher": ("teacher", "key")}  # where methods keep their backbones
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
@@ -193,7 +193,8 @@ class Method(LightningModule):
             milestones = [milestone * unit for milestone in self.optim.milestones]
             return warmup_steps(step, warmup, milestones, self.optim.gamma)
         floor = self.optim.min_lr / self.optim.peak(self.global_batch())
-        return warmup_cosine(step, self.total_steps(), warmup, floor=floor)
+        fall = warmup_linear if self.optim.schedule == "linear" else warmup_cosine
+        return fall(step, self.total_steps(), warmup, floor=floor)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optim.build(self, self.global_batch())

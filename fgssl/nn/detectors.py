@@ -175,10 +175,15 @@ class Pyramid(nn.Module):
         self.out_channels = width
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.network.forward_intermediates(images, indices=sorted(set(self.indices)), intermediates_only=True)
-        by_index = dict(zip(sorted(set(self.indices)), maps, strict=True))
-        levels = [module(by_index[index]) for module, index in zip(self.scale, self.indices, strict=True)]
-        return self.join(OrderedDict((str(level), features) for level, features in enumerate(levels)))
+        return self.join(levels_of(self.network, images, self.indices, self.scale))
+
+
+def levels_of(network: Any, images: Tensor, indices: list[int], scale: nn.ModuleList) -> OrderedDict[str, Tensor]:
+    """Intermediate maps of the network, ``indices[n]`` scaled by ``scale[n]``, by the level's number."""
+    maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
+    by_index = dict(zip(sorted(set(indices)), maps, strict=True))
+    levels = [module(by_index[index]) for module, index in zip(scale, indices, strict=True)]
+    return OrderedDict((str(level), features) for level, features in enumerate(levels))
 
 
 class Top(nn.Module):
@@ -189,20 +194,31 @@ class Top(nn.Module):
         return OrderedDict(zip(names, maps, strict=True))
 
 
-def _fpn(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
-    kind = nn.BatchNorm2d if norm else nn.Identity
+def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn.Module], list[int]]:
+    """Which maps of the network become the levels of strides 4 to 32, what scales each, and their channels.
+
+    Args:
+        network: of four stages, or a ViT; what of a ViT makes no map is frozen.
+        norm: between two deconvolutions of a ViT's map.
+
+    Raises:
+        UserError: the network is neither.
+    """
     if is_vit(network):
         depth, dim = len(network.blocks), network.embed_dim
         indices = [depth * (level + 1) // 4 - 1 for level in range(4)]  # 12 blocks: 2, 5, 8, 11
-        scale = [rescale(dim, patch_side(network) / stride, kind) for stride in STRIDES]
-        channels = [dim] * 4
+        scale = [rescale(dim, patch_side(network) / stride, norm) for stride in STRIDES]
         _freeze_unused(network)
-    elif hasattr(network, "forward_intermediates") and has_stages(network):
+        return indices, scale, [dim] * 4
+    if hasattr(network, "forward_intermediates") and has_stages(network):
         last = len(network.feature_info)
-        indices, scale = list(range(last - 4, last)), [nn.Identity() for _ in STRIDES]
         channels = [stage["num_chs"] for stage in network.feature_info[-4:]]
-    else:
-        raise UserError(f"model.neck fpn needs four stages or a ViT, and the backbone is a {type(network).__name__}.")
+        return list(range(last - 4, last)), [nn.Identity() for _ in STRIDES], channels
+    raise UserError(f"a pyramid (fpn) needs four stages or a ViT, and the backbone is a {type(network).__name__}.")
+
+
+def _fpn(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
+    indices, scale, channels = four_levels(network, nn.BatchNorm2d if norm else nn.Identity)
     join = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d if norm else None)
     parts: dict[str, Any] = {
         "box_head": TwoMLPHead(width * 7 * 7, 4 * width),

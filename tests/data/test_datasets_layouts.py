@@ -34,6 +34,7 @@ COUNTS = {
     "voc2007": ({"train": 20, "test": 20}, 20, 0),
     "voc0712": ({"train": 8, "test": 4}, 20, 0),
     "coco_instances": ({"train": 4, "test": 5}, 2, 0),
+    "ade20k": ({"train": 4, "test": 4}, 3, 0),
 }
 IMAGES_IN_MEMORY = ("imagenet32", "cifar10", "cifar100", "cifartoy")
 

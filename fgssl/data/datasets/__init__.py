@@ -1,5 +1,6 @@
 """The data sets, one file each. A config names them by class (``dataset: CUB``), the command line in lower case."""
 
+from fgssl.data.datasets.ade20k import ADE20K
 from fgssl.data.datasets.aircraft import Aircraft
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.cars import Cars
@@ -23,6 +24,6 @@ from fgssl.data.datasets.voc2007 import VOC2007
 
 _CLASSES = (
     CUB, Cars, Aircraft, SOP, ImageNet, ImageNet32, CIFAR10, CIFAR100, CIFARToy, COCO, COCOInstances,
-    Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, Digits, Folder,
+    Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, ADE20K, Digits, Folder,
 )  # fmt: skip
 ALL: dict[str, type[DataSet]] = {cls.name: cls for cls in _CLASSES}

@@ -156,7 +156,9 @@ def count_faults(index: Index, published: Published | None) -> list[str]:
 
 
 def empty_classes(index: Index) -> list[str]:
-    """Name the fine classes without a single image."""
+    """Name the fine classes without a single image; none where no image has a class of its own (ADE20K)."""
+    if index.targets is None and (index.fine == -1).all():
+        return []
     if index.targets is not None:
         counts = (index.targets == 1).sum(axis=0)
     else:

@@ -1,0 +1,64 @@
+"""Scores what a segmenter says of the validation and test rows, and writes it as masks on predict."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from PIL import Image
+
+from fgssl.metrics.segmentation import confusion, segmentation_scores
+
+
+class Segmentation(Callback):
+    """Mean IoU, mean class accuracy and pixel accuracy of the classes that a method's evaluation step gives.
+
+    One confusion matrix over the images of all ranks. Where these do not divide by the ranks, the first images come
+    again at the end (``EvalShard``) and are counted once.
+    """
+
+    def on_validation_epoch_start(self, trainer: Trainer, method) -> None:
+        classes = len(trainer.datamodule.parts.index.fine_names)
+        self._matrix = torch.zeros(classes, classes, dtype=torch.int64, device=method.device)
+        self._shown = 0  # images of this rank
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
+        self._count(trainer, len(trainer.datamodule.parts.val), outputs["predicted"], batch.masks)
+
+    def on_test_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
+        self._count(trainer, len(trainer.datamodule.parts.test), outputs["predicted"], batch.masks)
+
+    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
+        self._evaluate(trainer, method, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
+        self._evaluate(trainer, method, "test")
+
+    def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
+        """``masks/<name of the image>.png`` in ADE20K's form: 8 bits, class + 1."""
+        folder = Path(trainer.loggers[0].log_dir or ".") / "masks"
+        folder.mkdir(parents=True, exist_ok=True)
+        for row, predicted_HW in zip(batch.index.tolist(), outputs["predicted"], strict=True):
+            name = Path(trainer.datamodule.parts.index.paths[row]).stem
+            Image.fromarray((predicted_HW + 1).cpu().numpy().astype(np.uint8)).save(folder / f"{name}.png")
+
+    def _count(self, trainer: Trainer, images: int, predicted: list, masks: list) -> None:
+        first = trainer.global_rank * -(-images // trainer.world_size) + self._shown
+        for place, (found, mask) in enumerate(zip(predicted, masks, strict=True), start=first):
+            if place < images:
+                self._matrix += confusion(found, mask, len(self._matrix))
+        self._shown += len(masks)
+
+    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
+        matrix = trainer.strategy.reduce(self._matrix, reduce_op="sum")
+        try:
+            scores = segmentation_scores(matrix.cpu())
+        except ValueError as fault:  # a few batches without a label
+            rank_zero_warn(f"no mean IoU: {fault}.")
+            return
+        # float64: Lightning rounds a plain number to float32
+        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in scores.items()}
+        method.log_dict(values, batch_size=1)

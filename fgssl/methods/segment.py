@@ -1,0 +1,99 @@
+"""Semantic segmentation: a trained backbone fine-tuned with a head that gives each pixel a class."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fgssl.callbacks.segmentation import Segmentation
+from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone
+from fgssl.data.segmentation import SegmentationBatch
+from fgssl.errors import at_least
+from fgssl.methods.base import Method, StepResult
+from fgssl.methods.detect import of_any_size
+from fgssl.metrics.segmentation import IGNORED
+from fgssl.nn.backbones import Backbone
+from fgssl.nn.segmenters import Head, build_head, class_scores
+
+
+class Segment(Method):
+    """Semantic FPN or a linear head on top of a method's checkpoint or any timm network (FLSL, Table 10).
+
+    ``batch`` is a ``SegmentationBatch``. Cross-entropy of each pixel that has a class. Shapes: B batch, C classes.
+
+    Args:
+        backbone: the network; with ``init_from`` the one that the checkpoint was trained with. ``weights`` is a file in
+            MoCo v2's format.
+        init_from: checkpoint or run folder of any method to start from. null: from ``backbone`` as it is, which is
+            timm's weights (``pretrained``), MoCo's or chance.
+        init_network: which network of the checkpoint: the trained one, or the teacher that follows it.
+        head: ``linear`` or ``fpn``, see ``nn/segmenters.py``.
+        frozen: train the head alone; the backbone stays as it is, BatchNorm's statistics too.
+        width: channels of the pyramid's levels; lower for small machines.
+        num_fine: C; the data set's where the command line builds both.
+        optim: optimiser and schedule.
+    """
+
+    embeds = False  # classes of pixels, and no features of images
+
+    def __init__(
+        self,
+        backbone: Backbone = Backbone("resnet50"),
+        init_from: str | None = None,
+        init_network: Literal["student", "teacher"] = "student",
+        head: Head = "fpn",
+        frozen: bool = False,
+        width: int = 256,
+        num_fine: int = 0,
+        **base,
+    ):
+        super().__init__(**base)
+        at_least(4, **{"model.width": width})
+        self.init_from, self.init_network, self._resumed = init_from, init_network, False
+        self.frozen = frozen
+        self.backbone = of_any_size(replace(backbone, pretrained=False, weights=None) if init_from else backbone)
+        self.head = build_head(self.backbone, head, num_fine, width)
+        if frozen:
+            self.backbone.requires_grad_(False)
+        self.train()  # Lightning leaves modules in the mode that it finds them in
+
+    def step(self, batch: SegmentationBatch) -> StepResult:  # type: ignore[override]
+        scores_BCHW = class_scores(self.backbone, self.head, torch.stack(batch.images))
+        labels_BHW = torch.stack(batch.masks).long()
+        total = F.cross_entropy(scores_BCHW, labels_BHW, ignore_index=IGNORED, reduction="sum")
+        return StepResult(total / (labels_BHW != IGNORED).sum().clamp(min=1))  # a batch may have no label at all
+
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
+        sizes = [mask.shape for mask in batch.masks]
+        return {"predicted": [self.classes_of(image, size) for image, size in zip(batch.images, sizes, strict=True)]}
+
+    test_step = validation_step  # type: ignore[assignment]
+    predict_step = validation_step  # type: ignore[assignment]
+
+    def classes_of(self, image: Tensor, size: torch.Size) -> Tensor:
+        """[3, H, W] to the class of each pixel, [height, width] int64 of ``size``."""
+        scores_1CHW = class_scores(self.backbone, self.head, image[None])
+        return F.interpolate(scores_1CHW, size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+    def train(self, mode: bool = True) -> "Segment":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    # ---- what Lightning asks ------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list:
+        return [*super().configure_callbacks(), Segmentation()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = True
+
+    def on_fit_start(self) -> None:
+        if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
+            path = str(checkpoint_file(self.init_from, option="--model.init_from"))
+            weights = read_backbone(path, self.init_network)
+            check_fits({"state_dict": weights}, self.backbone, path)
+            self.backbone.load_state_dict(weights)
