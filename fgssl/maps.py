@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -85,26 +84,15 @@ def _parser() -> argparse.ArgumentParser:
 
 # ---- networks -------------------------------------------------------------------------------------------------------
 
-PLACES = {"student": ("student", "query", ""), "teacher": ("teacher", "key")}
-
 
 def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
-    """The backbone of a method's student or teacher.
+    """The backbone of a method's student or teacher; by default of the one that it evaluates.
 
     Raises:
         UserError: it has no such network.
     """
-    from fgssl.methods.self_distillation import SelfDistillation
-
-    if whose is None:
-        whose = "teacher" if isinstance(method, SelfDistillation) else "student"
-    for place in PLACES[whose]:
-        name = f"{place}.backbone".lstrip(".")
-        try:
-            return Net(method, attrgetter(name)(method), whose)
-        except AttributeError:
-            continue
-    raise UserError(f"--network {whose}: {type(method).__name__} has no such network.")
+    whose = whose or method.evaluates
+    return Net(method, method.backbone_of(whose), whose)
 
 
 # ---- kinds of maps: (network, [B, 3, S, S]) to the panels of each image ----------------------------------------------

@@ -293,3 +293,10 @@ def test_queries_against_a_train_gallery(run, tmp_path):
     expected = retrieval_metrics(queries, labels, ks=(1, 10), gallery=gallery, gallery_labels=gallery_labels)
     for name, value in expected.items():
         assert said["metrics"][f"test/{name}"] == pytest.approx(value, rel=1e-4), name
+
+
+def test_retrieval_as_cmds_script_measures_it(tmp_path):
+    assert fgssl("test", tmp_path, "--run.name", "run", "--retrieval.extra", "[cmd_code]") == 0
+    metrics = results(tmp_path / "maskcon_digits" / "run")["metrics"]
+    assert 0 < metrics["test/cmd_code_map"] <= 1
+    assert metrics["test/cmd_code_rank1"] <= metrics["test/cmd_code_rank5"]

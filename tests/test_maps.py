@@ -9,6 +9,7 @@ from fgssl.cli import main
 from fgssl.errors import UserError
 from fgssl.maps import RED, SIDE, Panel, activated, gradcam, network_of, paint
 from fgssl.methods.cmd import CMD
+from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
 from fgssl.nn.feature_map import last_features
 from tests.methods.runs import arguments
@@ -39,10 +40,8 @@ def test_the_network_that_is_asked_for(cmd, maskcon):
     assert network_of(cmd, "student").backbone is cmd.student.backbone
     assert network_of(maskcon, None).backbone is maskcon.query.backbone
     assert network_of(maskcon, "teacher").backbone is maskcon.key.backbone
-    finetuned = torch.nn.Module()
-    finetuned.backbone = cmd.student.backbone
-    with pytest.raises(UserError, match="teacher: Module has no such network"):
-        network_of(finetuned, "teacher")
+    with pytest.raises(UserError, match="Frozen has no teacher's network"):
+        network_of(Frozen(BACKBONE), "teacher")
 
 
 @pytest.mark.parametrize("whose", ["student", "teacher"])

@@ -1,7 +1,7 @@
 """Evaluates retrieval on the validation and test rows, and writes embeddings on predict."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from fgssl.distributed import is_distributed
 from fgssl.evaluation.embedding import Embeddings, collect
 from fgssl.metrics.clustering import clustering_metrics
+from fgssl.metrics.cmd_code import cmd_code_retrieval
 from fgssl.metrics.retrieval import finish, retrieval_statistics
 from fgssl.metrics.structure import embedding_density, spectral_decay
 
-Extra = Literal["clustering", "density", "spectral_decay"]
+Extra = Literal["clustering", "density", "spectral_decay", "cmd_code"]
 
 
 class Retrieval(Callback):
@@ -30,7 +31,8 @@ class Retrieval(Callback):
             ``train``, the training rows (plain views).
         grid: queries in the picture of nearest neighbours that a test writes; 0: neither it nor the other pictures.
         extra: further metrics of the evaluated rows: ``clustering`` (NMI and AMI of k-means), ``density``,
-            ``spectral_decay``.
+            ``spectral_decay``, ``cmd_code`` (retrieval as CMD's published script measures it: every ninth row
+            against the others and the training rows).
         extra_in_fit: take them at every validation of a fit too, not only in a test: k-means costs more than the rest.
         clusters: k of k-means; null: the classes of the evaluated rows. (OBD-SD's code: those of the training rows.)
     """
@@ -80,18 +82,23 @@ class Retrieval(Callback):
         gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
         if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):
-            metrics |= trainer.strategy.broadcast(self._extra_metrics(queries) if trainer.is_global_zero else {})
+            train = gallery
+            if train is None and "cmd_code" in self.extra:
+                train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
+            measured = self._extra_metrics(queries, train) if trainer.is_global_zero else {}
+            metrics |= trainer.strategy.broadcast(measured)
         # float64: Lightning rounds a plain number to float32
         values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
         method.log_dict(values, batch_size=1)
         return queries, gallery
 
-    def _extra_metrics(self, rows: Embeddings) -> dict[str, float]:
+    def _extra_metrics(self, rows: Embeddings, train: Any) -> dict[str, float]:
         """On one rank alone: k-means takes all cores of its machine."""
         measures = {
             "clustering": lambda: clustering_metrics(rows.embedding, rows.fine, n_clusters=self.clusters),
             "density": lambda: {"density": embedding_density(rows.embedding, rows.fine)},
             "spectral_decay": lambda: {"spectral_decay": spectral_decay(rows.embedding)},
+            "cmd_code": lambda: cmd_code_retrieval(rows.embedding, rows.fine, train.embedding, train.fine),
         }
         metrics: dict[str, float] = {}
         for name in self.extra:
