@@ -5,6 +5,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fgssl.data.datasets import ALL, DataSet
+from fgssl.data.datasets.ade20k import MaskIndex
 from fgssl.data.datasets.base import Published
 from fgssl.data.images import read_image
 from fgssl.data.index import Index, rows_hash
@@ -152,7 +154,7 @@ def balance_table(index: Index) -> Table:
 def balance_line(index: Index) -> str:
     """The smallest and the largest class by name."""
     counts = class_counts(index, np.arange(len(index)))
-    if len(counts) == 0:
+    if not counts.any():
         return "no class labels"
     few, many = counts.argmin(), counts.argmax()
     names = index.fine_names
@@ -168,19 +170,24 @@ def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:
 
 
 def image_faults(index: Index, console: Console) -> Iterator[str]:
-    """Decode every image file, on all cores, and yield one message a file that is missing or unreadable."""
+    """Decode every image file and mask, on all cores, and yield one message an image that training cannot use."""
     if index.pixels is not None:
         return
     with ThreadPool(os.cpu_count()) as pool:  # threads do: the decoder releases Python's lock
-        faults = pool.imap(_fault_of, index.paths.tolist(), chunksize=16)
+        faults = pool.imap(partial(_fault_of, index), range(len(index)), chunksize=16)
         for fault in track(faults, "reading images", total=len(index), console=console):
             if fault:
                 yield fault
 
 
-def _fault_of(path: str) -> str | None:
+def _fault_of(index: Index, row: int) -> str | None:
     try:
-        read_image(path)
+        if isinstance(index, MaskIndex):
+            from fgssl.data.segmentation import read_pair  # torch takes seconds to import
+
+            read_pair(index, row)
+        else:
+            read_image(index.paths[row])
     except UserError as error:
         return str(error)
     return None

@@ -70,17 +70,27 @@ class MaskedImages(Images):
         return SegmentationBatch(list(images), list(masks), rows, torch.from_numpy(draws.copy()))
 
     def _views(self, row: int, numbers: np.ndarray) -> Any:
-        image_3HW = torch.from_numpy(np.array(read_image(self.index.paths[row]))).permute(2, 0, 1)
-        mask_HW = read_mask(self.index.masks[row], len(self.index.fine_names))
-        if image_3HW.shape[1:] != mask_HW.shape:
-            (height, width), (rows, columns) = image_3HW.shape[1:], mask_HW.shape
-            raise UserError(
-                f"{self.index.masks[row]} is of {columns} x {rows} px and its image of {width} x {height}: the mask is "
-                "of another image."
-            )
+        image_3HW, mask_HW = read_pair(self.index, row)
         if self.scale is None:
             return resize(image_3HW, *scaled(mask_HW.shape, self.size)), mask_HW
         return random_view(image_3HW, mask_HW, numbers, self.size, self.scale, self.flip, self.mean)
+
+
+def read_pair(index: MaskIndex, row: int) -> tuple[Tensor, Tensor]:
+    """An image [3, H, W] and its mask [H, W], both uint8.
+
+    Raises:
+        UserError: one of them cannot be read, or they are not of one size.
+    """
+    image_3HW = torch.from_numpy(np.array(read_image(index.paths[row]))).permute(2, 0, 1)
+    mask_HW = read_mask(index.masks[row], len(index.fine_names))
+    if image_3HW.shape[1:] != mask_HW.shape:
+        (height, width), (rows, columns) = image_3HW.shape[1:], mask_HW.shape
+        raise UserError(
+            f"{index.masks[row]} is of {columns} x {rows} px and its image of {width} x {height}: "
+            "the mask is of another image."
+        )
+    return image_3HW, mask_HW
 
 
 def read_mask(path: str, classes: int) -> Tensor:

@@ -1,11 +1,16 @@
 """ADE20K's files, views of image and mask together, and mistakes in the files."""
 
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fgssl.data.augment import IMAGENET_MEAN
+from fgssl.data.check import check
 from fgssl.data.datasets import ALL
 from fgssl.data.segmentation import SegmentationData, random_view, read_mask, scaled
 from fgssl.errors import UserError
@@ -133,3 +138,8 @@ def test_a_mask_that_does_not_fit_is_named(mask, said, root):
         Image.fromarray(mask).save(root / MASK)
     with pytest.raises(UserError, match=f"{MASK}.*{said}|{said}: .*{MASK}"):
         list(data_of(root).train_loader(epoch=0))
+    console = Console(record=True, width=400, file=io.StringIO())
+    assert not check(ALL["ade20k"](str(root), partial=True), console)  # `fgssl data check`, before any training
+    printed = console.export_text()
+    assert "1 of 8 images missing or unreadable" in printed
+    assert re.search(f"fault: .*{said}", printed)
