@@ -17,8 +17,9 @@ from fgssl.nn.detectors import STRIDES, four_levels, is_vit, levels_of, patch_si
 from fgssl.nn.feature_map import as_map
 
 Head = Literal["linear", "fpn"]
-# What pools a map and follows it. Several processes would wait for the gradients of its weights.
-UNUSED = ("fc_norm.", "attn_pool.", "norm_head.", "head.")
+# What networks do with the last map, by the head that does not use it. Several processes would wait for its gradients.
+POOLING = ("fc_norm.", "attn_pool.", "norm_head.", "head.")
+UNUSED: dict[Head, tuple[str, ...]] = {"linear": POOLING, "fpn": (*POOLING, "norm.", "conv_head.", "bn2.")}
 
 
 def build_head(network: Any, head: Head, classes: int, width: int) -> "LinearHead | SemanticFPN":
@@ -28,7 +29,7 @@ def build_head(network: Any, head: Head, classes: int, width: int) -> "LinearHea
         UserError: the head does not go with the network.
     """
     for name, parameter in network.named_parameters():
-        if name.startswith(UNUSED):
+        if name.startswith(UNUSED[head]):
             parameter.requires_grad_(False)
     return LinearHead(network, classes) if head == "linear" else SemanticFPN(network, classes, width)
 
