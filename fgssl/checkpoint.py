@@ -90,6 +90,37 @@ def read_backbone(path: str, network: Literal["student", "teacher"] = "student")
     raise UserError(f"{path}, a checkpoint of {method}, holds no {network}'s backbone ({names}).")
 
 
+def followed_network(path: str) -> Literal["student", "teacher"]:
+    """The teacher, where a checkpoint has one that follows the student step by step."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.get("method") == "OBDSD":  # its teacher is the student of an epoch ago, or another network altogether
+        return "student"
+    return "teacher" if any(name.startswith(TEACHERS) for name in checkpoint.get("state_dict", {})) else "student"
+
+
+def load_backbone(
+    network: nn.Module,
+    run: str,
+    whose: Literal["student", "teacher"] | None = "student",
+    option: str = "--model.init_from",
+) -> None:
+    """Give a timm network the weights in a checkpoint of any method, in place.
+
+    Args:
+        network: built as the one that was trained.
+        run: run folder or checkpoint.
+        whose: which network of it; None: ``followed_network``.
+        option: what the user calls ``run``.
+
+    Raises:
+        UserError: as ``read_backbone`` and ``check_fits``.
+    """
+    path = str(checkpoint_file(run, option=option))
+    weights = read_backbone(path, whose or followed_network(path))
+    check_fits({"state_dict": weights}, network, path)
+    network.load_state_dict(weights)
+
+
 def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:
     """Refuse a checkpoint of another method, or a file that no method of ours wrote."""
     theirs = checkpoint.get("method")

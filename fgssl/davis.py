@@ -101,33 +101,16 @@ def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """The network with its weights, for images of any size."""
-    from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone, read_checkpoint
-    from fgssl.nn.backbones import Backbone
+    from fgssl.checkpoint import load_backbone
+    from fgssl.nn.backbones import Backbone, of_any_size
     from fgssl.probe import backbone_of
 
     backbone = Backbone(**backbone_of(config["model"]))
     if not args.ckpt_path:
-        return any_size(backbone)
-    network = any_size(replace(backbone, pretrained=False, weights=None))
-    path = str(checkpoint_file(args.ckpt_path))
-    whose = args.network
-    if whose is None:
-        names = read_checkpoint(path).get("state_dict", {})
-        whose = "teacher" if any(name.startswith("teacher.backbone.") for name in names) else "student"
-    weights = read_backbone(path, whose)
-    check_fits({"state_dict": weights}, network, path)
-    network.load_state_dict(weights)
+        return of_any_size(backbone)
+    network = of_any_size(replace(backbone, pretrained=False, weights=None))
+    load_backbone(network, args.ckpt_path, args.network, option="--ckpt_path")
     return network
-
-
-def any_size(backbone: Any) -> Any:
-    """Build a network that takes images of any size: ViTs and Swins have to be told."""
-    for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
-        try:
-            return replace(backbone, options=backbone.options | option).build()
-        except UserError:
-            continue  # a network without that option, or a fault that the last attempt will name
-    return backbone.build()
 
 
 def described(args: argparse.Namespace) -> dict[str, Any]:

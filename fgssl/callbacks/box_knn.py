@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from fgssl.data.batch import Batch
 from fgssl.data.images import open_image
 from fgssl.errors import UserError, at_least
-from fgssl.evaluation.box_knn import box_knn_accuracy, box_patches
+from fgssl.evaluation.box_knn import box_knn_right, box_patches
 from fgssl.evaluation.embedding import Embeddings, collect
 
 
@@ -43,6 +44,10 @@ class BoxKNN(Callback):
             )
         if index.paths is None or index.pixels is not None or index.targets is not None:
             raise UserError(f"BoxKNN needs image files with one class each, and {index.name} has none.")
+        parts = trainer.datamodule.parts  # type: ignore[attr-defined]
+        for name, rows in (("training", parts.train), ("validation", parts.val), ("test", parts.test)):
+            if len(rows) and np.isnan(index.boxes[rows]).any(axis=1).all():
+                raise UserError(f"BoxKNN: none of the {len(rows)} {name} images of {index.name} has a bounding box.")
 
     def on_validation_batch_end(
         self, trainer: Trainer, method, outputs, batch: Batch, batch_idx: int, dataloader_idx=0
@@ -79,21 +84,23 @@ class BoxKNN(Callback):
         if not outputs:
             return
         queries_NPD, labels_N = self._with_boxes(trainer, collect(outputs))
+        if not len(labels_N):  # of a few batches
+            rank_zero_warn(f"no {part}/box_knn_top1: none of these images has a bounding box.")
+            return
         bank_MPD, bank_labels_M = self._with_boxes(trainer, self._bank(trainer, method))
-        if not len(labels_N) or not len(bank_labels_M):
-            raise UserError("BoxKNN: no image of the evaluated rows, or none of the training rows, has a bounding box.")
-        accuracy = 0.0
-        if trainer.is_global_zero:
-            options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
-            accuracy = box_knn_accuracy(queries_NPD, labels_N, bank_MPD, bank_labels_M, **options)
+        mine = slice(trainer.global_rank, None, trainer.world_size)
+        options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
+        right_N = box_knn_right(queries_NPD[mine], labels_N[mine], bank_MPD, bank_labels_M, **options)
+        right = int(trainer.strategy.reduce(right_N.sum(), reduce_op="sum"))
         # float64: Lightning rounds a plain number to float32
-        value = torch.tensor(trainer.strategy.broadcast(accuracy), dtype=torch.float64)
+        value = torch.tensor(right / len(labels_N), dtype=torch.float64)
         method.log(f"{part}/box_knn_top1", value, batch_size=1)
 
     @torch.no_grad()
     def _bank(self, trainer: Trainer, method) -> Embeddings:
-        """The training rows' patches, of all ranks."""
-        loader = trainer.datamodule.gallery_loader()  # type: ignore[attr-defined]
+        """The patches of the training rows with a box, which are less than half of ImageNet's, of all ranks."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        loader = data._eval_loader(data.parts.train[~np.isnan(data.parts.index.boxes[data.parts.train]).any(axis=1)])
         return collect([self._patches(trainer, method, trainer.strategy.batch_to_device(batch)) for batch in loader])
 
     def _with_boxes(self, trainer: Trainer, rows: Embeddings) -> tuple[Tensor, Tensor]:

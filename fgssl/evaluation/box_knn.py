@@ -1,12 +1,13 @@
 """Bounding-box-aligned k-nearest-neighbour classification (FLSL, appendix F): patches of the object, not the image.
 
-Shapes: B images, N test and M training images, P = 9 patches of a box, D channels.
+Shapes: B images, N test and M training images, P = 9 patches of a box, D channels; Q patches, each with k voters.
 """
 
 import torch
 from torch import Tensor
 
-from fgssl.evaluation.knn import knn_predict
+from fgssl.evaluation.search import search
+from fgssl.metrics.ranking import MAX_ROWS
 
 SIDE = 3  # a box is divided into SIDE x SIDE cells
 
@@ -35,18 +36,53 @@ def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Ten
     return (row_BS[:, :, None] * grid[1] + column_BS[:, None, :]).flatten(1)
 
 
-def box_knn_accuracy(
+def box_knn_right(
     queries_NPD: Tensor, labels_N: Tensor, bank_MPD: Tensor, bank_labels_M: Tensor, *, k: int, temperature: float
-) -> float:
-    """Share of the test images of which any patch is classified right by its neighbours among all training patches.
+) -> Tensor:
+    """Whether any patch of a test image is classified right by its neighbours among all training patches.
 
     Args:
         queries_NPD, labels_N: the test images' patches and classes.
         bank_MPD, bank_labels_M: the training images'.
         k: voters of a patch, of cosine similarity; each votes with exp(cosine / temperature).
         temperature: of the votes.
+
+    Returns:
+        [N] bool.
     """
+    if not len(labels_N):  # a process without a share
+        return torch.zeros(0, dtype=torch.bool, device=queries_NPD.device)
     bank_labels = bank_labels_M.repeat_interleave(bank_MPD.shape[1])
-    flat = (queries_NPD.flatten(0, 1), bank_MPD.flatten(0, 1), bank_labels)
-    predicted_NP = knn_predict(*flat, k=min(k, len(bank_labels)), temperature=temperature).view(len(queries_NPD), -1)
-    return (predicted_NP == labels_N[:, None].to(predicted_NP)).any(dim=1).double().mean().item()
+    cosine_Qk, ids_Qk = nearest(queries_NPD.flatten(0, 1), bank_MPD.flatten(0, 1), min(k, len(bank_labels)))
+    predicted_Q = vote(cosine_Qk, bank_labels[ids_Qk], temperature)
+    return (predicted_Q.view(len(queries_NPD), -1) == labels_N[:, None]).any(dim=1)
+
+
+def nearest(queries_QD: Tensor, bank: Tensor, k: int, *, at_once: int = MAX_ROWS) -> tuple[Tensor, Tensor]:
+    """``search`` in a bank of any length, by parts that it can rank: ImageNet's boxes have more patches than that.
+
+    Args:
+        queries_QD: what to find the neighbours of.
+        bank: [rows, D].
+        k: neighbours of a query.
+        at_once: rows of a part.
+
+    Returns:
+        Cosines [Q, k] and rows of the bank [Q, k], nearest first, ties by row: what one search would give.
+    """
+    found = [search(queries_QD, part, min(k, len(part))) for part in bank.split(at_once)]
+    cosine_QC = torch.cat([cosine for cosine, _ in found], dim=1)
+    ids_QC = torch.cat([ids + number * at_once for number, (_, ids) in enumerate(found)], dim=1)
+    first_Qk = cosine_QC.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return cosine_QC.gather(1, first_Qk), ids_QC.gather(1, first_Qk)
+
+
+def vote(cosine_Qk: Tensor, labels_Qk: Tensor, temperature: float) -> Tensor:
+    """The class [Q] with most weight, exp(cosine / temperature) of each voter; the lowest of equals."""
+    classes, class_Qk = labels_Qk.unique(return_inverse=True)
+    predicted = []
+    for rows in torch.arange(len(cosine_Qk), device=cosine_Qk.device).split(4096):
+        weight = cosine_Qk.new_zeros(len(rows), len(classes))
+        weight.scatter_add_(1, class_Qk[rows], (cosine_Qk[rows] / temperature).exp())
+        predicted.append(classes[weight.argmax(dim=1)])
+    return torch.cat(predicted)

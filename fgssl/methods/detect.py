@@ -7,12 +7,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from fgssl.callbacks.detection import Detection
-from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone
+from fgssl.checkpoint import load_backbone
 from fgssl.data.detection import DetectionBatch
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.detection import compact
 from fgssl.methods.base import Method, StepResult
-from fgssl.nn.backbones import Backbone
+from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.detectors import Neck, build_detector
 
 
@@ -104,10 +104,7 @@ class Detect(Method):
     def on_fit_start(self) -> None:
         self._check_batch_norm()
         if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            path = str(checkpoint_file(self.init_from, option="--model.init_from"))
-            weights = read_backbone(path, self.init_network)
-            check_fits({"state_dict": weights}, self.detector.backbone.network, path)
-            self.detector.backbone.network.load_state_dict(weights)
+            load_backbone(self.detector.backbone.network, self.init_from, self.init_network)
 
     def _check_batch_norm(self) -> None:
         alone = self.trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
@@ -116,14 +113,6 @@ class Detect(Method):
                 "BatchNorm trains on the few images of each process alone. MoCo synchronises it: "
                 "--trainer.sync_batchnorm true (GPUs), or keep it as it is: --model.freeze_bn true."
             )
-
-
-def of_any_size(backbone: Backbone) -> Any:
-    """The network; a ViT in the form that takes images of any size."""
-    network = backbone.build()
-    if getattr(network, "dynamic_img_size", None) is False:
-        network = replace(backbone, options={**backbone.options, "dynamic_img_size": True}).build()
-    return network
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:

@@ -1,14 +1,14 @@
 """Fine-tuning: a trained backbone and a linear classifier, all weights, on labels."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.callbacks.classification import Classification
-from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone
+from fgssl.checkpoint import load_backbone
 from fgssl.data.batch import Batch
 from fgssl.errors import UserError
 from fgssl.losses.classification import binary_cross_entropy
@@ -32,6 +32,7 @@ class Finetune(Method):
     """
 
     targets: Tensor | None
+    init_network: Literal["student", "teacher"] | None = "student"  # of init_from; None: see load_backbone
 
     def __init__(
         self,
@@ -98,13 +99,6 @@ class Finetune(Method):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = True
 
-    def weights_in(self, path: str) -> dict[str, Tensor]:
-        """What the backbone starts from."""
-        return read_backbone(path)
-
     def on_fit_start(self) -> None:
         if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            path = str(checkpoint_file(self.init_from, option="--model.init_from"))
-            weights = self.weights_in(path)
-            check_fits({"state_dict": weights}, self.backbone, path)
-            self.backbone.load_state_dict(weights)
+            load_backbone(self.backbone, self.init_from, self.init_network)

@@ -7,7 +7,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from fgssl.callbacks.retrieval import embed_rows
-from fgssl.checkpoint import TEACHERS, read_backbone, read_checkpoint
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.linear_probe import block_features, feature_width, with_features
 from fgssl.methods.finetune import Finetune
@@ -54,7 +53,7 @@ class Probe(Finetune):
         if network and not init_from:
             raise UserError(f"--network {network} is of a checkpoint, and there is none: give --ckpt_path RUN.")
         super().__init__(backbone, init_from, frozen=True, num_fine=num_fine, optim=optim, **base)
-        self.network, self.blocks, self.augment, self.variant = network, blocks, augment, of
+        self.init_network, self.blocks, self.augment, self.variant = network, blocks, augment, of
         self.classifier = nn.Linear(feature_width(self.backbone, blocks), num_fine)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -65,9 +64,6 @@ class Probe(Finetune):
         if images.ndim == 2:
             return images.to(self.dtype)
         return block_features(self.backbone, images, self.blocks)
-
-    def weights_in(self, path: str) -> dict[str, Tensor]:
-        return read_backbone(path, self.network or followed_network(path))
 
     # ---- features computed once ---------------------------------------------------------------------------------
 
@@ -93,11 +89,3 @@ class Probe(Finetune):
         trainer: Any = self.trainer
         for name in ("train_dataloader", "val_dataloader"):
             vars(trainer.datamodule).pop(name, None)  # the data module's own again
-
-
-def followed_network(path: str) -> Literal["student", "teacher"]:
-    """The teacher, where a checkpoint has one that follows the student step by step."""
-    checkpoint = read_checkpoint(path)
-    if checkpoint.get("method") == "OBDSD":  # its teacher is the student of an epoch ago, or another network altogether
-        return "student"
-    return "teacher" if any(name.startswith(TEACHERS) for name in checkpoint.get("state_dict", {})) else "student"

@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgssl.callbacks.segmentation import Segmentation
-from fgssl.checkpoint import check_fits, checkpoint_file, read_backbone
+from fgssl.checkpoint import load_backbone
 from fgssl.data.segmentation import SegmentationBatch
 from fgssl.errors import at_least
 from fgssl.methods.base import Method, StepResult
-from fgssl.methods.detect import of_any_size
 from fgssl.metrics.segmentation import IGNORED
-from fgssl.nn.backbones import Backbone
+from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.segmenters import Head, build_head, class_scores
 
 
@@ -93,7 +92,4 @@ class Segment(Method):
 
     def on_fit_start(self) -> None:
         if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            path = str(checkpoint_file(self.init_from, option="--model.init_from"))
-            weights = read_backbone(path, self.init_network)
-            check_fits({"state_dict": weights}, self.backbone, path)
-            self.backbone.load_state_dict(weights)
+            load_backbone(self.backbone, self.init_from, self.init_network)

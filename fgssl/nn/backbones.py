@@ -1,6 +1,6 @@
 """The networks: one timm factory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -58,6 +58,17 @@ class Backbone:
         if self.weights:
             load_moco(network, self.weights)
         return network
+
+
+def of_any_size(backbone: Backbone) -> Any:
+    """The network; a ViT or Swin in the form that takes images of any size."""
+    network = backbone.build()
+    told: dict[str, Any] = {}
+    if getattr(network, "dynamic_img_size", None) is False:  # ViTs
+        told = {"dynamic_img_size": True}
+    elif getattr(getattr(network, "patch_embed", None), "strict_img_size", False) and "swin" in backbone.name:
+        told = {"strict_img_size": False}
+    return replace(backbone, options={**backbone.options, **told}).build() if told else network
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:

@@ -1,6 +1,9 @@
-"""k-NN of the patches of an object's box: golden numbers, and a run from a checkpoint and of public networks."""
+"""k-NN of the patches of an object's box: golden numbers, and runs from a checkpoint and of timm's networks."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ import torch
 
 from fgssl.cli import main
 from fgssl.data.views import EvalView
-from fgssl.evaluation.box_knn import box_knn_accuracy, box_patches
-from fgssl.evaluation.knn import knn_predict
+from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest, vote
+from fgssl.evaluation.search import search
 from tests import trees
+from tests.methods.runs import environment, results
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "box_knn.json").read_text())
 
@@ -44,14 +48,30 @@ def test_golden_votes():
     golden = GOLDEN["knn"]
     train, test = (torch.tensor(golden[part], dtype=torch.float64) for part in ("train", "test"))
     train_labels, test_labels = torch.tensor(golden["train_labels"]), torch.tensor(golden["test_labels"])
+    cosine, ids = nearest(test.flatten(0, 1), train.flatten(0, 1), golden["k"])
+    predicted = vote(cosine, train_labels.repeat_interleave(train.shape[1])[ids], golden["T"])
+    assert predicted.view(3, -1).tolist() == [result["patch_predictions"] for result in golden["result"]]
     options = {"k": golden["k"], "temperature": golden["T"]}
-    flat = (test.flatten(0, 1), train.flatten(0, 1), train_labels.repeat_interleave(train.shape[1]))
-    predicted = knn_predict(*flat, **options).view(3, -1).tolist()
-    assert predicted == [result["patch_predictions"] for result in golden["result"]]
-    accuracy = box_knn_accuracy(test, test_labels, train, train_labels, **options)
-    assert 100 * accuracy == pytest.approx(golden["top1"])
+    right = box_knn_right(test, test_labels, train, train_labels, **options)
+    assert right.tolist() == [result["correct_any"] for result in golden["result"]]
+    assert 100 * right.double().mean() == pytest.approx(golden["top1"])
     permuted = torch.tensor([2, 0, 3, 1])
-    assert accuracy == box_knn_accuracy(test, test_labels, train[permuted], train_labels[permuted], **options)
+    assert right.equal(box_knn_right(test, test_labels, train[permuted], train_labels[permuted], **options))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 20, 100])
+def test_a_bank_in_parts_is_one_bank(at_once):
+    """Each row of the bank is there twice, so that ties are between parts; a part may have fewer rows than k."""
+    generator = torch.Generator().manual_seed(0)
+    queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator).repeat(2, 1)
+    for ours, whole in zip(nearest(queries, bank, 11, at_once=at_once), search(queries, bank, 11), strict=True):
+        assert ours.equal(whole)
+
+
+def test_a_process_without_a_share_has_nothing_right():
+    nothing, bank = torch.zeros(0, 9, 4), torch.ones(2, 9, 4)
+    right = box_knn_right(nothing, torch.zeros(0), bank, torch.zeros(2), k=1, temperature=0.07)
+    assert right.tolist() == []
 
 
 FLAGS = (
@@ -61,6 +81,10 @@ FLAGS = (
 )  # fmt: skip
 VIT = "{patch_size: 8, img_size: 32, depth: 1, embed_dim: 12, num_heads: 2}"
 RESNET = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"
+
+
+def top1(run: Path) -> float:
+    return results(run)["metrics"]["test/box_knn_top1"]
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +98,58 @@ def test_of_a_network_that_was_not_trained(cub, tmp_path, network, options, caps
     command = ["test", "--config", str(config), "--model", "Frozen", "--model.backbone.name", network]
     command += ["--model.backbone.options", options, "--model.backbone.pretrained", "false"]
     assert main([*command, "--data.dataset.root", str(cub), *FLAGS, "--run.root", str(tmp_path)]) == 0
-    results = json.loads((tmp_path / "maskcon_cub" / "run" / "results.json").read_text())
-    assert 0 <= results["metrics"]["test/box_knn_top1"] <= 1
+    assert 0 <= top1(tmp_path / "maskcon_cub" / "run") <= 1
     assert "box_knn_top1" in capsys.readouterr().out
+
+
+def flsl(cub: Path, runs: Path, command: str, *flags: str) -> list[str]:
+    options = VIT.replace("{", "{class_token: false, global_pool: avg, fc_norm: false, dynamic_img_size: true, ")
+    config = Path(__file__).parents[2] / "experiments" / "flsl_cub_small.yaml"
+    return [
+        command, "--config", str(config), "--data.dataset.root", str(cub), *FLAGS, "--run.root", str(runs),
+        "--model.backbone.options", options, "--model.prototypes", "8", "--model.hidden", "8",
+        "--model.bottleneck", "4", *flags,
+    ]  # fmt: skip
+
+
+@pytest.mark.ddp
+def test_of_a_checkpoint_and_on_several_processes(cub, tmp_path):
+    """What training ends with, a test of its checkpoint gives, and 5 processes that 12 images do not divide by."""
+    assert main(flsl(cub, tmp_path, "fit", "--trainer.max_epochs", "1", "--data.views.size", "32")) == 0
+    fitted = tmp_path / "flsl_cub_small" / "run"
+    command = flsl(cub, tmp_path, "test", "--ckpt_path", str(fitted), "--run.name", "several")
+    command += ["--trainer.devices", "5", "--trainer.strategy", "ddp"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fgssl", *command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert top1(fitted.parent / "several") == top1(fitted)
+
+
+def test_imagenets_boxes_alone_are_looked_at(tmp_path, capsys):
+    """Test images that are training images are found again. Images without a box, here of another class, do not count,
+    neither as questions nor as answers."""
+    root = trees.make_imagenet(tmp_path / "imagenet")
+    wnids = sorted(folder.name for folder in (root / "train").iterdir())
+    for seed, (wnid, other) in enumerate(zip(wnids, wnids[1:] + wnids[:1], strict=True)):
+        train, test = sorted((root / "train" / wnid).iterdir()), sorted((root / "val" / wnid).iterdir())
+        trees.write_image(train[0], seed=100 + seed)  # with a box
+        shutil.copyfile(train[0], test[0])
+        for path in (sorted((root / "train" / other).iterdir())[1], sorted((root / "val" / other).iterdir())[1]):
+            shutil.copyfile(train[0], path)
+    config = Path(__file__).parents[2] / "experiments" / "flsl_imagenet.yaml"
+    command = ["test", "--config", str(config), "--model", "Frozen", "--model.backbone.name", "vit_tiny_patch16_224"]
+    command += ["--model.backbone.options", VIT, "--model.backbone.pretrained", "false", "--data.eval_resize", "32"]
+    command += ["--data.dataset.root", str(root), "--data.dataset.boxes", "true", *FLAGS, "--run.root", str(tmp_path)]
+    command += ["--trainer.callbacks.k", "1"]
+    assert main(command) == 0
+    assert top1(tmp_path / "flsl_imagenet" / "run") == 1
+
+    for path in (root / "Annotations" / "val").iterdir():
+        path.unlink()
+    assert main([*command, "--run.name", "none"]) == 2
+    assert "none of the 9 test images of imagenet has a bounding box" in capsys.readouterr().err
 
 
 def test_a_copy_without_boxes_is_said_at_once(cub, tmp_path, capsys):

@@ -5,8 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from fgssl.errors import UserError
-from fgssl.methods.detect import of_any_size
-from fgssl.nn.backbones import Backbone
+from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.detectors import Res5Heads, build_detector
 
 RESNET = Backbone("resnet18", options={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]})

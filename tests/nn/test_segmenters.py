@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from fgssl.errors import UserError
-from fgssl.methods.detect import of_any_size
-from fgssl.nn.backbones import Backbone
+from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.segmenters import build_head, class_scores
 from tests.nn.test_detectors import RESNET, VIT
 
 TIMM_VIT = Backbone("vit_tiny_patch16_224", options={"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64})
 PATCH_14 = Backbone("vit_tiny_patch16_224", options=TIMM_VIT.options | {"patch_size": 14, "img_size": 56})
 CONVNEXT = Backbone("convnext_atto", options={"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]})
+SWIN = Backbone(
+    "swin_tiny_patch4_window7_224", options={"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+)
 BUILDS = [
     (RESNET, "linear"), (RESNET, "fpn"), (VIT, "linear"), (VIT, "fpn"), (TIMM_VIT, "linear"), (TIMM_VIT, "fpn"),
-    (CONVNEXT, "linear"), (CONVNEXT, "fpn"), (PATCH_14, "linear"),
+    (CONVNEXT, "linear"), (CONVNEXT, "fpn"), (SWIN, "linear"), (SWIN, "fpn"), (PATCH_14, "linear"),
 ]  # fmt: skip
 
 
