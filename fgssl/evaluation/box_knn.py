@@ -6,6 +6,7 @@ Shapes: B images, N test and M training images, P = 9 patches of a box, D channe
 import torch
 from torch import Tensor
 
+from fgssl.evaluation.knn import vote
 from fgssl.evaluation.search import search
 from fgssl.metrics.ranking import MAX_ROWS
 
@@ -75,14 +76,3 @@ def nearest(queries_QD: Tensor, bank: Tensor, k: int, *, at_once: int = MAX_ROWS
     ids_QC = torch.cat([ids + number * at_once for number, (_, ids) in enumerate(found)], dim=1)
     first_Qk = cosine_QC.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return cosine_QC.gather(1, first_Qk), ids_QC.gather(1, first_Qk)
-
-
-def vote(cosine_Qk: Tensor, labels_Qk: Tensor, temperature: float) -> Tensor:
-    """The class [Q] with most weight, exp(cosine / temperature) of each voter; the lowest of equals."""
-    classes, class_Qk = labels_Qk.unique(return_inverse=True)
-    predicted = []
-    for rows in torch.arange(len(cosine_Qk), device=cosine_Qk.device).split(4096):
-        weight = cosine_Qk.new_zeros(len(rows), len(classes))
-        weight.scatter_add_(1, class_Qk[rows], (cosine_Qk[rows] / temperature).exp())
-        predicted.append(classes[weight.argmax(dim=1)])
-    return torch.cat(predicted)

@@ -36,17 +36,17 @@ def knn_accuracy(
             f"{len(queries)} queries, {len(bank)} in the bank, but labels of shapes "
             f"{tuple(query_labels.shape)} and {tuple(bank_labels.shape)}"
         )
-    predicted_Q = knn_predict(queries, bank, bank_labels, k=k, temperature=temperature)
+    cosine_Qk, ids_Qk = search(queries, bank, k)
+    predicted_Q = vote(cosine_Qk, bank_labels.to(queries.device)[ids_Qk], temperature)
     return int((predicted_Q == query_labels.to(queries.device)).sum()) / len(queries)
 
 
-def knn_predict(queries: Tensor, bank: Tensor, bank_labels: Tensor, *, k: int, temperature: float) -> Tensor:
-    """The vote behind ``knn_accuracy``: the class [Q] of each query."""
-    cosine_Qk, ids_Qk = search(queries, bank, k)
-    classes_C, class_M = bank_labels.to(queries.device).unique(return_inverse=True)
+def vote(cosine_Qk: Tensor, labels_Qk: Tensor, temperature: float) -> Tensor:
+    """The class [Q] with most weight, exp(cosine / temperature) of each voter; the lowest of equals."""
+    classes, class_Qk = labels_Qk.unique(return_inverse=True)
     predicted = []
-    for rows in torch.arange(len(queries), device=queries.device).split(4096):
-        vote_QC = cosine_Qk.new_zeros(len(rows), len(classes_C))
-        vote_QC.scatter_add_(1, class_M[ids_Qk[rows]], (cosine_Qk[rows] / temperature).exp())
-        predicted.append(classes_C[vote_QC.argmax(dim=1)])
+    for rows in torch.arange(len(cosine_Qk), device=cosine_Qk.device).split(4096):
+        weight = cosine_Qk.new_zeros(len(rows), len(classes))
+        weight.scatter_add_(1, class_Qk[rows], (cosine_Qk[rows] / temperature).exp())
+        predicted.append(classes[weight.argmax(dim=1)])
     return torch.cat(predicted)

@@ -12,7 +12,7 @@ import torch
 
 from fgssl.cli import main
 from fgssl.data.views import EvalView
-from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest, vote
+from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest
 from fgssl.evaluation.search import search
 from tests import trees
 from tests.methods.runs import environment, results
