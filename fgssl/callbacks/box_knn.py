@@ -100,7 +100,8 @@ class BoxKNN(Callback):
     def _bank(self, trainer: Trainer, method) -> Embeddings:
         """The patches of the training rows with a box, which are less than half of ImageNet's, of all ranks."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        loader = data._eval_loader(data.parts.train[~np.isnan(data.parts.index.boxes[data.parts.train]).any(axis=1)])
+        rows = data.parts.train
+        loader = data.gallery_loader(rows[~np.isnan(data.parts.index.boxes[rows]).any(axis=1)])
         return collect([self._patches(trainer, method, trainer.strategy.batch_to_device(batch)) for batch in loader])
 
     def _with_boxes(self, trainer: Trainer, rows: Embeddings) -> tuple[Tensor, Tensor]:

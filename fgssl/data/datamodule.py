@@ -308,9 +308,9 @@ class DataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def gallery_loader(self) -> Loader:
-        """The training rows as plain views: a gallery for queries of another part."""
-        return self._eval_loader(self.parts.train)
+    def gallery_loader(self, rows: np.ndarray | None = None) -> Loader:
+        """The training rows, or some of them, as plain views: a gallery for queries of another part."""
+        return self._eval_loader(self.parts.train if rows is None else rows)
 
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()

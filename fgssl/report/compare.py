@@ -19,6 +19,7 @@ from fgssl.report.runs import RunFolder, read_runs
 
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5")
 FORMATS = ("table", "markdown", "csv", "latex")
+OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
 LOWER_IS_BETTER = ("spectral_decay",)
 
 
@@ -122,10 +123,11 @@ class Comparison:
         p = self.protocol
         asked = f"{p['data set']}, {p['split']} split" + "".join(f", {what}" for what in self.unlike)
         searched = "each query left out" if p["gallery"] == "evaluated" else f"searched in the {p['gallery']} rows"
-        return (
-            f"{asked}: {p['test images']:,} test images (rows {p['test rows_hash']}), {searched}; "
-            f"{p['train images']:,} training images (rows {p['train rows_hash']})"
-        )
+        searched = f", {searched}" if any(metric.startswith(OF_QUERIES) for metric in self.metrics) else ""
+        title = f"{asked}: {p['test images']:,} test images (rows {p['test rows_hash']}){searched}"
+        if not p["train images"]:
+            return title
+        return f"{title}; {p['train images']:,} training images (rows {p['train rows_hash']})"
 
 
 def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:

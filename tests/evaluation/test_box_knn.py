@@ -13,6 +13,7 @@ import torch
 from fgssl.cli import main
 from fgssl.data.views import EvalView
 from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest
+from fgssl.evaluation.knn import vote
 from fgssl.evaluation.search import search
 from tests import trees
 from tests.methods.runs import environment, results
