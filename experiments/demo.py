@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.cli import main as fgssl
+from fgssl.cli.main import main as fgssl
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")

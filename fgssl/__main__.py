@@ -1,5 +1,5 @@
 import sys
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 
 sys.exit(main())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fgssl.cli import main
-from fgssl.config import compose
+from fgssl.cli.compose import compose
+from fgssl.cli.main import main
 from fgssl.data.protocols import read_sop_list
 from tests import trees
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.evaluation.store import read_embeddings
-from tests.test_cli import SMALL
+from tests.cli.test_cli import SMALL
 
 ROOT = Path(__file__).parents[1]
 SECTION = (ROOT / "README.md").read_text().split("\n## Compare\n")[1].split("\n## ")[0]

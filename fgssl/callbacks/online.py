@@ -15,10 +15,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgssl.callbacks.retrieval import embed_rows
 from fgssl.distributed import any_rank, mean_over_ranks
 from fgssl.errors import UserError, at_least
-from fgssl.evaluation.embedding import Embeddings, collect
+from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
 from fgssl.evaluation.knn import knn_accuracy
 from fgssl.metrics.classification import topk_accuracy
 

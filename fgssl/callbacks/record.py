@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgssl.errors import UserError
-from fgssl.run import MetricsLogger, provenance, write_json
+from fgssl.loggers import MetricsLogger
+from fgssl.run import provenance, write_json
 
 
 class Record(Callback):

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from fgssl.distributed import is_distributed
-from fgssl.evaluation.embedding import Embeddings, collect
+from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
 from fgssl.metrics.retrieval import finish, retrieval_statistics
@@ -111,17 +111,6 @@ class Retrieval(Callback):
     def _take(self) -> Embeddings:
         outputs, self._outputs = self._outputs, []
         return collect(outputs)
-
-
-@torch.no_grad()
-def embed_rows(trainer: Trainer, method, loader) -> Embeddings:
-    """Embed what another loader gives, with the evaluated network."""
-    outputs = []
-    for number, batch in enumerate(loader):
-        batch = trainer.strategy.batch_to_device(batch)
-        with trainer.precision_plugin.forward_context():
-            outputs.append(method.validation_step(batch, number))
-    return collect(outputs)
 
 
 def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: list[int]) -> dict:

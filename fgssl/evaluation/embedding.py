@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from fgssl.distributed import gather_rows
@@ -32,3 +33,14 @@ def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
     rows, first = np.unique(index.cpu().numpy(), return_index=True)
     chosen = torch.from_numpy(first).to(embedding.device)
     return Embeddings(embedding[chosen], fine[chosen], torch.from_numpy(rows).to(index))
+
+
+@torch.no_grad()
+def embed_rows(trainer: Trainer, method, loader) -> Embeddings:
+    """Embed what another loader gives, with the evaluated network."""
+    outputs = []
+    for number, batch in enumerate(loader):
+        batch = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            outputs.append(method.validation_step(batch, number))
+    return collect(outputs)

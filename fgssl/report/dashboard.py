@@ -20,7 +20,7 @@ def save_comparison(where: str, tables: Sequence[Comparison]) -> str:
     Raises:
         UserError: W&B's library for reports is missing, or W&B refuses.
     """
-    from fgssl.run import has_wandb_account
+    from fgssl.loggers import has_wandb_account
 
     sections = "; ".join(f"{table.title.split(':')[0]} ({_count(table)} runs)" for table in tables)
     if not has_wandb_account():

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.data.batch import Batch
+from fgssl.loggers import MetricsLogger
 from fgssl.methods.maskcon import MaskCon
 from fgssl.nn.backbones import Backbone
-from fgssl.run import MetricsLogger
 
 STEPS = 4  # a round
 

@@ -8,10 +8,10 @@ import torch
 
 from fgssl.callbacks.collapse import Collapse, signs
 from fgssl.methods.base import StepResult
-from fgssl.methods.finetune import Finetune
 from fgssl.metrics import feature_std, rankme
-from tests.methods.test_finetune import QUICK, data
-from tests.test_cli import fit, rows
+from fgssl.tasks.finetune import Finetune
+from tests.cli.test_cli import fit, rows
+from tests.tasks.test_finetune import QUICK, data
 from tests.tiny import BACKBONE, tiny_trainer
 
 HEALTHY = {"feature_std": 0.6, "rankme": 20.0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgssl.callbacks.neighbours import framed
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.digits import Digits
 from fgssl.data.views import PairViews

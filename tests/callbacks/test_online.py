@@ -20,10 +20,11 @@ from fgssl.data.protocols import Protocol
 from fgssl.data.views import Crop, Views
 from fgssl.errors import UserError
 from fgssl.evaluation.knn import knn_accuracy
-from fgssl.methods import Finetune, MaskCon
+from fgssl.methods import MaskCon
+from fgssl.tasks import Finetune
+from tests.cli.test_cli import fit
 from tests.methods.runs import assert_same_state, results
-from tests.methods.test_finetune import QUICK, Colours, data, finetune
-from tests.test_cli import fit
+from tests.tasks.test_finetune import QUICK, Colours, data, finetune
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 NAMES = ("OnlineProbe", "OnlineKNN", "Collapse")

@@ -74,7 +74,7 @@ def test_class_counts_are_known_without_the_disk(name, tmp_path):
 def test_nothing_slow_is_imported():
     """A missing data set must be said before torch has loaded."""
     code = (
-        "import sys, fgssl.data.datasets, fgssl.data.protocols, fgssl.data.check; "
+        "import sys, fgssl.data.datasets, fgssl.data.protocols, fgssl.commands.data; "
         "print([m for m in ('torch', 'torchvision', 'lightning', 'sklearn', 'scipy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.views import EvalView
 from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest
 from fgssl.evaluation.knn import vote

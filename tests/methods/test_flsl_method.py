@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fgssl.cli import main
-from fgssl.config import compose
+from fgssl.cli.compose import compose
+from fgssl.cli.main import main
 from fgssl.data.batch import Batch
 from fgssl.data.views import MultiCrop, NestedCrops
 from fgssl.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone
 from fgssl.nn.heads import mlp

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.report.compare import compare
 from fgssl.report.runs import read_runs
 
@@ -255,7 +255,8 @@ def test_compare_does_not_load_torch(tmp_path):
     """Which would take longer than reading a hundred runs."""
     write_run(tmp_path, "a")
     code = (
-        f"import sys; from fgssl.cli import main; main(['compare', {str(tmp_path)!r}, '--plots', {str(tmp_path)!r}]);"
+        "import sys; from fgssl.cli.main import main;"
+        f"main(['compare', {str(tmp_path)!r}, '--plots', {str(tmp_path)!r}]);"
         "assert not {'torch', 'lightning', 'wandb'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from tests.methods.runs import arguments
 
 NUMBERS = st.sampled_from(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from tests import trees
 from tests.methods.runs import arguments, results, state
 

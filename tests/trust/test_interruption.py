@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fgssl.checkpoint import AtomicCheckpointIO, read_checkpoint
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.errors import UserError
 from tests.methods.runs import (
     RUNS,
@@ -107,7 +107,7 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path):
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-from fgssl.cli import main
+from fgssl.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

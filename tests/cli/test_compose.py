@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgssl.config import compose
+from fgssl.cli.compose import compose
 from fgssl.errors import UserError
 
 

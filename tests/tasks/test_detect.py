@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.detection import DetectionData
 from fgssl.errors import UserError
-from fgssl.methods import FLSL, Detect, MaskCon
+from fgssl.methods import FLSL, MaskCon
 from fgssl.nn.moco import write_moco
 from fgssl.optim import Optim
 from fgssl.report.published import published
 from fgssl.report.runs import read_run
+from fgssl.tasks import Detect
 from tests import trees
 from tests.methods.runs import ROOT, assert_same_state, losses, results, state
 from tests.nn.test_detectors import RESNET, VIT

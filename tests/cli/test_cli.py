@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 
-DIGITS = str(Path(__file__).parents[1] / "experiments" / "maskcon_digits.yaml")
-CARS = str(Path(__file__).parents[1] / "experiments" / "maskcon_cars.yaml")
+DIGITS = str(Path(__file__).parents[2] / "experiments" / "maskcon_digits.yaml")
+CARS = str(Path(__file__).parents[2] / "experiments" / "maskcon_cars.yaml")
 SMALL = [
     "--model.backbone.options",
     "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}",
@@ -108,7 +108,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, steps):
     flags = ("--checkpoint.every_n_train_steps", steps) if steps else ()
     whole = fit(tmp_path, "whole", *flags, epochs=3)
     # Stopped after 2 of 3 epochs (8 steps; the checkpoint is of step 8 or 6), told of all 3 for the schedule's sake.
-    stopped = fit(tmp_path, "stopped", *flags, "--trainer.callbacks", "tests.test_cli.StopEarly", epochs=3)
+    stopped = fit(tmp_path, "stopped", *flags, "--trainer.callbacks", "tests.cli.test_cli.StopEarly", epochs=3)
     assert results(stopped)["steps"] == 8
     assert fgssl("fit", tmp_path, "--trainer.max_epochs", "3", *flags, "--ckpt_path", str(stopped)) == 0
     ours, theirs = weights(stopped), weights(whole)
@@ -144,7 +144,7 @@ def test_validation_rows_choose_the_best_checkpoint(tmp_path):
 
 
 def test_a_run_is_never_overwritten(run, capsys):
-    assert fgssl("fit", run.parents[1], "--run.name", run.name, "--trainer.max_epochs", "1") == 2
+    assert fgssl("fit", run.parents[2], "--run.name", run.name, "--trainer.max_epochs", "1") == 2
     assert "already holds a run" in capsys.readouterr().err
     assert results(run)["status"] == "finished"
 
@@ -244,7 +244,7 @@ def test_print_config_needs_no_data(capsys, monkeypatch, tmp_path):
 
 def test_missing_data_and_help_are_said_before_torch_is_loaded(tmp_path):
     code = (
-        "import sys; from fgssl.cli import main; "
+        "import sys; from fgssl.cli.main import main; "
         f"status = main(['fit', '--config', {CARS!r}, '--data.dataset.root', {str(tmp_path)!r}]); main(['--help']); "
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules; sys.exit(status)"
     )

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fgssl.config import assign, read_section
+from fgssl.cli.command_parser import Parser
+from fgssl.cli.compose import assign, read_section
 from fgssl.errors import UserError, did_you_mean
-from fgssl.options import Parser
 
 ROWS = 50_000  # images a file: 400 MB of a ResNet-50's features
 
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}; a file holds at least one image.")
 
-    from fgssl.cli import start  # torch from here on
-    from fgssl.restore import configuration
+    from fgssl.cli.main import start  # torch from here on
+    from fgssl.commands.restore import configuration
 
     config = configuration(args.ckpt_path, args.config)
     if args.data:
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from fgssl.application import Application
     from fgssl.callbacks.shards import Shards
+    from fgssl.cli.application import Application
     from fgssl.evaluation.embedding import Embeddings
     from fgssl.evaluation.store import read_embeddings
 
@@ -149,7 +149,7 @@ def name_run(config: dict[str, Any], args: argparse.Namespace) -> None:
     part = "" if args.part == "test" else f"_{args.part}"
     run = config.setdefault("run", {})
     if args.ckpt_path and not args.config:
-        from fgssl.application import checkpoint_file
+        from fgssl.cli.application import checkpoint_file
 
         folder = checkpoint_file(args.ckpt_path).resolve().parent.parent
         data = f"_{Path(args.data).stem.lower()}" if args.data else ""

@@ -6,12 +6,12 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from fgssl.callbacks.retrieval import embed_rows
 from fgssl.errors import UserError, at_least
+from fgssl.evaluation.embedding import embed_rows
 from fgssl.evaluation.linear_probe import block_features, feature_width, with_features
-from fgssl.methods.finetune import Finetune
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
+from fgssl.tasks.finetune import Finetune
 
 # CMD, after DINO's and EsViT's code, whose cosine steps by epoch, ours by step.
 RECIPE = Optim(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, warmup_epochs=0, reference_batch=256)

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from fgssl.data.check import main
+from fgssl.commands.data import main
 from fgssl.data.datasets import ALL
 from tests import trees
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from tests.evaluation.test_davis import make_davis
 from tests.methods.runs import arguments
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fgssl.cli.command_parser import Parser
 from fgssl.errors import UserError
-from fgssl.options import Parser
 from fgssl.report.runs import flatten
 
 FORMATS = ("timm", "torch", "onnx", "moco")
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     import torch
     from torch import nn
 
-    from fgssl.restore import configuration, restore
+    from fgssl.commands.restore import configuration, restore
 
     application = restore(configuration(args.ckpt_path, args.config), [])
     data, method = application.datamodule, application.model
@@ -228,7 +228,7 @@ def write_onnx(folder: Path, embed: Any, images: Any) -> Written:
 
 def results_of(ckpt_path: str) -> dict[str, Any]:
     """``results.json`` of the run that a checkpoint lies in; empty where it lies in none."""
-    from fgssl.application import checkpoint_file
+    from fgssl.cli.application import checkpoint_file
 
     path = checkpoint_file(ckpt_path).parent.parent / "results.json"
     return json.loads(path.read_text()) if path.is_file() else {}

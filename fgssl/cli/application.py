@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-import fgssl.methods  # noqa: F401  (makes the methods' short names known)
+import fgssl.methods
+import fgssl.tasks  # noqa: F401
 from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401  (makes the callbacks' short names known)
 from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
@@ -33,13 +34,14 @@ from fgssl.checkpoint import (
     explain_differences,
     read_checkpoint,
 )
+from fgssl.cli.parser import Parser, clean
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError, at_least
+from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method
-from fgssl.parser import Parser, clean
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
-from fgssl.run import MetricsLogger, Run, Wandb, default_name, folder_of_checkpoint, wandb_logger
+from fgssl.run import Run, default_name, folder_of_checkpoint
 
 
 class Application(LightningCLI):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.checkpoint import read_backbone
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.index import Index
@@ -18,8 +18,9 @@ from fgssl.data.protocols import Protocol
 from fgssl.data.views import Crop, Views
 from fgssl.errors import UserError
 from fgssl.losses.classification import binary_cross_entropy
-from fgssl.methods import MLS, OBDSD, Finetune, MaskCon
+from fgssl.methods import MLS, OBDSD, MaskCon
 from fgssl.optim import Optim
+from fgssl.tasks import Finetune
 from tests import trees
 from tests.methods.runs import ROOT, SMALL
 from tests.tiny import BACKBONE, tiny_trainer

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from fgssl.embed import set_public_network
+from fgssl.cli.command_parser import Parser
+from fgssl.commands.embed import set_public_network
 from fgssl.errors import UserError
-from fgssl.options import Parser
 
 
 def main(argv: list[str]) -> int:
@@ -91,7 +91,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
     """The run's, or one made of the public network."""
-    from fgssl.restore import configuration
+    from fgssl.commands.restore import configuration
 
     config = configuration(args.ckpt_path, args.config)
     if args.model:
@@ -102,8 +102,8 @@ def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
 def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """The network with its weights, for images of any size."""
     from fgssl.checkpoint import load_backbone
+    from fgssl.commands.probe import backbone_of
     from fgssl.nn.backbones import Backbone, of_any_size
-    from fgssl.probe import backbone_of
 
     backbone = Backbone(**backbone_of(config["model"]))
     if not args.ckpt_path:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgssl.application import Application, checkpoint_file
-from fgssl.cli import start
-from fgssl.config import assign, compose
+from fgssl.cli.application import Application, checkpoint_file
+from fgssl.cli.compose import assign, compose
+from fgssl.cli.main import start
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.images import open_image

@@ -11,17 +11,17 @@ import yaml
 from torch import nn
 
 from fgssl.checkpoint import read_backbone
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.digits import Digits
 from fgssl.data.views import Crop, Views
 from fgssl.errors import UserError
-from fgssl.methods import Probe
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
-from tests.methods.test_finetune import Unlabelled, data, fit, pretrained
-from tests.test_cli import fit as fit_maskcon
-from tests.test_cli import results
+from fgssl.tasks import Probe
+from tests.cli.test_cli import fit as fit_maskcon
+from tests.cli.test_cli import results
+from tests.tasks.test_finetune import Unlabelled, data, fit, pretrained
 from tests.tiny import BACKBONE
 
 FAST = Optim(name="adam", lr=2e-3, weight_decay=0.0, warmup_epochs=0)

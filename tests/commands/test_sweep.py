@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fgssl import sweep as sweeps
-from fgssl.cli import main
-from fgssl.config import compose
+from fgssl.cli.compose import compose
+from fgssl.cli.main import main
+from fgssl.commands import sweep as sweeps
 from fgssl.report.published import table
-from tests.test_cli import SMALL, results
+from tests.cli.test_cli import SMALL, results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 DIGITS = ROOT / "experiments" / "sweeps" / "maskcon_digits.yaml"
 

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fgssl.config import assign, read_yaml
-from fgssl.embed import refuse_misspelt, set_data, set_public_network
+from fgssl.cli.command_parser import Parser
+from fgssl.cli.compose import assign, read_yaml
+from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
 from fgssl.errors import UserError, did_you_mean
-from fgssl.options import Parser
 
 EPOCHS, BATCH = 100, 128
 SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     if args.ckpt_path and args.model:
         raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
 
-    from fgssl.cli import start  # torch from here on
-    from fgssl.restore import configuration
+    from fgssl.cli.main import start  # torch from here on
+    from fgssl.commands.restore import configuration
 
     config = configuration(args.ckpt_path, args.config)
     if args.data:
@@ -101,12 +101,13 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there is no such method, or it says nothing of a backbone.
     """
-    import fgssl.methods as methods
+    from fgssl import methods, tasks
 
     name = str(model.get("class_path")).rsplit(".", 1)[-1]
-    if name not in methods.__all__:
-        raise UserError(f"model: no method '{name}'.{did_you_mean(name, methods.__all__)}")
-    parameter = inspect.signature(getattr(methods, name)).parameters.get("backbone")
+    known = {name: getattr(room, name) for room in (methods, tasks) for name in room.__all__}
+    if name not in known:
+        raise UserError(f"model: no method '{name}'.{did_you_mean(name, known)}")
+    parameter = inspect.signature(known[name]).parameters.get("backbone")
     if parameter is None:
         raise UserError(f"model {name} has no backbone to probe.")
     said = (model.get("init_args") or {}).get("backbone") or {}

@@ -10,21 +10,22 @@ import torch
 from PIL import Image
 
 from fgssl.callbacks.segmentation import Segmentation
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
 from fgssl.data.segmentation import SegmentationBatch, SegmentationData
 from fgssl.errors import UserError
-from fgssl.methods import FLSL, Segment
+from fgssl.methods import FLSL
 from fgssl.metrics.segmentation import IGNORED, confusion
 from fgssl.nn.moco import write_moco
 from fgssl.optim import Optim
 from fgssl.report.published import published
 from fgssl.report.runs import read_run
+from fgssl.tasks import Segment
 from tests import trees
 from tests.methods.runs import ROOT, assert_same_state, losses, results, state
-from tests.methods.test_detect import checkpoint
 from tests.nn.test_detectors import RESNET, VIT
 from tests.nn.test_segmenters import TIMM_VIT
+from tests.tasks.test_detect import checkpoint
 from tests.tiny import tiny_trainer
 
 QUICK = Optim(lr=1e-30, warmup_epochs=0)  # moves nothing

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fgssl.cli.command_parser import Parser
 from fgssl.errors import UserError
-from fgssl.options import Parser
 
 SIDE = 224  # px of a picture's image
 RED = (214, 39, 40)
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
+    from fgssl.commands.restore import configuration, look, restore
     from fgssl.report.figures import QUERY, picture_rows
-    from fgssl.restore import configuration, look, restore
 
     torch.manual_seed(0)
     lines: list[list[tuple[np.ndarray, str, str]]] = []

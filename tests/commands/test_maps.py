@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fgssl.cli import main
+from fgssl.cli.main import main
+from fgssl.commands.maps import RED, SIDE, Panel, activated, gradcam, network_of, paint
 from fgssl.errors import UserError
-from fgssl.maps import RED, SIDE, Panel, activated, gradcam, network_of, paint
 from fgssl.methods.cmd import CMD
-from fgssl.methods.frozen import Frozen
 from fgssl.methods.maskcon import MaskCon
 from fgssl.nn.feature_map import last_features
+from fgssl.tasks.frozen import Frozen
 from tests.methods.runs import arguments
 from tests.methods.test_cmd_method import method_of
 from tests.tiny import BACKBONE

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from fgssl.config import assign, compose
+from fgssl.cli.compose import assign, compose
 from fgssl.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -31,15 +31,15 @@ COMMANDS = {
 }
 # Commands beside Lightning's four: where their ``main(arguments)`` is.
 OWN = {
-    "data": "fgssl.data.check",
-    "compare": "fgssl.report.compare",
-    "embed": "fgssl.embed",
-    "probe": "fgssl.probe",
-    "search": "fgssl.search",
-    "davis": "fgssl.davis",
-    "maps": "fgssl.maps",
-    "export": "fgssl.export",
-    "sweep": "fgssl.sweep",
+    "data": "fgssl.commands.data",
+    "compare": "fgssl.commands.compare",
+    "embed": "fgssl.commands.embed",
+    "probe": "fgssl.commands.probe",
+    "search": "fgssl.commands.search",
+    "davis": "fgssl.commands.davis",
+    "maps": "fgssl.commands.maps",
+    "export": "fgssl.commands.export",
+    "sweep": "fgssl.commands.sweep",
 }
 DENSE = {  # method -> what it gives, and its data module
     "Detect": ("detector has boxes", "fgssl.data.detection", "DetectionData"),
@@ -111,7 +111,7 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
     """
     if not {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in flags}:
         check_data(config, flags)
-    from fgssl.application import Application, run  # torch and Lightning take seconds to import
+    from fgssl.cli.application import Application, run  # torch and Lightning take seconds to import
     from fgssl.data.datamodule import DataModule
 
     data = DataModule

@@ -4,12 +4,12 @@ import importlib.util
 
 import pytest
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.report.compare import compare
 from fgssl.report.dashboard import build
 from fgssl.report.runs import read_runs
+from tests.cli.test_cli import fit
 from tests.report.test_compare import write_run
-from tests.test_cli import fit
 from tests.wandb_files import read
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fgssl.cli.command_parser import Parser
 from fgssl.errors import UserError
-from fgssl.options import Parser
 
 
 class Query(NamedTuple):
@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
 
     import torch
 
+    from fgssl.commands.restore import configuration, restore
     from fgssl.evaluation.search import search
     from fgssl.evaluation.store import read_embeddings
-    from fgssl.restore import configuration, restore
 
     stored = read_embeddings(folder)
     if not (run / "config.yaml").is_file():
@@ -99,7 +99,7 @@ def embed(application, paths: list[str]):
     """[Q, F] features of image files, seen as the folder's own images were."""
     import torch
 
-    from fgssl.restore import look
+    from fgssl.commands.restore import look
 
     _, images = look(application.datamodule, paths)
     with torch.no_grad():

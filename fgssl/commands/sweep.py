@@ -18,9 +18,9 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from fgssl.config import read_yaml
+from fgssl.cli.command_parser import Parser
+from fgssl.cli.compose import read_yaml
 from fgssl.errors import UserError
-from fgssl.options import Parser
 
 SEED = "seed_everything"  # not an axis: the picture shows means over the seeds
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fgssl.cli import main
+from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
 from fgssl.evaluation.store import read_embeddings, write_shard
-from tests.test_cli import fgssl, fit, results
+from tests.cli.test_cli import fgssl, fit, results
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
@@ -160,7 +160,7 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
 
 def reference(run) -> tuple[torch.Tensor, torch.Tensor]:
     """Images, and the features that the run's own method gives."""
-    from fgssl.restore import configuration, restore
+    from fgssl.commands.restore import configuration, restore
 
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -228,8 +228,8 @@ def test_onnx_gives_the_checkpoints_features(run, tmp_path):
 
 
 def test_a_file_that_gives_other_features_is_refused(tmp_path):
+    from fgssl.commands.export import check
     from fgssl.errors import UserError
-    from fgssl.export import check
 
     features = torch.rand(2, 5)
     assert check(features + 1e-7, features, tmp_path) <= 1e-5

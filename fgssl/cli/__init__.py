@@ -1,0 +1,1 @@
+"""The command line: it composes experiment files, parses options, checks them and runs Lightning."""

@@ -1,0 +1,1 @@
+"""One file a command: ``main(argv)`` runs ``fgssl <command> <argv>``."""

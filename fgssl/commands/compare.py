@@ -1,0 +1,52 @@
+"""``fgssl compare``: from run folders to tables and pictures."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fgssl.cli.command_parser import Parser
+from fgssl.report.compare import DEFAULT_METRICS, chosen_metrics, compare
+from fgssl.report.runs import read_runs
+
+FORMATS = ("table", "markdown", "csv", "latex")
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fgssl compare <argv>``."""
+    args = _parser().parse_args(argv)
+    runs, faults = read_runs(args.runs)
+    metrics = chosen_metrics(runs, args.metric)
+    tables, notes = compare(runs, metrics)
+
+    from fgssl.report.tables import write
+
+    write(tables, args.format, notes + [f"left out: {fault}" for fault in faults])
+    if args.plots and runs:
+        from fgssl.report.plots import draw_comparison
+
+        for path in draw_comparison(tables, Path(args.plots)):
+            if args.format == "table":
+                print(f"picture: {path}")
+    if args.wandb and tables:
+        from fgssl.report.dashboard import save_comparison
+
+        print(save_comparison(args.wandb, tables), file=sys.stdout if args.format == "table" else sys.stderr)
+    return 0 if runs else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="fgssl compare", description="Compare runs: one table a data set and protocol, over the seeds."
+    )
+    parser.add_argument("runs", nargs="+", help="run folders, or folders above them")
+    parser.add_argument("--metric", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_METRICS)}")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--plots", metavar="FOLDER", help="draw bars, Recall@K curves and curves over the epochs there")
+    parser.add_argument(
+        "--wandb",
+        metavar="[ENTITY/]PROJECT",
+        nargs="?",
+        const="fgssl",
+        help="create or refresh the report 'fgssl compare' in this W&B project (default fgssl)",
+    )
+    return parser
