@@ -144,7 +144,7 @@ def test_validation_rows_choose_the_best_checkpoint(tmp_path):
 
 
 def test_a_run_is_never_overwritten(run, capsys):
-    assert fgssl("fit", run.parents[2], "--run.name", run.name, "--trainer.max_epochs", "1") == 2
+    assert fgssl("fit", run.parents[1], "--run.name", run.name, "--trainer.max_epochs", "1") == 2
     assert "already holds a run" in capsys.readouterr().err
     assert results(run)["status"] == "finished"
 

@@ -112,7 +112,10 @@ def test_a_step_may_be_left_out_on_all_processes(tmp_path):
 
 
 def test_memories_that_differ_between_processes_stop_the_run(tmp_path):
-    code = "import fgssl.callbacks.queue as q; q.CHECK_EVERY = 2; from fgssl.cli.main import main; raise SystemExit(main())"
+    code = (
+        "import fgssl.callbacks.queue as q; q.CHECK_EVERY = 2;"
+        "from fgssl.cli.main import main; import sys; sys.exit(main())"
+    )
     line = [sys.executable, "-c", code]
     script = tmp_path / "checked.py"  # Lightning starts the other processes with the same script
     script.write_text(code)
