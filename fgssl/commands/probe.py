@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import assign, read_yaml
 from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
 from fgssl.errors import UserError
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl probe",
         description="Train a linear classifier on frozen features; top-1 and top-5 of the last epoch's.",
         epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
