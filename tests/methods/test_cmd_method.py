@@ -81,7 +81,7 @@ class Given(torch.nn.Module):
     def project(self, _):
         return next(self.logits)
 
-    def directions(self):
+    def weight(self):
         return torch.eye(INTRA["K"], dtype=torch.float64)
 
 
