@@ -22,7 +22,7 @@ def image_distillation(
     tau_t: float,
     pairs: Pairs,
 ) -> Tensor:
-    """L_I (Eq. 11): cross-entropy of teacher probabilities against student log-probabilities, mean over batch and pairs.
+    """L_I (Eq. 11): cross-entropy of teacher probabilities against student log-probabilities, mean over the pairs.
 
     The direction is DINO's. The paper prints the logarithm on the teacher's side, where no gradient flows. 2 teacher
     crops and 10 student crops make 18 pairs, without those of equal index.

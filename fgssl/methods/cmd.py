@@ -90,7 +90,7 @@ class CMD(SelfDistillation):
         l_s: weight of L_S, the divergence between the student's bags (Eq. 14); lambda1 in Eq. 16.
         l_t: weight of L_T, the divergence between the teacher's bags (Eq. 15); lambda1 in Eq. 16. The teacher has no
             gradient, so L_T is a constant: it is logged and trains nothing.
-        l_ts: weight of KL(teacher bag || student bag) over the pairs of L_S. Not in the paper: a form of L_T that trains.
+        l_ts: weight of KL(teacher bag || student bag) over the pairs of L_S. Not in the paper: L_T with a gradient.
         teacher_crops: crops that the teacher sees. ``global``: the two image crops, as in DINO and the released code
             (18 pairs with 8 region crops). ``all``: all crops, as the paper writes (90 pairs).
         inter_level: bags that L_S compares. ``pairs``: all ordered pairs of two crops (Eq. 14). ``within_crop``: the
@@ -104,6 +104,9 @@ class CMD(SelfDistillation):
         norm_last_layer: keep the prototypes at length 1; false, the default, trains their lengths too (the released
             commands of CMD and EsViT).
     """
+
+    default_views = {"class_path": "MultiCrop"}
+    views_needed = (IMAGE_CROPS, None)
 
     def __init__(
         self,
@@ -152,8 +155,6 @@ class CMD(SelfDistillation):
 
     def step(self, batch: Batch) -> StepResult:
         crops = batch.views
-        if len(crops) < IMAGE_CROPS:
-            raise UserError("CMD needs at least two crops of each image: set data.views to MultiCrop.")
         student = self.student.features(crops)
         with torch.no_grad():
             teacher = self.teacher.features(crops if self.teacher_crops == "all" else crops[:IMAGE_CROPS])

@@ -28,6 +28,7 @@ class SelfDistillation(Method):
     """
 
     evaluates = "teacher"
+    prototypes: int
     student: Any
     teacher: Any
 

@@ -33,7 +33,8 @@ class DINOHead(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
         self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
-        self.prototypes_KC = nn.Linear(bottleneck, prototypes, bias=False).weight  # v, with nn.Linear's initial values
+        last = nn.Linear(bottleneck, prototypes, bias=False)
+        self.prototypes_KC = nn.Parameter(last.weight.detach())  # v, as nn.Linear starts it
         # [K, 1] as in torch's weight_norm: with two dimensions it is subject to weight decay
         self.lengths_K1 = None if norm_last_layer else nn.Parameter(torch.ones(prototypes, 1))
 
