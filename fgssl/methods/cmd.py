@@ -88,8 +88,8 @@ class CMD(SelfDistillation):
         l_i: weight of L_I, the image-level distillation (Eq. 11); 1/2 in Eq. 16.
         l_r: weight of L_R, the region-level distillation (Eq. 12); 1/2 in Eq. 16.
         l_s: weight of L_S, the divergence between the student's bags (Eq. 14); lambda1 in Eq. 16.
-        l_t: weight of L_T, the divergence between the teacher's bags (Eq. 15); lambda1 in Eq. 16. The teacher has no
-            gradient, so L_T is a constant: it is logged and trains nothing.
+        l_t: weight of L_T, the divergence between the teacher's bags (Eq. 15); lambda1 in Eq. 16. L_T has no gradient:
+            it is logged and trains nothing.
         l_ts: weight of KL(teacher bag || student bag) over the pairs of L_S. Not in the paper: L_T with a gradient.
         teacher_crops: crops that the teacher sees. ``global``: the two image crops, as in DINO and the released code
             (18 pairs with 8 region crops). ``all``: all crops, as the paper writes (90 pairs).
@@ -204,8 +204,8 @@ class CMD(SelfDistillation):
         """Sum over the pairs in Eq. 12, and the bags, from a level's head applied to each patch.
 
         The logits of all patches would take 1.4 GB at batch 32 and K = 65536, and several times that in the backward
-        pass. So the last layer and the loss run on a few images of a crop at a time and are recomputed in the backward
-        pass. The teacher's probabilities are kept once.
+        pass. So the last layer and the loss run on PATCHES patches at a time and are recomputed in the backward pass.
+        The teacher's probabilities are kept once.
         """
         ours, theirs, center = self.student.heads[level], self.teacher.heads[level], self.centers[level]
         with torch.no_grad():
@@ -224,15 +224,20 @@ class CMD(SelfDistillation):
             own = [(p_BTK[t], nearest_patches(features.patches, teacher[t].patches)) for t, i in pairs if i == s]
             z, bag = ours.project(features.patches), []
             for few in few_images(z):
-                of_few = (z[few], weight_KD, [(p[few], nearest[few]) for p, nearest in own])
-                loss, bag_of_few = checkpoint(self.patches, *of_few, use_reentrant=False, preserve_rng_state=False)
-                total = total + loss * len(bag_of_few) / len(z)
-                bag.append(bag_of_few)
+                parts = []
+                for part in slices(z.shape[1], PATCHES):
+                    of_part = (z[few, part], weight_KD, [(p[few], nearest[few, part]) for p, nearest in own])
+                    loss, bag_of_part = checkpoint(
+                        self.patches, *of_part, use_reentrant=False, preserve_rng_state=False
+                    )
+                    total = total + loss * z[few, part].numel() / z.numel()
+                    parts.append(bag_of_part * z[few, part].shape[1] / z.shape[1])
+                bag.append(sum(parts))
             bags.append(torch.cat(bag))
         return total, Bags(bags, [bag_of(p) for p in p_BTK])
 
     def patches(self, z_BTD: Tensor, weight_KD: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Part of the sum in Eq. 12 for a few images of one student crop, and their bags."""
+        """Part of the sum in Eq. 12 for some images and patches of one student crop, and their bags."""
         log_p_BTK = log_posterior(F.linear(z_BTD, weight_KD), tau=self.tau_s)
         loss = patch_loss(log_p_BTK, teachers) if teachers else log_p_BTK.new_zeros(())
         return loss, bag_of(log_p_BTK.exp())
@@ -267,5 +272,9 @@ class CMD(SelfDistillation):
 
 def few_images(x_BTD: Tensor) -> list[slice]:
     """Slices over the images of a crop, each of at most PATCHES patches (or one image)."""
-    step = max(1, PATCHES // x_BTD.shape[1])
-    return [slice(first, first + step) for first in range(0, len(x_BTD), step)]
+    return slices(len(x_BTD), max(1, PATCHES // x_BTD.shape[1]))
+
+
+def slices(length: int, step: int) -> list[slice]:
+    """Slices of ``step`` elements that cover ``length``."""
+    return [slice(first, first + step) for first in range(0, length, step)]
