@@ -181,7 +181,7 @@ def test_18_terms_and_90_where_both_see_all_crops(monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "pairs"), [({"bags": "both"}, 56), ({"inter_level": "within_crop"}, 4)])
-def test_pairs_between_levels(monkeypatch, options, pairs):
+def test_l_s_compares_the_pairs_of_its_reading(monkeypatch, options, pairs):
     assert pairs_seen(monkeypatch, (32, 32, 16, 16), **options)["l_s"] == pairs
 
 
@@ -248,7 +248,7 @@ def test_heads_that_no_term_needs_are_not_built(options, built, trained):
     assert method.prototypes == 7
 
 
-def test_instances_have_no_order():
+def test_the_step_does_not_depend_on_the_order_of_instances():
     """Eq. 4 to the letter: turning all patches of a network that sees each alone leaves every bag."""
     method = method_of(image_bag="instances")
     student = [Features(torch.zeros(3, 8), torch.randn(3, 5, 8)) for _ in range(3)]
@@ -339,7 +339,7 @@ def test_instance_size_of_fig_5_is_the_stride_of_the_map(size):
     assert of_crop.pooled.shape == (1, network.num_features)
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     for wrong in ({"l_s": -1}, {"prototypes": 1}, {"hidden": 0}, {"l_i": 0, "l_r": 0, "l_s": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             method_of(**wrong)
