@@ -59,6 +59,8 @@ class MaskCon(Method):
     """
 
     classes: Tensor
+    default_views = {"class_path": "PairViews", "init_args": {"recipe": "cars"}}
+    views_needed = (2, 2)
 
     def __init__(
         self,
