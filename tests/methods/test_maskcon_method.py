@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgssl.callbacks.retrieval import Retrieval
 from fgssl.cli.compose import compose
 from fgssl.commands.sweep import read_sweep
 from fgssl.data.batch import Batch
@@ -127,6 +129,21 @@ def test_every_variant_trains(variant):
     before = method.query.backbone.conv1.weight.clone()
     tiny_trainer().fit(method, blob_loader())
     assert not torch.equal(before, method.query.backbone.conv1.weight)
+
+
+def test_recall_on_held_out_rows_is_logged_at_every_validation():
+    """The recall curve of a run: ``data.protocol.val_fraction`` and ``trainer.check_val_every_n_epoch``."""
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, method):
+            seen.append((trainer.current_epoch + 1, trainer.callback_metrics["val/recall@1"].item()))
+
+    often = {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
+    trainer = tiny_trainer(callbacks=[Retrieval(ks=[1]), Watch()], **often)
+    trainer.fit(maskcon(), blob_loader(), blob_loader())
+    assert [epoch for epoch, _ in seen] == [2, 4]
+    assert all(0 < recall <= 1 for _, recall in seen)
 
 
 def test_embedding_is_the_query_feature_not_the_projection():
