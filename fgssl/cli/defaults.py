@@ -5,6 +5,8 @@ import dataclasses
 import inspect
 from typing import Any
 
+from jsonargparse._parameter_resolvers import get_signature_parameters
+
 import fgssl.methods
 import fgssl.tasks  # noqa: F401  (both make the short names of their classes known)
 from fgssl.cli.compose import class_of
@@ -21,15 +23,21 @@ def method_of(config: dict[str, Any]) -> type[Method] | None:
     return method_class(named) if named else None
 
 
-def fill_in(config: dict[str, Any], method: type[Method] | None) -> dict[str, Any]:
+def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = None) -> dict[str, Any]:
     """The configuration, completed by what the method says where it says nothing.
 
+    - options that were given for another class (``former``) and that this one does not have: left out.
     - ``data.views`` without a class: the method's ``default_views``, with the options that are given.
     - ``model.backbone`` with another network than the method's default: without the options of that default.
     """
     if method is None:
         return config
     config = copy.deepcopy(config)
+    named, arguments = class_of(former)
+    if named and named.rpartition(".")[2] != method.__name__:
+        accepted = {parameter.name for parameter in get_signature_parameters(method, None)}
+        for option in arguments.keys() - accepted:
+            class_of(config["model"])[1].pop(option, None)
     if method.default_views is not None:
         section = config.setdefault("data", {})
         section["views"] = with_class(section.get("views"), method.default_views)
