@@ -61,6 +61,9 @@ class MLS(Method):
         optim: Optimiser and schedule.
     """
 
+    default_views = {"class_path": "PairViews", "init_args": {"recipe": "moco"}}
+    views_needed = (2, 2)
+
     def __init__(
         self,
         backbone: Backbone = Backbone("resnet50"),
