@@ -29,9 +29,9 @@ class MLS(Method):
     Eq. 9 as printed (``reduction: mean``) gives the labels nearly no weight: they are k of D terms of one mean (20 of
     4,096), and training with all labels 0 gives the same result. On digits (``experiments/mls_digits.yaml``) the
     positive term fell from 0.005 to 0.0001 beside an InfoNCE of 5.5, and the mean of Q_z reached a length of 0.94.
-    ``balanced`` and ``sum`` give the labels more weight. Logged each step: ``train/pull`` (positive term),
-    ``train/push`` (negative term) and ``train/q_z_mean`` (length of the mean of Q_z: 0 if the entries cancel, 1 if all
-    are equal, which is a collapse).
+    ``balanced`` gives the labels half of the weight; ``sum`` is D times ``mean`` and needs a lower ``lam``. Logged
+    each step: ``train/pull`` (positive term), ``train/push`` (negative term) and ``train/q_z_mean`` (length of the mean
+    of Q_z: 0 if the entries cancel, 1 if all are equal, which is a collapse).
 
     Shapes: B batch, D dictionary length, F feature, C projection.
 
