@@ -16,6 +16,7 @@ import math
 from collections import OrderedDict
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
@@ -111,7 +112,7 @@ def heads_of(kind: type[Heads], boxes: tuple[nn.Module, ...], masks: tuple[nn.Mo
 
 
 class C4(nn.Module):
-    """The stages of a ResNet but the last: [B, 3, H, W] to [B, 1024, H / 16, W / 16]."""
+    """All stages of a ResNet except the last: [B, 3, H, W] to [B, 1024, H / 16, W / 16]."""
 
     def __init__(self, network: Any):
         super().__init__()
@@ -124,7 +125,7 @@ class C4(nn.Module):
 
 
 class Res5(nn.Sequential):
-    """The last stage on each region, [R, 1024, 14, 14] to [R, 2048, 7, 7], then the BatchNorm that MoCo adds to it."""
+    """The last stage of a ResNet for regions, [R, 1024, 14, 14] to [R, 2048, 7, 7], and MoCo's extra BatchNorm."""
 
     def __init__(self, network: Any, norm: bool):
         super().__init__(network.layer4, *([nn.BatchNorm2d(network.num_features)] if norm else []))
@@ -150,14 +151,14 @@ def _c4(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Part
 
 
 class Pyramid(nn.Module):
-    """Maps of the network, each scaled to its level's stride, and joined: [B, 3, H, W] to five [B, width, H', W'].
+    """Feature pyramid: [B, 3, H, W] to five maps [B, width, H', W'] of strides 4 to 64.
 
     Args:
-        network: the backbone.
-        indices: which of its intermediate maps, one a level.
-        scale: one module a level.
-        join: maps by level to the pyramid.
-        width: its channels.
+        network: Backbone.
+        indices: Number of the intermediate map of each level.
+        scale: Module that brings the map of each level to the level's stride.
+        join: Module from the scaled maps to the pyramid.
+        width: Channels of the pyramid.
     """
 
     def __init__(self, network: Any, indices: list[int], scale: list[nn.Module], join: nn.Module, width: int):
@@ -171,7 +172,7 @@ class Pyramid(nn.Module):
 
 
 def levels_of(network: Any, images: Tensor, indices: list[int], scale: nn.ModuleList) -> OrderedDict[str, Tensor]:
-    """Intermediate maps of the network, ``indices[n]`` scaled by ``scale[n]``, by the level's number."""
+    """Intermediate maps of the network by level: map ``indices[n]`` scaled by ``scale[n]`` is level ``n``."""
     maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
     by_index = dict(zip(sorted(set(indices)), maps, strict=True))
     levels = [module(by_index[index]) for module, index in zip(scale, indices, strict=True)]
@@ -179,7 +180,7 @@ def levels_of(network: Any, images: Tensor, indices: list[int], scale: nn.Module
 
 
 class Top(nn.Module):
-    """Adds the fifth level, every second position of the fourth, to maps that need no joining."""
+    """Add a fifth level, every second position of the fourth, to maps that need no other change."""
 
     def forward(self, levels: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         maps, names = LastLevelMaxPool()(list(levels.values()), list(levels.values()), list(levels))
@@ -187,25 +188,29 @@ class Top(nn.Module):
 
 
 def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn.Module], list[int]]:
-    """Which maps of the network become the levels of strides 4 to 32, what scales each, and their channels.
+    """Maps of a network for the levels of strides 4 to 32; weights that they do not depend on are frozen.
 
     Args:
-        network: of four stages, or a ViT; what of a ViT makes no map is frozen.
-        norm: between two deconvolutions of a ViT's map.
+        network: Network of four stages, or a ViT.
+        norm: Normalisation between two deconvolutions of a ViT's map.
+
+    Returns:
+        Number of the map, module that scales it, and channels, of each level.
 
     Raises:
-        UserError: the network is neither.
+        UserError: The network is neither.
     """
     if is_vit(network):
         depth, dim = len(network.blocks), network.embed_dim
         indices = [depth * (level + 1) // 4 - 1 for level in range(4)]  # 12 blocks: 2, 5, 8, 11
         scale = [rescale(dim, patch_side(network) / stride, norm) for stride in STRIDES]
-        _freeze_unused(network)
+        freeze_unused(network, indices)
         return indices, scale, [dim] * 4
     if hasattr(network, "forward_intermediates") and has_stages(network):
         last = len(network.feature_info)
-        channels = [stage["num_chs"] for stage in network.feature_info[-4:]]
-        return list(range(last - 4, last)), [nn.Identity() for _ in STRIDES], channels
+        indices, channels = list(range(last - 4, last)), [stage["num_chs"] for stage in network.feature_info[-4:]]
+        freeze_unused(network, indices)
+        return indices, [nn.Identity() for _ in STRIDES], channels
     raise UserError(f"a pyramid (fpn) needs four stages or a ViT, and the backbone is a {type(network).__name__}.")
 
 
@@ -217,7 +222,7 @@ def _fpn(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Par
 
 
 def _simple(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
-    """ViTDet's pyramid and heads: LayerNorm in all of them, two convolutions before proposals, four before boxes."""
+    """Pyramid and heads of ViTDet: LayerNorm everywhere, two convolutions before proposals, four before boxes."""
     if not is_vit(network):
         raise UserError(
             f"model.neck simple is for ViTs, and the backbone is a {type(network).__name__}: take fpn or c4."
@@ -230,8 +235,9 @@ def _simple(network: Any, classes: int, masks: bool, width: int, norm: bool) -> 
         lateral = [nn.Conv2d(into, width, 1, bias=False), LayerNorm2d(width)]
         smooth = [nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width)]
         scale.append(nn.Sequential(resized, *lateral, *smooth))
-    _freeze_unused(network)
-    body = Pyramid(network, [len(network.blocks) - 1] * 4, scale, Top(), width)
+    indices = [len(network.blocks) - 1] * 4
+    freeze_unused(network, indices)
+    body = Pyramid(network, indices, scale, Top(), width)
     box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [4 * width], norm_layer=LayerNorm2d)
     return body, *_pyramid_heads(box_head, classes, masks, width, proposal_convolutions=2, norm_layer=LayerNorm2d)
 
@@ -256,14 +262,35 @@ def _pyramid_heads(
     return proposals_of(anchors, head, (2000, 1000), (1000, 1000)), heads_of(Heads, boxes, shapes)
 
 
-def rescale(dim: int, factor: float, norm: type[nn.Module], shrink: int = 1) -> nn.Module:
-    """[B, dim, H, W] to a map ``factor`` times as large: deconvolutions by 2, or maxima.
+def freeze_unused(network: Any, indices: list[int]) -> None:
+    """Freeze the weights that intermediate maps do not depend on, such as a last normalisation; in place.
+
+    Training on several processes needs a gradient of every trainable weight in every step.
 
     Args:
-        dim: channels.
-        factor: 4, 2, 1, 1/2, ...
-        norm: between two deconvolutions.
-        shrink: each of them divides the channels by this.
+        network: Backbone that takes images of 64 x 64 px.
+        indices: Numbers of its intermediate maps.
+    """
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    training = network.training
+    network.eval()  # BatchNorm's statistics stay
+    with torch.enable_grad():
+        images = weights[0].new_zeros(1, 3, 64, 64)
+        maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
+        gradients = torch.autograd.grad([one.sum() for one in maps], weights, allow_unused=True)
+    network.train(training)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.requires_grad_(gradient is not None)
+
+
+def rescale(dim: int, factor: float, norm: type[nn.Module], shrink: int = 1) -> nn.Module:
+    """Module from [B, dim, H, W] to a map ``factor`` times as large, by deconvolutions of stride 2 or max-pooling.
+
+    Args:
+        dim: Channels.
+        factor: Power of 2: 4, 2, 1, 1/2, ...
+        norm: Normalisation between two deconvolutions.
+        shrink: Divisor of the channels in each deconvolution.
     """
     steps = round(math.log2(factor))
     if steps <= 0:
@@ -292,18 +319,10 @@ def patch_side(network: Any) -> int:
     """Side of a ViT's patches, px.
 
     Raises:
-        UserError: it is no power of 2, and so no stride of a pyramid's level.
+        UserError: It is no power of 2.
     """
     side = network.patch_embed.patch_size
     side = side if isinstance(side, int) else side[0]
     if side & (side - 1):
-        raise UserError(f"model.backbone: patches of {side} px give no pyramid; its strides are powers of 2.")
+        raise UserError(f"model.backbone: patches of {side} px give no pyramid, whose strides are powers of 2.")
     return side
-
-
-def _freeze_unused(network: Any) -> None:
-    """What follows the blocks is not used. Several processes wait for the gradient of every weight that trains."""
-    used = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.", "blocks.")
-    for name, parameter in network.named_parameters():
-        if not name.startswith(used):
-            parameter.requires_grad_(False)

@@ -18,12 +18,17 @@ VIT = Backbone(
     | {"global_pool": "avg", "fc_norm": False, "dynamic_img_size": True},  # FLSL's
 )
 COARSE = Backbone("vit_tiny_patch16_224", options={"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64})
+SWIN = Backbone(
+    "swin_tiny_patch4_window7_224", options={"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+)
 BUILDS = {  # name -> backbone, neck
     "resnet_c4": (RESNET, "c4"),
     "resnet_fpn": (RESNET, "fpn"),
     "vit_fpn": (VIT, "fpn"),
     "vit_simple": (VIT, "simple"),
     "vit_simple_16": (COARSE, "simple"),
+    "swin_fpn": (SWIN, "fpn"),
+    "mobilenet_fpn": (Backbone("mobilenetv3_small_050"), "fpn"),
 }
 
 
