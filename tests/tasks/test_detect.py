@@ -221,7 +221,7 @@ def test_frozen_batch_norm_keeps_weights_and_statistics(voc):
 
 @pytest.mark.filterwarnings("ignore:voc0712")
 def test_masks_need_outlines(voc):
-    with pytest.raises(UserError, match="model.masks: voc0712 has boxes alone"):
+    with pytest.raises(UserError, match="model.masks: voc0712 has boxes only"):
         trained(detect(masks=True), voc)
 
 
