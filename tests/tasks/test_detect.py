@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgssl.cli.compose import read_yaml
 from fgssl.cli.main import main
 from fgssl.data.detection import DetectionData
 from fgssl.errors import UserError
@@ -82,6 +83,7 @@ def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_pat
     metrics = results(folder)["metrics"]
     assert {"test/ap_box", "test/ap50_box", "test/ap75_box", "train/loss_objectness"} <= metrics.keys()
     assert not any("recall" in name or "mask" in name for name in metrics)
+    assert read_yaml(ROOT / "experiments" / "sweeps" / "mls_coco.yaml")["metric"]["name"] in metrics
     assert read_run(folder).settings["model.init_from"] == path
 
     sees_dogs(folder / "checkpoints" / "last.ckpt")
