@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from fgssl.cli.compose import compose
 from fgssl.data.batch import Batch
 from fgssl.errors import UserError
 from fgssl.losses.contrastive import info_nce
@@ -187,6 +188,16 @@ def test_teacher_moves_by_the_papers_momentum():
         ema_update(method.query, method.key, method.teacher_momentum(step, 100))
         seen.append(next(method.key.parameters()).flatten()[0].item())
     assert [seen[0], seen[1], seen[99]] == pytest.approx(GOLDEN["moco"]["ema"], rel=1e-4)
+
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+OWN = sorted([*EXPERIMENTS.glob("mls_*.yaml"), *EXPERIMENTS.glob("mocov2_*.yaml")])
+
+
+@pytest.mark.parametrize("experiment", OWN, ids=lambda path: path.stem)
+def test_experiments_initialise_resnets_as_moco(experiment):
+    """Another backbone.name drops the options of the fragment; with timm's initialisation Q_z collapses on digits."""
+    assert compose([experiment])["model"]["init_args"]["backbone"]["options"]["zero_init_last"] is False
 
 
 def test_embedding_is_the_query_feature_not_the_projection():
