@@ -31,7 +31,7 @@ class MLS(Method):
     InfoNCE of 5.5, the length of the mean of Q_z rose to 0.94, and Recall@1 was 0.893, the same as with all labels 0;
     ``balanced``, which gives the labels half of the weight, reached 0.938, and InfoNCE alone 0.953. ``sum`` is D times
     ``mean`` and needs a lower ``lam``. Logged each step: ``train/pull`` (positive term), ``train/push`` (negative term)
-    and ``train/q_z_mean`` (length of the mean of Q_z: 0 if the entries cancel, 1 if all are equal, which is a collapse).
+    and ``train/q_z_mean`` (length of the mean of Q_z: 0 if the entries cancel, 1 if all are equal: a collapse).
 
     Shapes: B batch, D dictionary length, F feature, C projection.
 
