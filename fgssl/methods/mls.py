@@ -30,7 +30,7 @@ class MLS(Method):
     (20 of 4,096). On digits (``experiments/mls_digits.yaml``, one seed) the positive term fell to 0.0001 beside an
     InfoNCE of 5.5, the length of the mean of Q_z rose to 0.94, and Recall@1 was 0.893, the same as with all labels 0;
     ``balanced``, which gives the labels half of the weight, reached 0.938, and InfoNCE alone 0.953. ``sum`` is D times
-    ``mean`` and needs a lower ``lam``. Logged each step: ``train/pull`` (positive term), ``train/push`` (negative term)
+    ``mean``: divide ``lam`` by D. Logged each step: ``train/pull`` (positive term), ``train/push`` (negative term)
     and ``train/q_z_mean`` (length of the mean of Q_z: 0 if the entries cancel, 1 if all are equal: a collapse).
 
     Shapes: B batch, D dictionary length, F feature, C projection.
