@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.embed import set_public_network
 from fgssl.errors import UserError
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl davis",
         description="DAVIS 2017: carry the first frame's objects through each video by the likeness of patches; "
         "region similarity J and contour accuracy F.",

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import assign, read_section
 from fgssl.errors import UserError, did_you_mean
 
@@ -94,7 +94,7 @@ def refuse_misspelt(flags: list[str], own: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl embed",
         description="Write embeddings, labels and paths to <run folder>/embeddings/*.npz, and evaluate the test rows.",
         epilog="Every option of fgssl test is taken too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
