@@ -333,9 +333,13 @@ class DataModule(LightningDataModule):
         return self._loader(rows, self.eval_view, sampler, cache=None, lasting=True)
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
-        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
+        images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
         workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
         return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
+
+    def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Images:
+        """What the loader reads; ``shared`` are the arguments of ``Images`` from ``seed`` on."""
+        return Images(self.parts.index, rows, views, *shared)
 
     def _open_cache(self) -> Cache | None:
         """The cache, built at the first call."""

@@ -16,6 +16,11 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def seed_of(*numbers: int) -> int:
+    """A 64-bit seed that is a function of whole numbers, such as (seed, epoch, batch)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 def uniform(seed: int, draws: np.ndarray, stream: int, count: int) -> np.ndarray:
     """Draw ``count`` numbers in [0, 1) for each of B samples.
 

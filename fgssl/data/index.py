@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+DIFFICULT = 255  # in ``targets``: the class is shown by difficult objects alone, which evaluation leaves out
+
 
 @dataclass(frozen=True)
 class Index:
@@ -20,7 +22,7 @@ class Index:
         coarse_names: the names that ``coarse`` counts through.
         boxes: [N, 4] float32 bounding boxes (x0, y0, x1, y1) in pixels of the stored image, or None.
         pixels: [N, H, W, 3] uint8 images held in memory (digits, CIFAR batches), or None for files.
-        targets: [N, C] uint8 multi-label targets (VOC2007), or None.
+        targets: [N, C] uint8 of several classes an image (VOC): 1 for present, 0 for absent, DIFFICULT; or None.
     """
 
     name: str

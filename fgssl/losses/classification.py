@@ -3,8 +3,6 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-DIFFICULT = 255  # of a target: neither present nor absent
-
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of each class, mean over the B x C entries; a difficult one adds nothing.
@@ -13,9 +11,9 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [B, C] float.
-        targets: [B, C] uint8: 1, 0, or 255 for difficult.
+        targets: [B, C] uint8: 1 for present, 0 for absent, anything above for difficult.
     """
-    known_BC = targets != DIFFICULT
+    known_BC = targets <= 1
     present_BC = (targets == 1).to(logits.dtype)
     loss_BC = F.binary_cross_entropy_with_logits(logits, present_BC, reduction="none")
     return (loss_BC * known_BC).mean()

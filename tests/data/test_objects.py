@@ -74,7 +74,6 @@ def batches(dataset, **options) -> list:
     data = DetectionData(dataset, batch_size=2, num_workers=0, **options)
     with pytest.warns(UserWarning, match="published"):
         loader = data.train_loader(epoch=0)
-    loader.dataset.masks = dataset.name == "coco_instances"
     return [(loader.dataset.index, batch) for batch in loader]
 
 
@@ -88,6 +87,7 @@ def test_a_batch_shows_boxes_and_masks_on_the_flipped_image(dataset, flip):
             assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
             for number, (box, label) in enumerate(zip(target["boxes"], target["labels"], strict=True)):
                 assert shows(image, box, index.fine_names[label - 1])
+                assert ("masks" in target) == (dataset.name == "coco_instances")
                 if "masks" in target:
                     x0, y0, x1, y1 = (int(side) for side in box)
                     assert target["masks"][number].sum() == (x1 - x0) * (y1 - y0)

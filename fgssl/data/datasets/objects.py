@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fgssl.data.datasets.base import DataSet, some
-from fgssl.data.index import Index
+from fgssl.data.index import DIFFICULT, Index
 from fgssl.errors import UserError
-
-DIFFICULT = 255  # of a target: only objects that evaluation ignores are there
 
 
 class Annotation(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 
 from fgssl.data.datasets.base import DataSet, Published
 from fgssl.data.datasets.files import read_column, read_table
-from fgssl.data.index import Index
+from fgssl.data.index import DIFFICULT, Index
 from fgssl.errors import UserError
 
 CLASSES = (
@@ -12,7 +12,6 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 PARTS = {"train": "trainval", "test": "test"}
-DIFFICULT = 255  # as VOC's own void pixels
 TARGETS = {"1": 1, "-1": 0, "0": DIFFICULT}
 
 
