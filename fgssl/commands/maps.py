@@ -8,6 +8,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fgssl.cli.command_parser import Parser
+from fgssl.commands.networks import (
+    add_network_flags,
+    check_network_flags,
+    network_configuration,
+    parse_network,
+    public_name,
+    without_data,
+)
 from fgssl.errors import UserError
 
 SIDE = 224  # px of a picture's image
@@ -43,24 +51,29 @@ def main(argv: list[str]) -> int:
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
 
+    check_network_flags(args)
+    asked = [args]
+    if args.beside:
+        asked.append(beside := parse_network(args.beside))
+        beside.network = args.network if beside.ckpt_path or beside.weights else None
+
     import torch
 
-    from fgssl.commands.restore import configuration, look, restore
     from fgssl.report.figures import QUERY, picture_rows
 
     torch.manual_seed(0)
     lines: list[list[tuple[np.ndarray, str, str]]] = []
-    for path in [args.ckpt_path, *([args.beside] if args.beside else [])]:
-        application = restore(configuration(path, args.config), [])
-        net = network_of(application.model, args.network)
-        seen_B3SS, images_B3SS = look(application.datamodule, args.images)
+    for number, flags in enumerate(asked):
+        net, seen_B3SS, images_B3SS = load(flags, args.images)
         shown = [image.permute(1, 2, 0).numpy() for image in seen_B3SS]
         panels = KINDS[args.kind](net, images_B3SS)
         if not lines:
             lines = [[(s, Path(image).stem, QUERY)] for s, image in zip(shown, args.images, strict=True)]
+        which = f"{'AB'[number]}: " if args.beside else ""
         for line, image, of_image in zip(lines, shown, panels, strict=True):
-            line += [(paint(image, panel), panel.title, "black") for panel in of_image]
-    named = " | ".join(Path(path).name for path in (args.ckpt_path, args.beside) if path)
+            line += [(paint(image, panel), which + panel.title, "black") for panel in of_image]
+    names = [name_of(flags) for flags in asked]
+    named = f"A = {names[0]}, B = {names[1]}" if args.beside else names[0]
     picture_rows(lines, f"{args.kind}: {named}", Path(args.out))
     print(f"picture: {args.out}")
     return 0
@@ -72,17 +85,33 @@ def _parser() -> argparse.ArgumentParser:
     kinds = "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first_lines.items())
     parser.add_argument("kind", choices=tuple(KINDS), help=kinds)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, seen as in the run's evaluation")
-    parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")
-    parser.add_argument("--beside", metavar="RUN", help="another run, drawn to the right of the first")
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="where a checkpoint is in no run")
+    add_network_flags(parser)
     parser.add_argument(
-        "--network", choices=("student", "teacher"), help="default: the teacher of a method that evaluates it"
+        "--beside",
+        metavar="RUN|timm/NAME[=FILE]",
+        help="second network, drawn to the right: run folder, .ckpt file, or public network, with FILE as weights",
     )
     parser.add_argument("--out", default="maps.png", metavar="FILE.png", help="the picture; default maps.png")
     return parser
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------
+
+
+def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
+    """A network, and image files as its evaluation sees them, [B, 3, S, S]: uint8 to show, and normalised."""
+    from fgssl.commands.restore import look, restore
+
+    config = network_configuration(args)
+    if args.model:
+        without_data(config)
+    application = restore(config, [])
+    return network_of(application.model, None if args.model else args.network), *look(application.datamodule, images)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Name of a network under a picture."""
+    return public_name(args) if args.model else Path(args.ckpt_path).name
 
 
 def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:

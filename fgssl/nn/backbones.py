@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.errors import UserError, did_you_mean
-from fgssl.nn.moco import load_moco
+from fgssl.nn.weights import Channels, Whose, load_weights, normalisation_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,11 @@ class Backbone:
         options: further arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
         pooling: ``avg+max`` sums average and maximum over the positions (Proxy-Anchor, the "+D" of OBD-SD's tables);
             null leaves the model's own pooling, mostly the average.
-        weights: file in MoCo v2's format (``module.encoder_q.*``) to start from; null: ``pretrained`` decides.
+        weights: file to start from, in place of ``pretrained``: a state dict of timm or torchvision (.pth,
+            .safetensors), a checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or a run folder of ours. null:
+            ``pretrained`` decides.
+        weights_of: network to take of a file that holds a student and its teacher; null: the one that its project
+            evaluates, which is MoCo's student and the teacher of all others.
     """
 
     name: str = "resnet18"
@@ -30,6 +35,7 @@ class Backbone:
     options: dict[str, Any] = field(default_factory=dict)
     pooling: Literal["avg+max"] | None = None
     weights: str | None = None
+    weights_of: Whose | None = None
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
@@ -56,19 +62,37 @@ class Backbone:
                 raise UserError(f"model.backbone.pooling: '{self.name}' has no pooling layer to replace; set it null")
             network.global_pool = AvgMaxPool()
         if self.weights:
-            load_moco(network, self.weights)
+            anew = ("conv1.weight",) if self.small_input else ()
+            rank_zero_info(load_weights(network, self.weights, self.weights_of, anew))
         return network
+
+    def normalisation(self) -> tuple[Channels, Channels] | None:
+        """Mean and standard deviation of the images that the starting weights were trained on; None if unknown.
+
+        ``weights`` by timm's names are taken to be normalised as timm's weights of ``name``, tag included:
+        ``vit_small_patch16_224`` means 0.5, ``vit_small_patch16_224.dino`` ImageNet's.
+        """
+        import timm
+
+        known = normalisation_of(self.weights) if self.weights else None
+        if known or not (self.weights or self.pretrained) or not timm.is_model(self.name):
+            return known
+        trained = timm.get_pretrained_cfg(self.name)
+        return (trained.mean, trained.std) if trained else None
 
 
 def of_any_size(backbone: Backbone) -> Any:
     """The network; a ViT or Swin in the form that takes images of any size."""
-    network = backbone.build()
+    untrained = replace(backbone, pretrained=False, weights=None)
+    network = untrained.build()
     told: dict[str, Any] = {}
     if getattr(network, "dynamic_img_size", None) is False:  # ViTs
         told = {"dynamic_img_size": True}
     elif getattr(getattr(network, "patch_embed", None), "strict_img_size", False) and "swin" in backbone.name:
         told = {"strict_img_size": False}
-    return replace(backbone, options={**backbone.options, **told}).build() if told else network
+    if not told and backbone == untrained:
+        return network
+    return replace(backbone, options={**backbone.options, **told}).build()
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
