@@ -283,9 +283,12 @@ class Method(LightningModule):
         checkpoint["method"] = type(self).__name__
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
         checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
-        if self.trainer.datamodule is not None:
-            sizes = self.trainer.datamodule.batch_size, self.trainer.accumulate_grad_batches
-            checkpoint["global_batch"] = dict(zip(("batch_size", "accumulate_grad_batches"), sizes, strict=True))
+        trainer = self._trainer
+        if trainer is not None and trainer.datamodule is not None:
+            checkpoint["global_batch"] = {
+                "batch_size": trainer.datamodule.batch_size,
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume training with another global batch: the schedule counts steps, and their number changes."""
