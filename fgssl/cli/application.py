@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 import fgssl.methods
 import fgssl.tasks  # noqa: F401
@@ -34,6 +34,7 @@ from fgssl.checkpoint import (
     explain_differences,
     read_checkpoint,
 )
+from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.parser import Parser, clean
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError, at_least
@@ -106,6 +107,11 @@ class Application(LightningCLI):
         options = self.options
         at_least(0, seed_everything=options.seed_everything)
         at_least(1, **{"trainer.accumulate_grad_batches": options.trainer.accumulate_grad_batches})
+        starts = self.config.subcommand == "fit" and not (options.get("ckpt_path") or options.run.resume)
+        if starts or options.data.mean is None or options.data.std is None:
+            differs = set_normalisation(options.data, options.model.as_dict())
+            if differs and starts:
+                rank_zero_warn(differs)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters override the user's. Here the user's stand."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
+from fgssl.data.augment import Channels, normalise
 from fgssl.data.datamodule import DataModule, Images
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.draws import uniform
@@ -62,8 +62,9 @@ class AnnotatedData(DataModule):
         prefetch: batches that each loader process reads ahead.
         on_error: ``error`` stops the run at an unreadable image and names its path; ``skip`` takes the next row instead
             and reports it at the end of the epoch.
-        mean: channel means for normalisation, 0 to 1.
-        std: channel standard deviations for normalisation.
+        mean: channel means for normalisation, 0 to 1; null: those that the backbone's starting weights were trained
+            with, ImageNet's where it has none.
+        std: channel standard deviations for normalisation; null: as of ``mean``.
         seed: seed of the order and of the random views; the run's ``seed_everything``.
 
     Raises:
@@ -80,8 +81,8 @@ class AnnotatedData(DataModule):
         num_workers: int = 4,
         prefetch: int = 2,
         on_error: Literal["error", "skip"] = "error",
-        mean: Channels = IMAGENET_MEAN,
-        std: Channels = IMAGENET_STD,
+        mean: Channels | None = None,
+        std: Channels | None = None,
         seed: int = 0,
     ):
         at_least(0, flip=flip)

@@ -13,12 +13,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, augment, normalise
+from fgssl.data.augment import Channels, augment, normalise
 from fgssl.data.batch import Batch
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.images import open_image
 from fgssl.data.index import Index
+from fgssl.data.normalisation import normalisation
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
@@ -186,7 +187,9 @@ class DataModule(LightningDataModule):
         cache_side: shorter side of the images in the cache, px.
         on_error: an unreadable image stops the run with its path (``error``), or the next row takes its place
             (``skip``), which is reported at the end of the epoch.
-        mean, std: of the channels, for normalisation; ImageNet's.
+        mean: channel means for normalisation, 0 to 1; null: those that the backbone's starting weights were trained
+            with, ImageNet's where it has none.
+        std: channel standard deviations for normalisation; null: as of ``mean``.
         seed: of order and views.
 
     Raises:
@@ -210,8 +213,8 @@ class DataModule(LightningDataModule):
         cache: str | None = None,
         cache_side: int = SIDE,
         on_error: Literal["error", "skip"] = "error",
-        mean: Channels = IMAGENET_MEAN,
-        std: Channels = IMAGENET_STD,
+        mean: Channels | None = None,
+        std: Channels | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -226,7 +229,8 @@ class DataModule(LightningDataModule):
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
         self.cache, self.cache_side = cache, cache_side
-        self.mean, self.std, self.seed = mean, std, seed
+        self.mean, self.std = normalisation(mean, std, trained=None)
+        self.seed = seed
         self._parts: Parts | None = None
         self._cache: Cache | None = None
         self._position = (0, 0)  # epoch and batch to begin with
