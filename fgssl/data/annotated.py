@@ -1,4 +1,4 @@
-"""Images with an annotation of their places: what the data modules of detection and segmentation share."""
+"""Base of the data modules of detection and segmentation: images with annotated boxes or pixels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +23,20 @@ def read_pixels(path: str | Path) -> Tensor:
 
 
 class AnnotatedImages(Images):
-    """Reads whole batches: positions and draws in, images with their annotations out.
+    """Data set whose items are whole batches of images and annotations.
 
     A subclass reads one image and its annotation in ``_views``.
 
     Attributes:
-        batch: what a batch is, built from lists of images and annotations, rows [B] and draws [B].
-        count: random numbers that an image needs.
+        batch: class of a batch, built from lists of images and annotations, rows [B] and draws [B].
+        count: number of random numbers for each image.
     """
 
     batch: Callable[..., Any]
     count = 1
 
     def __getitem__(self, pairs: np.ndarray) -> Any:
-        """Read a batch of [B, 2] (position, draw) pairs; a UserError is handed over, as by ``Images``."""
+        """Read a batch of [B, 2] (position, draw) pairs; a UserError is returned, as by ``Images``."""
         positions, draws = pairs.T
         numbers = uniform(self.seed, draws, stream=0, count=self.count)
         try:
@@ -49,11 +49,11 @@ class AnnotatedImages(Images):
 
 
 class AnnotatedData(DataModule):
-    """Images of their own sizes with annotations, by a protocol. Prediction shows the test rows.
+    """Batches of annotated images of different sizes, by a protocol. Prediction uses the test rows.
 
     Args:
         dataset: data set and its place on the disk.
-        protocol: rows that train, validate and test.
+        protocol: training, validation and test rows.
         flip: probability of a left-right flip of a training image.
         batch_size: images in a training batch over all processes; each process takes an equal share. An optimiser step
             sees ``batch_size`` x ``trainer.accumulate_grad_batches`` images.
@@ -93,7 +93,7 @@ class AnnotatedData(DataModule):
         self.flip = flip
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise, in the model's precision. A float batch is returned as it is."""
+        """Normalise, in the model's precision. Float batches are returned unchanged."""
         if batch.images[0].is_floating_point():
             return batch
         self._report_skipped()

@@ -1,4 +1,4 @@
-"""Whole images with their objects as batches: the data module of the detectors."""
+"""Data module of the detectors: batches of whole images and their objects."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from fgssl.errors import UserError
 
 
 class DetectionBatch(NamedTuple):
-    """B images and their objects, in the form that torchvision's detectors take.
+    """B images and their objects, in the format of torchvision's detectors.
 
     Attributes:
         images: B tensors [3, H, W], each of its own size; uint8 from the loader, normalised after
@@ -34,10 +34,10 @@ class DetectionBatch(NamedTuple):
 
 
 class Scenes(AnnotatedImages):
-    """Reads whole batches of whole images: positions and draws in, a uint8 DetectionBatch out.
+    """Data set whose items are batches of whole images: positions and draws in, a uint8 DetectionBatch out.
 
     Args:
-        masks: whether to draw the objects' masks, where the data set has outlines.
+        masks: draw the masks of the objects where the data set has outlines.
         flip: probability of a left-right flip.
         *images: as of ``Images``.
     """
@@ -56,8 +56,8 @@ class Scenes(AnnotatedImages):
         height, width = image_3HW.shape[1:]
         if (width, height) != tuple(self.index.objects.sizes[row]):
             raise UserError(
-                f"{self.index.paths[row]} is of {width} x {height} px and its annotation of "
-                f"{' x '.join(map(str, self.index.objects.sizes[row]))}: the boxes are of another image."
+                f"{self.index.paths[row]} has {width} x {height} px and its annotation "
+                f"{' x '.join(map(str, self.index.objects.sizes[row]))}: the boxes belong to another image."
             )
         target = training_target(self.index, row, self.masks)
         if numbers[0] < self.flip:
@@ -70,7 +70,7 @@ class Scenes(AnnotatedImages):
 
 
 def training_target(index: ObjectIndex, row: int, masks: bool) -> dict[str, Tensor]:
-    """The objects of an image to train on, cut to it; see ``DetectionBatch.targets``."""
+    """Objects of an image for training, clipped to it; see ``DetectionBatch.targets``."""
     objects, places = index.objects, index.objects.of(row)
     width, height = objects.sizes[row]
     boxes = objects.boxes[places].clip(0, [width, height, width, height])
@@ -87,7 +87,7 @@ def training_target(index: ObjectIndex, row: int, masks: bool) -> dict[str, Tens
 
 
 def mask_of(index: ObjectIndex, row: int, place: int) -> dict:
-    """The mask of an object as a run-length code of COCO's library.
+    """Mask of an object as a run-length code of COCO's library.
 
     Raises:
         UserError: its outline is neither polygons nor a run-length code.
@@ -99,17 +99,19 @@ def mask_of(index: ObjectIndex, row: int, place: int) -> dict:
             return rle.merge(rle.frPyObjects(outline, height, width))
         return rle.frPyObjects(outline, height, width) if isinstance(outline["counts"], list) else outline
     except (TypeError, KeyError, ValueError, IndexError):
-        raise UserError(f"{index.paths[row]}: an object's outline (segmentation) is not of COCO's form.") from None
+        raise UserError(
+            f"{index.paths[row]}: the outline (segmentation) of an object is not in COCO's format."
+        ) from None
 
 
 class DetectionData(AnnotatedData):
-    """Whole images of a data set with objects, by a protocol. Prediction shows the test rows.
+    """Batches of whole images and their objects, by a protocol. Prediction uses the test rows.
 
-    The detector resizes them, each training image to a size of its own.
+    The detector resizes the images.
 
     Args:
         dataset: data set with boxes, and its place on the disk: VOC0712 or COCOInstances.
-        protocol: rows that train, validate and test.
+        protocol: training, validation and test rows.
 
     Raises:
         UserError: the data set has no boxes, is missing or does not match, or a batch does not fit it.

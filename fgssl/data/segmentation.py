@@ -1,4 +1,4 @@
-"""Images with a class for each pixel as batches: the data module of semantic segmentation."""
+"""Data module of semantic segmentation: batches of images and the classes of their pixels."""
 
 from typing import Any, NamedTuple
 
@@ -17,17 +17,16 @@ from fgssl.data.views import Views
 from fgssl.errors import UserError, at_least
 from fgssl.metrics.segmentation import IGNORED
 
-LONGEST = 4  # the longer side is never more than this many times the shorter one's target
+LONGEST = 4  # largest length of the longer side, as a factor of the target of the shorter side
 
 
 class SegmentationBatch(NamedTuple):
     """B images and the classes of their pixels.
 
     Attributes:
-        images: B tensors [3, H, W]: in training all of one size, in evaluation each of its own; uint8 from the loader,
+        images: B tensors [3, H, W], of one size in training, of different sizes in evaluation; uint8 from the loader,
             normalised after ``on_after_batch_transfer``.
-        masks: B tensors [H, W] uint8, 0-based class, 255 where there is none. In evaluation of the size of the image
-            file, and not of the resized image.
+        masks: B tensors [H, W] uint8, 0-based class, 255 for no class; in evaluation in the size of the image file.
         index: [B] int64 row in the data set's index.
         draw: [B] int64 serial number of each sample in the run; -1 in evaluation.
     """
@@ -39,13 +38,13 @@ class SegmentationBatch(NamedTuple):
 
 
 class MaskedImages(AnnotatedImages):
-    """Reads whole batches: positions and draws in, a uint8 SegmentationBatch out.
+    """Data set whose items are whole batches: positions and draws in, a uint8 SegmentationBatch out.
 
     Args:
         size: side of a training view; shorter side of an image in evaluation, px.
-        scale: range of the random scale of a training view; None shows the whole image.
+        scale: range of the random scale of a training view; None: the whole image.
         flip: probability of a left-right flip of a training view.
-        mean: channel means, 0 to 1, which fill what an image does not cover.
+        mean: channel means, 0 to 1, the colour of pixels that the image does not cover.
         *images: as of ``Images``.
     """
 
@@ -68,31 +67,31 @@ def read_pair(index: MaskIndex, row: int) -> tuple[Tensor, Tensor]:
     """An image [3, H, W] and its mask [H, W], both uint8.
 
     Raises:
-        UserError: one of them cannot be read, or they are not of one size.
+        UserError: one of them cannot be read, or their sizes differ.
     """
     image_3HW = read_pixels(index.paths[row])
     mask_HW = read_mask(index.masks[row], len(index.fine_names))
     if image_3HW.shape[1:] != mask_HW.shape:
         (height, width), (rows, columns) = image_3HW.shape[1:], mask_HW.shape
         raise UserError(
-            f"{index.masks[row]} is of {columns} x {rows} px and its image of {width} x {height}: "
-            "the mask is of another image."
+            f"{index.masks[row]} has {columns} x {rows} px and its image {width} x {height}: "
+            "the mask belongs to another image."
         )
     return image_3HW, mask_HW
 
 
 def read_mask(path: str, classes: int) -> Tensor:
-    """[H, W] uint8 of a mask file: class, 255 where there is none. In the file 0 is none, and the classes follow.
+    """Mask file as [H, W] uint8 classes, 255 for no class. In the file 0 is no class and class + 1 a class.
 
     Raises:
-        UserError: the file is missing or unreadable, has colours, or a class that there is not.
+        UserError: the file is missing or unreadable, has several channels, or labels above the number of classes.
     """
     with open_image(path) as image:
         values_HW = np.array(image)
     if values_HW.ndim != 2 or values_HW.dtype != np.uint8:
-        raise UserError(f"{path} is no mask: one channel of 8 bits is expected, this is an image of mode {image.mode}.")
+        raise UserError(f"{path} is no mask: one channel of 8 bits is expected, the image has mode {image.mode}.")
     if values_HW.max() > classes:
-        raise UserError(f"{path}: a pixel has label {values_HW.max()}, and the labels go from 0 (none) to {classes}.")
+        raise UserError(f"{path}: a pixel has label {values_HW.max()}; labels are 0 (no class) to {classes}.")
     return torch.from_numpy(values_HW - np.uint8(1))  # 0 - 1 is 255, IGNORED
 
 
@@ -105,17 +104,18 @@ def random_view(
     flip: float,
     mean: Channels,
 ) -> tuple[Tensor, Tensor]:
-    """A random part of an image and the same part of its mask, [3, size, size] and [size, size] uint8.
+    """Random scale, crop and flip of an image and its mask, [3, size, size] and [size, size] uint8.
 
-    Scaled, cut and flipped at random. What the image does not cover is of the mean colour and has no class.
+    Pixels that the image does not cover have the mean colour and no class.
 
     Args:
-        image_3HW, mask_HW: uint8.
+        image_3HW: uint8.
+        mask_HW: uint8.
         numbers: [4] uniform in [0, 1): scale, x, y, flip.
         size: side of the result, px.
-        scale: smallest and largest shorter side of the scaled image, in parts of ``size``.
+        scale: range of the shorter side of the scaled image, as a factor of ``size``.
         flip: probability of a left-right flip.
-        mean: colour, 0 to 1.
+        mean: mean colour, 0 to 1.
     """
     u_scale, u_x, u_y, u_flip = numbers.tolist()
     height, width = scaled(mask_HW.shape, size * (scale[0] + u_scale * (scale[1] - scale[0])))
@@ -130,7 +130,7 @@ def random_view(
 
 
 def scaled(size: torch.Size | tuple[int, ...], side: float) -> tuple[int, int]:
-    """Height and width at which the shorter side is ``side``; less where the longer would exceed ``LONGEST`` times."""
+    """Height and width with shorter side ``side``; smaller where the longer side would exceed LONGEST x ``side``."""
     factor = min(side / min(size), LONGEST * side / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
@@ -140,11 +140,11 @@ def resize(image_3HW: Tensor, height: int, width: int) -> Tensor:
 
 
 class SegmentationData(AnnotatedData):
-    """Random views of a data set with masks to train, whole images to evaluate. Prediction shows the test rows.
+    """Batches of random views in training and of whole images in evaluation. Prediction uses the test rows.
 
     Args:
         dataset: data set with a class for each pixel, and its place on the disk: ADE20K.
-        protocol: rows that train, validate and test.
+        protocol: training, validation and test rows.
         size: side of a training view; in evaluation the shorter side of an image, px.
         scale: range of the random shorter side of a training image, as a factor of ``size``.
 
@@ -161,10 +161,10 @@ class SegmentationData(AnnotatedData):
         **options,
     ):
         if not isinstance(dataset, ADE20K):
-            raise UserError(f"data.dataset: {type(dataset).__name__} has no classes of pixels. ADE20K has them.")
+            raise UserError(f"data.dataset: {type(dataset).__name__} has no pixel classes. ADE20K has them.")
         at_least(2, **{"data.size": size})
         if not 0 < scale[0] <= scale[1]:
-            raise UserError(f"data.scale is {list(scale)}: give the smallest scale, above 0, and the largest.")
+            raise UserError(f"data.scale is {list(scale)}, and has to be the smallest scale, above 0, and the largest.")
         super().__init__(dataset, protocol, **options)
         self.size, self.scale = size, scale
 

@@ -16,11 +16,10 @@ TARGETS = {"1": 1, "-1": 0, "0": DIFFICULT}
 
 
 class VOC2007(DataSet):
-    """20 object classes, several an image; the official trainval part is the training part.
+    """20 object classes, several in an image; the official trainval part is the training part.
 
-    ``targets`` is 1 where the class is in the image, 0 where it is not, and 255 where only objects marked difficult
-    are. The official average precision leaves the difficult ones of a class out; a training loss does the same or
-    takes them for present. ``fine`` is -1: there is no single class label an image.
+    ``targets`` is 1 where the class is in the image, 0 where it is not, and 255 where only difficult objects of it are,
+    which the average precision leaves out. ``fine`` is -1: images have no single class label.
     """
 
     name = "voc2007"
