@@ -134,9 +134,9 @@ class PairViews(Views):
     """A strong and a weak view.
 
     Args:
-        recipe: ``cars``, ``sop``, ``cifar``: MaskCon, appendix A.1 (``cars`` also for CUB and other photographs,
-            ``cifar`` for ImageNet32). ``moco``: MoCo v2's one recipe twice (MLS). ``digits``: ours, mild and without
-            flip, since a mirrored digit is another sign.
+        recipe: augmentation of the two views. ``cars``, ``sop``, ``cifar``: MaskCon, appendix A.1 (``cars`` also for
+            CUB and other photographs, ``cifar`` for images of 32 px). ``moco``: MoCo v2's augmentation for both (MLS).
+            ``digits``: our own, weak and without flips.
         size: side of both views, px.
     """
 

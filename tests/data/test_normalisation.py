@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.main import main
 from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from fgssl.data.datamodule import DataModule
@@ -88,6 +89,22 @@ def test_evaluating_a_run_asks_no_weights_again(run, tmp_path, monkeypatch):
     folder = str(tmp_path / "maskcon" / "run")
     flags = ["--config", f"{folder}/config.yaml", "--ckpt_path", folder, "--run.name", "again"]
     assert main(["test", *flags, "--trainer.limit_test_batches", "1"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [{}, {"backbone": "resnet18"}, {"backbone": {"width": 3}}])
+def test_a_method_with_another_kind_of_backbone_gets_imagenets(arguments):
+    data = {"mean": None, "std": None}
+    assert set_normalisation(data, {"class_path": "mine.SimCLR", "init_args": arguments}) is None
+    assert (data["mean"], data["std"]) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_a_task_takes_the_normalisation_of_the_run_that_it_starts_from(tmp_path):
+    path = tmp_path / "start.ckpt"
+    config = {"data": {"mean": list(CIFAR[0]), "std": list(CIFAR[1])}}
+    torch.save({"method": "MaskCon", "pytorch-lightning_version": "2.6.0", "config": config, "state_dict": {}}, path)
+    data = {"mean": None, "std": None}
+    set_normalisation(data, {"init_args": {"backbone": {"name": "resnet18"}, "init_from": str(path)}})
+    assert (data["mean"], data["std"]) == CIFAR
 
 
 def test_a_network_without_weights_asks_for_imagenets_normalisation():
