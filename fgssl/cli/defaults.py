@@ -82,8 +82,9 @@ def set_normalisation(data: Any, model: dict[str, Any]) -> str | None:
     """
     arguments = model.get("init_args") or {}
     backbone, start = arguments.get("backbone"), arguments.get("init_from")
-    ours = isinstance(backbone, dict) and backbone.keys() <= {field.name for field in dataclasses.fields(Backbone)}
-    trained = Backbone(**backbone).normalisation() if ours else None  # a method of one's own may have another kind
+    trained, fields = None, {field.name for field in dataclasses.fields(Backbone)}
+    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a method of one's own may have another kind
+        trained = Backbone(**backbone).normalisation()
     if start:
         trained = normalisation_of(checkpoint_file(start, "--model.init_from"), "--model.init_from")
     data["mean"], data["std"] = normalisation(data["mean"], data["std"], trained)
