@@ -10,9 +10,10 @@ from typing import Any
 
 from fgssl.cli.command_parser import Parser
 from fgssl.cli.compose import assign, read_yaml
-from fgssl.commands.embed import refuse_misspelt, set_data
+from fgssl.commands.embed import refuse_misspelt
 from fgssl.commands.networks import (
     FOLLOWING,
+    add_data_flag,
     add_network_flags,
     backbone_of,
     check_network_flags,
@@ -35,8 +36,6 @@ def main(argv: list[str]) -> int:
     from fgssl.cli.main import start  # torch from here on
 
     config = network_configuration(args, flags)
-    if args.data:
-        set_data(config, args.data)
     if args.eval_size:
         assign(config, "data.eval_size", args.eval_size)
         assign(config, "data.eval_resize", None)
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
     )
     add_network_flags(parser, default=FOLLOWING)
-    parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
+    add_data_flag(parser)
     parser.add_argument(
         "--data.eval_size", metavar="PX", dest="eval_size", type=int, help="of crops; default: as it was trained"
     )

@@ -14,6 +14,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
 
 from fgssl.errors import UserError
+from fgssl.methods.flsl import FLSL
 from fgssl.nn.backbones import Backbone
 
 RESNET = Backbone("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]})
@@ -280,6 +281,16 @@ def test_a_network_without_class_token_starts_from_one_with_it(tmp_path):
     tokens = {"class_token": False, "global_pool": "avg", "fc_norm": False}
     network = replace(VIT, weights=str(tmp_path / "file.pth"), options=VIT.options | tokens).build()
     assert torch.equal(network.pos_embed, content["teacher"]["backbone.pos_embed"][:, 1:])
+
+
+def test_flsl_keeps_the_positions_of_its_starting_weights(tmp_path):
+    """Without weights they are fixed sines and cosines."""
+    content = dino(VIT)
+    torch.save(content, tmp_path / "file.pth")
+    tokens = {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
+    vit = replace(VIT, weights=str(tmp_path / "file.pth"), options=VIT.options | tokens)
+    method = FLSL(vit, prototypes=4, hidden=4, bottleneck=4)
+    assert torch.equal(method.student.backbone.pos_embed, content["teacher"]["backbone.pos_embed"][:, 1:])
 
 
 def test_the_small_stem_begins_anew_and_everything_else_loads(tmp_path, caplog):
