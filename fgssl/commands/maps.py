@@ -80,10 +80,8 @@ def main(argv: list[str]) -> int:
         for line, image, of_image in zip(lines, shown, panels, strict=True):
             line += [(paint(image, panel), which + panel.title, "black") for panel in of_image]
     names = [name_of(flags) for flags in asked]
-    named = (
-        "".join(f"\n{letter}: {name}" for letter, name in zip("AB", names, strict=True)) if args.beside else names[0]
-    )
-    picture_rows(lines, f"{args.kind}: {named}", Path(args.out))
+    title = f"{args.kind}: {names[0]}" if len(names) == 1 else f"{args.kind}\nA: {names[0]}\nB: {names[1]}"
+    picture_rows(lines, title, Path(args.out))
     print(f"picture: {args.out}")
     return 0
 

@@ -15,6 +15,7 @@ from fgssl.commands.networks import add_network_flags, check_network_flags, netw
 from fgssl.commands.probe import probe_of
 from fgssl.errors import UserError
 from fgssl.evaluation.store import read_embeddings
+from fgssl.nn.backbones import Backbone
 from fgssl.report.runs import read_run
 from tests.cli.test_cli import fit
 from tests.evaluation.test_davis import make_davis
@@ -150,3 +151,14 @@ def test_maps_draws_a_run_beside_a_public_network(moco, run, tmp_path):
         widths.append(Image.open(out).width)
     assert main([*picture, "--model", "timm/test_resnet", "--weights", str(path)]) == 0
     assert Image.open(out).width < widths[0] == widths[1]
+
+
+def test_a_run_is_evaluated_without_the_file_that_it_started_from(tmp_path):
+    file, options = tmp_path / "start.pth", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    start = Backbone("resnet18", options=options).build().state_dict()
+    torch.save(start, file)
+    begun = fit(tmp_path, "begun", "--model.backbone.weights", str(file), "--trainer.max_steps", "1", epochs=1)
+    file.unlink()
+    assert main(["embed", "--ckpt_path", str(begun), "--retrieval.grid", "0", *QUIET]) == 0
+    state = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.allclose(state["query.backbone.conv1.weight"], start["conv1.weight"], atol=1e-3)
