@@ -12,6 +12,7 @@ from PIL import Image
 from fgssl.cli.command_parser import Parser
 from fgssl.cli.main import main
 from fgssl.commands.networks import add_network_flags, check_network_flags, network_configuration, parse_network
+from fgssl.commands.probe import _parser as probes_parser
 from fgssl.commands.probe import probe_of
 from fgssl.errors import UserError
 from fgssl.evaluation.store import read_embeddings
@@ -108,8 +109,7 @@ def test_embed_takes_the_network_of_a_checkpoint_that_is_asked_for(run):
 
 def test_probe_takes_weights_from_a_file(moco):
     path, _ = moco
-    args = flags("--model", "timm/test_resnet", "--weights", str(path))
-    args = argparse.Namespace(**vars(args), blocks=1, augment="false", data=None)
+    args = probes_parser().parse_args(["--model", "timm/test_resnet", "--weights", str(path)])
     config = network_configuration(args)
     probe_of(config, args)
     probe = config["model"]["init_args"]

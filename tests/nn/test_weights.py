@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 from fgssl.errors import UserError
 from fgssl.methods.flsl import FLSL
-from fgssl.nn.backbones import Backbone
+from fgssl.nn.backbones import Backbone, of_any_size
 
 RESNET = Backbone("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]})
 VIT = Backbone("vit_tiny_patch16_224", options={"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 12})
@@ -266,6 +266,17 @@ def test_positions_of_another_size_are_interpolated_as_timm_does_and_said(tmp_pa
     expected = resample_abs_pos_embed(content["teacher"]["backbone.pos_embed"], [8, 8])
     assert torch.equal(network.pos_embed, expected)
     assert "interpolated: pos_embed" in caplog.text
+
+
+def test_a_network_of_any_size_has_the_weights_and_reads_them_once(tmp_path, caplog):
+    """What detectors and segmenters are built on."""
+    content = dino(VIT)
+    torch.save(content, tmp_path / "file.pth")
+    with caplog.at_level("INFO"):
+        network = of_any_size(replace(VIT, weights=str(tmp_path / "file.pth")))
+    assert caplog.text.count("weights of DINO, iBOT or FLSL (teacher)") == 1
+    assert torch.equal(network.pos_embed, content["teacher"]["backbone.pos_embed"])
+    assert features(network, 48).shape == (2, 12)
 
 
 def test_a_swins_other_window_is_interpolated_and_said(tmp_path, caplog):
