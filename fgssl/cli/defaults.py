@@ -38,6 +38,8 @@ def fill_in(config: dict[str, Any], flags: list[str], method: type[Method] | Non
         section["views"] = with_class(section.get("views"), method.default_views)
     name = given.get("model.backbone.name")
     if name is not None:
+        if not config.get("model"):  # the class, too, is named by a flag alone
+            config["model"] = {"class_path": given.get("model.class_path", given.get("model"))}
         assign(config, "model.backbone.name", name)
     own = backbone_default(method)
     chosen = class_of(config.get("model"))[1].get("backbone") or {}

@@ -185,9 +185,9 @@ def read_file(path: str | Path, option: str) -> dict[str, Any]:
 
 def _numpy_scalars() -> list:
     """Types in a pickled numpy number; checkpoints keep accuracies and learning rates as such."""
-    scalar = np.float64(0).__reduce__()[0]  # moved from numpy.core to numpy._core in numpy 2
-    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]  # before and since numpy 2
+    return [*((scalar, name) for name in names), np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}]
 
 
 def state_at(content: dict[str, Any], place: Place) -> State:

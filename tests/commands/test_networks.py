@@ -97,6 +97,15 @@ def test_embed_takes_weights_from_a_file(moco, tmp_path):
     assert (backbone["weights"], backbone["pretrained"]) == (str(path), False)
 
 
+def test_test_takes_a_network_that_flags_alone_name(moco, tmp_path):
+    path, _ = moco
+    network = ["--model", "Frozen", "--model.backbone.name", "test_resnet", "--model.backbone.weights", str(path)]
+    data = ["--data.dataset", "Digits", "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0"]
+    place = ["--run.root", str(tmp_path), "--run.name", "flags", "--retrieval.grid", "0"]
+    assert main(["test", *network, *data, "--data.eval_size", "32", *place, *QUIET]) == 0
+    assert read_run(tmp_path / "fgssl" / "flags").method == "timm/test_resnet (moco.pth.tar)"
+
+
 def test_embed_takes_the_network_of_a_checkpoint_that_is_asked_for(run):
     for flags in ([], ["--network", "student"], ["--network", "teacher"]):
         assert main(["embed", "--ckpt_path", str(run), *flags, "--retrieval.grid", "0", *QUIET]) == 0
