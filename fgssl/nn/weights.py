@@ -209,8 +209,8 @@ def is_ours(content: dict[str, Any]) -> bool:
 def normalisation_of(path: str | Path, option: str = "model.backbone.weights") -> tuple[Channels, Channels] | None:
     """Mean and standard deviation of the images that the weights in a file were trained on; None where it is unknown.
 
-    A run of ours keeps its own. The projects in ``LAYOUTS`` use ImageNet's, and so does torchvision. A state dict by
-    timm's names does not say.
+    A run of ours: those of its data. A project in ``LAYOUTS`` with ``imagenet``, and torchvision: ImageNet's. A state
+    dict with timm's names: unknown.
     """
     content = read_file(path, option)
     if is_ours(content):
@@ -237,23 +237,19 @@ def load_weights(
     Args:
         network: the network.
         path: file in one of the ``LAYOUTS``, or a run folder or checkpoint of ours.
-        whose: which network of a file that holds a student and its teacher; None: the one that the project evaluates.
-        anew: names of weights that stay as they are where the file's have another shape.
-        option: what the user calls ``path``, for messages.
+        whose: network of a file that holds a student and its teacher; None: the one that the project evaluates, and of
+            a run of ours the teacher that follows the student step by step, where there is one.
+        anew: names of weights that keep their initial values where those in the file have another shape.
+        option: name of the option that ``path`` comes from, for messages.
 
     Returns:
-        A line that says what was taken, left out, interpolated and left as it was.
+        One line: what was loaded, interpolated, left out and left as it was.
 
     Raises:
         UserError: the file cannot be read, or no layout finds all weights of the network in it.
     """
-    candidates = _candidates(path, whose, option)
-    fits = [_fit(network, *one, anew) for one in candidates]
+    fits = [_fit(network, source, state, anew) for source, state in _candidates(path, whose, option)]
     found = sorted(fits, key=lambda fit: (-len(fit.weights), len(fit.faults)))
-    if not found:
-        raise UserError(
-            f"{option}: {path} holds no {whose or 'weights'}. Set the choice of student or teacher to null."
-        )
     best = found[0]
     if best.faults:
         raise UserError(_refusal(network, path, found, option))
