@@ -281,7 +281,7 @@ class Method(LightningModule):
                 f"no checkpoint at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights are not "
                 "finite. The last checkpoint is from before. Lower model.optim.lr, or check trainer.precision."
             )
-        checkpoint["method"] = type(self).__name__
+        checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
         checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
 

@@ -40,8 +40,8 @@ class Backbone:
         weights: file to start from, in place of ``pretrained``: a state dict of timm or torchvision (.pth,
             .safetensors), a checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or a run folder of ours. null:
             ``pretrained`` decides.
-        weights_of: network of a file that holds a student and its teacher: ``student`` or ``teacher``. null: the
-            student for MoCo; for all others the teacher that follows the student step by step, where there is one.
+        weights_of: network of a file that holds a student and its teacher: ``student`` or ``teacher``; null: the one
+            that its project or method evaluates (MoCo, MaskCon, MLS: the student; DINO, EsViT, CMD, FLSL: the teacher).
     """
 
     name: str = "resnet18"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fgssl.checkpoint import checkpoint_file, followed_network, read_backbone
+from fgssl.checkpoint import checkpoint_file, read_backbone
 from fgssl.errors import UserError
 
 Whose = Literal["student", "teacher"]
@@ -237,8 +237,8 @@ def load_weights(
     Args:
         network: the network.
         path: file in one of the ``LAYOUTS``, or a run folder or checkpoint of ours.
-        whose: network of a file that holds a student and its teacher; None: the one that the project evaluates, and of
-            a run of ours the teacher that follows the student step by step, where there is one.
+        whose: network of a file that holds a student and its teacher; None: the one that the project or method
+            evaluates.
         anew: names of weights that keep their initial values where those in the file have another shape.
         option: name of the option that ``path`` comes from, for messages.
 
@@ -268,9 +268,9 @@ def _candidates(path: str | Path, whose: Whose | None, option: str) -> list[tupl
     """
     content = read_file(path, option)
     if is_ours(content):
-        file = str(checkpoint_file(str(path), option))
-        of_run = whose or followed_network(file)
-        return [(f"{content['method']} ({of_run})", read_backbone(file, of_run))]
+        of_run: Whose = whose or content.get("evaluates", "student")
+        weights = read_backbone(str(checkpoint_file(str(path), option)), of_run)
+        return [(f"{content['method']} ({of_run})", weights)]
     found, stored_anywhere = [], False
     for layout in LAYOUTS:
         places: dict[Whose, Place | None] = {"student": layout.student, "teacher": layout.teacher}

@@ -169,5 +169,7 @@ def test_a_run_is_evaluated_without_the_file_that_it_started_from(tmp_path):
     begun = fit(tmp_path, "begun", "--model.backbone.weights", str(file), "--trainer.max_steps", "1", epochs=1)
     file.unlink()
     assert main(["embed", "--ckpt_path", str(begun), "--retrieval.grid", "0", *QUIET]) == 0
-    state = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert torch.allclose(state["query.backbone.conv1.weight"], start["conv1.weight"], atol=1e-3)
+    checkpoint = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["evaluates"] == "student"
+    weight = checkpoint["state_dict"]["query.backbone.conv1.weight"]
+    assert torch.allclose(weight, start["conv1.weight"], atol=1e-3)

@@ -70,12 +70,13 @@ def test_a_run_of_ours_has_its_own_normalisation(tmp_path):
 
 
 def run_of_ours(student: dict | None = None, teacher: dict | None = None) -> dict:
-    """A checkpoint as MaskCon writes it."""
+    """A checkpoint as a method of ours writes it."""
     state = {f"query.backbone.{name}": w for name, w in (student or {}).items()}
     state |= {f"key.backbone.{name}": w for name, w in (teacher or {}).items()}
     data = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     return {
-        "method": "MaskCon",
+        "method": "CMD",
+        "evaluates": "teacher",
         "pytorch-lightning_version": "2.6.0",
         "state_dict": state,
         "backbones": {"student": "query.backbone.", "teacher": "key.backbone."},
