@@ -7,7 +7,7 @@ network into the same table.
 import argparse
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.networks import (
     add_data_flag,
     add_network_flags,
@@ -18,6 +18,7 @@ from fgssl.commands.networks import (
 )
 from fgssl.errors import UserError, did_you_mean
 
+POINTS = 3_000  # images in a map: t-SNE takes about ten seconds for them, a minute for 8,000
 ROWS = 50_000  # images a file; 400 MB for a ResNet-50's features
 
 
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> int:
     check_network_flags(args, untrained=True)
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}; a file holds at least one image.")
+    if args.points < 0:
+        raise UserError(f"--points is {args.points}; it must be 0 (all images) or more.")
 
     from fgssl.cli.main import start  # torch from here on
 
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> int:
 
             stored = read_embeddings(self.folder)
             columns = (torch.from_numpy(column) for column in (stored.embedding, stored.fine, stored.index))
-            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers)
+            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers, args.points)
 
     return start("test", config, flags, config["run"]["experiment"], Embedding)
 
@@ -100,7 +103,7 @@ def refuse_misspelt(flags: list[str], own: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl embed",
         description="Write embeddings, labels and paths to <run folder>/embeddings/*.npz, and evaluate the test rows.",
         epilog="Every option of fgssl test is taken too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
@@ -108,5 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     add_network_flags(parser)
     add_data_flag(parser)
     parser.add_argument("--part", choices=("test", "train", "val"), default="test", help="rows to embed; default test")
+    parser.add_argument(
+        "--points", type=int, default=POINTS, help=f"most images in tsne.png and umap.png; 0: all; default {POINTS:,}"
+    )
     parser.add_argument("--rows", type=int, default=ROWS, help=f"images in a file; default {ROWS:,}")
     return parser

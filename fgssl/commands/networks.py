@@ -204,7 +204,7 @@ def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, par
         config: changed in place.
         args: of ``add_network_flags``, and ``data``.
         command: the command.
-        part: rows of the data set, where the name says so.
+        part: word at the end of the name, such as the rows that are embedded; empty for none.
     """
     from fgssl.checkpoint import checkpoint_file
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.main import main
 from fgssl.commands.networks import add_network_flags, check_network_flags, network_configuration, parse_network
 from fgssl.commands.probe import _parser as probes_parser
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
 
 
 def flags(*words: str) -> argparse.Namespace:
-    parser = Parser(prog="fgssl test")
+    parser = CommandParser(prog="fgssl test")
     add_network_flags(parser)
     return parser.parse_args(words)
 
