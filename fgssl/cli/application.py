@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ from fgssl.checkpoint import (
     read_checkpoint,
 )
 from fgssl.cli.defaults import set_normalisation
-from fgssl.cli.parser import Parser, clean
+from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.data.datamodule import DataModule
+from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method
+from fgssl.nn.backbones import from_checkpoint
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import Run, default_name, folder_of_checkpoint
@@ -48,16 +51,16 @@ from fgssl.run import Run, default_name, folder_of_checkpoint
 class Application(LightningCLI):
     """One experiment: what the configuration names, built and run in its folder."""
 
-    def __init__(self, args: list[str], experiment: str, data: type[DataModule] = DataModule):
-        self.experiment = experiment
+    def __init__(self, args: list[str], experiment: str, method: type[Method] | None = None):
+        self.experiment, self.method = experiment, method
         super().__init__(
             Method,
-            data,
+            method.data_module if method else DataModule,
             subclass_mode_model=True,
             save_config_callback=None,  # Record keeps the configuration
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
-            parser_class=Parser,
+            parser_class=ExperimentParser,
             auto_configure_optimizers=False,
             args=args,
         )
@@ -95,6 +98,11 @@ class Application(LightningCLI):
         parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
         parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        parser.method, parser.suggests = self.method, True  # type: ignore[attr-defined]
+        return parser
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.usage = f"fgssl {subcommand} --config FILE [--ckpt_path RUN] [--section.option VALUE ...]"
@@ -107,11 +115,6 @@ class Application(LightningCLI):
         options = self.options
         at_least(0, seed_everything=options.seed_everything)
         at_least(1, **{"trainer.accumulate_grad_batches": options.trainer.accumulate_grad_batches})
-        starts = self.config.subcommand == "fit" and not (options.get("ckpt_path") or options.run.resume)
-        if starts or options.data.mean is None or options.data.std is None:
-            differs = set_normalisation(options.data, options.model.as_dict())
-            if differs and starts:
-                rank_zero_warn(differs)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters override the user's. Here the user's stand."""
@@ -120,7 +123,8 @@ class Application(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
-            super().instantiate_classes()
+            with from_checkpoint() if self.checkpoint is not None else nullcontext():
+                super().instantiate_classes()
         except Exception as fault:  # the parser wraps what a constructor raises; ours is somewhere below
             cause: BaseException | None = fault
             while cause is not None and not isinstance(cause, UserError):
@@ -145,7 +149,18 @@ class Application(LightningCLI):
             check_method(self.checkpoint, method, options.ckpt_path)
             for line in explain_differences(self.checkpoint, options.model.as_dict()):
                 rank_zero_info(line)
+        self._resolve_normalisation()
         self.folder = self._choose_folder()
+
+    def _resolve_normalisation(self) -> None:
+        """Replace null in ``data.mean`` and ``data.std``: by a checkpoint's values, else by its starting weights'."""
+        data, kept = self.options.data, ((self.checkpoint or {}).get("config") or {}).get("data") or {}
+        if kept.get("mean") and kept.get("std"):
+            data.mean, data.std = normalisation(data.mean, data.std, (kept["mean"], kept["std"]))
+        elif self.config.subcommand == "fit" or data.mean is None or data.std is None:
+            differs = set_normalisation(data, self.options.model.as_dict())
+            if differs and self.config.subcommand == "fit":
+                rank_zero_warn(differs)
 
     def _last_checkpoint(self) -> str | None:
         """What ``run.resume`` goes on from: the named run's last checkpoint, or None before its first."""
@@ -280,13 +295,13 @@ def run(
     args: list[str],
     experiment: str,
     kind: type[Application] = Application,
-    data: type[DataModule] = DataModule,
+    method: type[Method] | None = None,
 ) -> int:
     """Parse and run one command of Lightning's (fit, validate, test, predict), or what ``kind`` makes of it."""
     _quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        application = kind(args, experiment, data)
+        application = kind(args, experiment, method)
     except SIGTERMException:
         rank = getattr(rank_zero_only, "rank", 0)
         rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")

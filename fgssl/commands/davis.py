@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.networks import (
     FOLLOWING,
     add_network_flags,
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl davis",
         description="DAVIS 2017: carry the first frame's objects through each video by the likeness of patches; "
         "region similarity J and contour accuracy F.",

@@ -1,15 +1,15 @@
-"""``fgssl embed``: the embeddings, labels and paths of a data set by a checkpoint of ours or a public network.
+"""``fgssl embed``: embeddings, labels and paths of a data set, from a checkpoint or a public network.
 
-The test rows are evaluated on the way, by the protocol of every other run: the folder has a ``results.json``, so that a
-public network stands in the same table of ``fgssl compare``.
+The test rows are evaluated as in every other run. ``results.json`` in the folder lets ``fgssl compare`` put a public
+network into the same table.
 """
 
 import argparse
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
-from fgssl.cli.compose import assign, read_section
+from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.networks import (
+    add_data_flag,
     add_network_flags,
     check_network_flags,
     name_run,
@@ -18,8 +18,8 @@ from fgssl.commands.networks import (
 )
 from fgssl.errors import UserError, did_you_mean
 
-HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")  # of a data section
-ROWS = 50_000  # images a file: 400 MB of a ResNet-50's features
+POINTS = 3_000  # images in a map: t-SNE takes about ten seconds for them, a minute for 8,000
+ROWS = 50_000  # images a file; 400 MB for a ResNet-50's features
 
 
 def main(argv: list[str]) -> int:
@@ -30,13 +30,13 @@ def main(argv: list[str]) -> int:
     check_network_flags(args, untrained=True)
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}; a file holds at least one image.")
+    if args.points < 0:
+        raise UserError(f"--points is {args.points}; it must be 0 (all images) or more.")
 
     from fgssl.cli.main import start  # torch from here on
 
     config = network_configuration(args, flags)
     take_backbone(config, args)
-    if args.data:
-        set_data(config, args.data)
     name_run(config, args, "embed", "" if args.part == "test" else args.part)
 
     import torch
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     from fgssl.evaluation.store import read_embeddings
 
     class Embedding(Application):
-        """A test whose embeddings are kept; of other rows than the test's, the embeddings alone."""
+        """A test that writes its embeddings; for other rows than the test rows it only writes the embeddings."""
 
         def _callbacks(self) -> list:
             folder = self.folder / "embeddings"
@@ -80,13 +80,21 @@ def main(argv: list[str]) -> int:
 
             stored = read_embeddings(self.folder)
             columns = (torch.from_numpy(column) for column in (stored.embedding, stored.fine, stored.index))
-            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers)
+            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers, args.points)
 
     return start("test", config, flags, config["run"]["experiment"], Embedding)
 
 
 def refuse_misspelt(flags: list[str], own: list[str]) -> None:
-    """Say of a flag that is left for ``fgssl test`` that one of ours was meant."""
+    """Refuse a flag of ``fgssl test`` that looks like a misspelt flag of this command.
+
+    Args:
+        flags: flags that this command does not know.
+        own: names of this command's flags.
+
+    Raises:
+        UserError: with the name that was probably meant.
+    """
     for flag in flags:
         name = flag.removeprefix("--").split("=")[0]
         hint = did_you_mean(name, own) if flag.startswith("--") and "." not in name else ""
@@ -95,27 +103,16 @@ def refuse_misspelt(flags: list[str], own: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl embed",
         description="Write embeddings, labels and paths to <run folder>/embeddings/*.npz, and evaluate the test rows.",
         epilog="Every option of fgssl test is taken too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
     )
     add_network_flags(parser)
-    parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
-    parser.add_argument("--part", choices=("test", "train", "val"), default="test", help="which rows; default test")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"images a file; default {ROWS:,}")
+    add_data_flag(parser)
+    parser.add_argument("--part", choices=("test", "train", "val"), default="test", help="rows to embed; default test")
+    parser.add_argument(
+        "--points", type=int, default=POINTS, help=f"most images in tsne.png and umap.png; 0: all; default {POINTS:,}"
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"images in a file; default {ROWS:,}")
     return parser
-
-
-def set_data(config: dict[str, Any], data: str) -> None:
-    """Replace the data set by name, or the data section by a file; images are seen as before where it says nothing."""
-    from fgssl.data.datasets import ALL
-
-    if data.endswith((".yaml", ".yml")):
-        seen = {option: value for option, value in (config.get("data") or {}).items() if option in HOW_SEEN}
-        config["data"] = seen | read_section(data)
-        return
-    known = {cls.__name__.lower(): cls.__name__ for cls in ALL.values()}
-    if data.lower() not in known:
-        raise UserError(f"--data: no data set '{data}'.{did_you_mean(data.lower(), known)} See fgssl data list.")
-    assign(config, "data.dataset", {"class_path": known[data.lower()]})

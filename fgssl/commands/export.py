@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.networks import (
     add_network_flags,
     check_network_flags,
@@ -91,7 +91,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="fgssl export", description="Write a trained network for use elsewhere, with a model card.")
+    parser = CommandParser(
+        prog="fgssl export", description="Write a trained network for use elsewhere, with a model card."
+    )
     add_network_flags(parser)
     parser.add_argument("--out", metavar="FOLDER", help="default: <run>/export, or export/NAME of a public network")
     parser.add_argument(

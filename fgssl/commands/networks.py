@@ -1,12 +1,14 @@
-"""The flags that name a network: the same for every command that takes one."""
+"""The flags that name a network and its data: the same for every command that takes a network."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.compose import assign
-from fgssl.errors import UserError
+from fgssl.cli.compose import assign, read_section
+from fgssl.errors import UserError, did_you_mean
 
+HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")  # of a data section
 EVALUATED, FOLLOWING = "the one that its method evaluates", "the teacher where it has one"
 
 
@@ -47,6 +49,13 @@ def add_network_flags(parser: argparse.ArgumentParser, default: str = EVALUATED)
     )
 
 
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data``."""
+    parser.add_argument(
+        "--data", metavar="NAME|FILE", help="other data than the run's: a data set (cub) or a file of configs/data/"
+    )
+
+
 def check_network_flags(args: argparse.Namespace, untrained: bool = False) -> None:
     """Refuse flags that name no network, or two.
 
@@ -80,24 +89,46 @@ def parse_network(text: str) -> argparse.Namespace:
     """
     model, _, weights = text.partition("=") if text.startswith("timm/") else ("", "", "")
     named = {"ckpt_path": None if model else text, "model": model or None, "weights": weights or None}
-    args = argparse.Namespace(**named, pretrained="true", network=None, config=[])
+    args = argparse.Namespace(**named, pretrained="true", network=None, config=[], data=None)
     check_network_flags(args)
     return args
 
 
 def network_configuration(args: argparse.Namespace, flags: list[str] = []) -> dict[str, Any]:  # noqa: B006
-    """The configuration of a run, with its checkpoint, or one made of a public network.
+    """The configuration of a run with its checkpoint, or of a public network, and of the chosen data.
 
     Args:
-        args: of ``add_network_flags``.
+        args: of ``add_network_flags``, and of ``add_data_flag`` where the command has it.
         flags: the command line's other options; those of the ``data`` section win over the public network's.
     """
     from fgssl.commands.restore import configuration
 
     config = configuration(args.ckpt_path, args.config)
+    if getattr(args, "data", None):
+        set_data(config, args.data)
     if args.model:
         set_public_network(config, args, flags)
     return config
+
+
+def set_data(config: dict[str, Any], data: str) -> None:
+    """Replace the data set by its name, or the data section by a file, in place.
+
+    Where the file does not say how images are seen (``HOW_SEEN``), that stays as it was.
+
+    Raises:
+        UserError: there is no such data set or file.
+    """
+    from fgssl.data.datasets import ALL
+
+    if data.endswith((".yaml", ".yml")):
+        seen = {option: value for option, value in (config.get("data") or {}).items() if option in HOW_SEEN}
+        config["data"] = seen | read_section(data)
+        return
+    known = {cls.__name__.lower(): cls.__name__ for cls in ALL.values()}
+    if data.lower() not in known:
+        raise UserError(f"--data: no data set '{data}'.{did_you_mean(data.lower(), known)} See fgssl data list.")
+    assign(config, "data.dataset", {"class_path": known[data.lower()]})
 
 
 def without_data(config: dict[str, Any]) -> None:
@@ -156,16 +187,11 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
 def public_name(args: argparse.Namespace) -> str:
     """Name of a public network for a folder: ``resnet50``, ``resnet50_random``, ``resnet50_moco_v2``."""
     name = args.model.partition("/")[2]
-    if args.weights:
-        name += f"_{weights_name(args.weights)}" + (f"_{args.network}" if args.network else "")
-    elif args.pretrained == "false":
-        name += "_random"
-    return name
-
-
-def weights_name(path: str) -> str:
-    """Name of a file of weights without its ending, or of a run folder."""
-    return Path(path).name.split(".")[0]
+    if not args.weights:
+        return name + ("_random" if args.pretrained == "false" else "")
+    file = re.sub(r"(\.(safetensors|pth|tar|pt|bin|ckpt))+$", "", Path(args.weights).name)
+    chosen = f"_{args.network}" if args.network else ""
+    return (file if file.startswith(name) else f"{name}_{file}") + chosen
 
 
 def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, part: str = "") -> None:
@@ -178,7 +204,7 @@ def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, par
         config: changed in place.
         args: of ``add_network_flags``, and ``data``.
         command: the command.
-        part: rows of the data set, where the name says so.
+        part: word at the end of the name, such as the rows that are embedded; empty for none.
     """
     from fgssl.checkpoint import checkpoint_file
 

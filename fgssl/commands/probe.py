@@ -1,18 +1,19 @@
 """``fgssl probe``: a linear classifier on the frozen features of a checkpoint, a public or an untrained network.
 
-It is ``fgssl fit`` of the method ``Probe``, with a configuration made here: network and data from the run, views and
-recipe from the paper (CMD). So its run folder is like any other, and it resumes like any other.
+It is ``fgssl fit`` of the method ``Probe`` with a configuration made here: network and data from the run, views and
+settings from a published recipe. Its run folder is like any other, and it resumes like any other.
 """
 
 import argparse
 import json
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import assign, read_yaml
-from fgssl.commands.embed import refuse_misspelt, set_data
+from fgssl.commands.embed import refuse_misspelt
 from fgssl.commands.networks import (
     FOLLOWING,
+    add_data_flag,
     add_network_flags,
     backbone_of,
     check_network_flags,
@@ -20,9 +21,25 @@ from fgssl.commands.networks import (
     network_configuration,
 )
 
-EPOCHS, BATCH = 100, 128
-SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
-OF_ANY_FIT = ("accelerator", "precision")  # of a run's trainer section, what a probe of it keeps
+EPOCHS = 100
+RECIPES: dict[str, dict[str, Any]] = {
+    # eval_linear.py of EsViT and CMD; the optimiser is Probe's default
+    "cmd": {"model": {"blocks": 4}, "data": {"batch_size": 128, "eval_resample": "bicubic"}},
+    # main_lincls.py of LCR, whose numbers are the ResNet-50 rows of CMD's Table I; there the rate is not scaled
+    "lcr": {
+        "model": {
+            "blocks": 1,
+            "unit_length": True,
+            "optim": {
+                "name": "sgd", "lr": 30.0, "momentum": 0.9, "weight_decay": 0.0, "warmup_epochs": 0,
+                "reference_batch": None, "schedule": "steps", "milestones": [60, 80], "gamma": 0.1,
+            },
+        },
+        "data": {"batch_size": 256, "eval_resample": "bilinear"},
+    },
+}  # fmt: skip
+SHRINK = 256 / 224  # shorter side of a resized test image, relative to its central crop
+OF_ANY_FIT = ("accelerator", "precision")  # trainer options that a probe takes over from its run
 
 
 def main(argv: list[str]) -> int:
@@ -35,8 +52,6 @@ def main(argv: list[str]) -> int:
     from fgssl.cli.main import start  # torch from here on
 
     config = network_configuration(args, flags)
-    if args.data:
-        set_data(config, args.data)
     if args.eval_size:
         assign(config, "data.eval_size", args.eval_size)
         assign(config, "data.eval_resize", None)
@@ -45,25 +60,39 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl probe",
-        description="Train a linear classifier on frozen features; top-1 and top-5 of the last epoch's.",
+        description="Train a linear classifier on frozen features. Reports top-1 and top-5 after the last epoch.",
         epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
         "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
     )
     add_network_flags(parser, default=FOLLOWING)
-    parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
+    add_data_flag(parser)
     parser.add_argument(
-        "--data.eval_size", metavar="PX", dest="eval_size", type=int, help="of crops; default: as it was trained"
+        "--data.eval_size",
+        metavar="PX",
+        dest="eval_size",
+        type=int,
+        help="side of the crops in px; default: that of training",
     )
     parser.add_argument(
-        "--blocks", type=int, default=4, help="outputs of so many last blocks; 1: the pooled feature; default 4"
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="cmd",
+        help="cmd (EsViT's and CMD's code): 4 blocks, batch 128, rate 0.001 x batch / 256, cosine, bicubic test view; "
+        "lcr (LCR's code): pooled feature of unit length, batch 256, rate 30, divided by 10 after 60 and 80 epochs, "
+        "bilinear test view; default cmd",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        help="number of last blocks whose outputs are taken; 1: the pooled feature; default: the recipe's",
     )
     parser.add_argument(
         "--augment",
         choices=("true", "false"),
         default="true",
-        help="random crops and flips; false: the features are computed once; default true",
+        help="train on random crops and flips; false: on central crops, whose features are computed once; default true",
     )
     return parser
 
@@ -73,17 +102,20 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     probed = config.get("model") or {}
     probed = probed if isinstance(probed, dict) else {"class_path": probed}
     config.pop("ckpt_path", None)
-    model = {"backbone": backbone_of(probed), "blocks": args.blocks, "augment": args.augment == "true"}
+    recipe = RECIPES[args.recipe]
+    model = {"backbone": backbone_of(probed), **recipe["model"], "augment": args.augment == "true"}
+    model |= {} if args.blocks is None else {"blocks": args.blocks}
     model |= {"init_from": args.ckpt_path, "network": args.network if args.ckpt_path else None}
     model |= {"of": name_of(probed, args)}
     config["model"] = {"class_path": "Probe", "init_args": model}
     set_views(config.setdefault("data", {}))
+    config["data"] |= recipe["data"]
     trainer = config.get("trainer") or {}
     config["trainer"] = {option: trainer[option] for option in OF_ANY_FIT if option in trainer}
     config["trainer"] |= {"max_epochs": EPOCHS, "log_every_n_steps": 10}
     config["checkpoint"] = {"monitor": "val/top1", "every_n_epochs": max(1, EPOCHS // 10)}
     assign(config, "retrieval.grid", 0)
-    name_run(config, args, "probe")
+    name_run(config, args, "probe", "" if args.recipe == "cmd" else args.recipe)
     if args.ckpt_path:
         config["run"].setdefault("paper", paper_of(args.ckpt_path))
 
@@ -113,17 +145,16 @@ def paper_of(ckpt_path: str) -> str | None:
 
 
 def set_views(data: dict[str, Any]) -> None:
-    """Random crops with flip to train on, central crops to test on, of the size that the run evaluates at."""
+    """Set random crops with flip for training and central crops for testing, at the run's evaluation size."""
     size = data.get("eval_size") or view_size(data.get("views"))
     data["eval_size"] = size
     data["eval_resize"] = data.get("eval_resize") or round(SHRINK * size)
     data["views"] = {"class_path": "SingleView", "init_args": {"size": size}}
-    data["batch_size"] = BATCH
     data |= {"images_per_class": None, "replacement": False}
 
 
 def view_size(views: Any) -> int:
-    """The side of the first view of a data section, px."""
+    """Side of the first view of a data section in px."""
     options = (views.get("init_args") or views) if isinstance(views, dict) else {}
     first = (options.get("crops") or [options])[0]
     return first.get("size", 224)

@@ -280,7 +280,7 @@ class Method(LightningModule):
                 f"no checkpoint at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights are not "
                 "finite. The last checkpoint is from before. Lower model.optim.lr, or check trainer.precision."
             )
-        checkpoint["method"] = type(self).__name__
+        checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
         checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
         trainer = self._trainer
@@ -337,7 +337,7 @@ def method_class(class_path: str) -> type[Method]:
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise UserError(f"model: '{class_path}' is not a subclass of fgssl.Method.")
         return found
-    known = {cls.__name__: cls for cls in subclasses(Method)}
+    known = {cls.__name__: cls for cls in subclasses(Method) if cls.step is not Method.step}  # no mere base
     if name not in known:
         raise UserError(f"model: unknown class '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
     return known[name]

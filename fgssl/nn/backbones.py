@@ -1,5 +1,8 @@
-"""The networks: one timm factory."""
+"""Backbones from timm, and the encoder of a backbone and a projection head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,23 +13,35 @@ from torch.nn import functional as F
 from fgssl.errors import UserError, did_you_mean
 from fgssl.nn.weights import Channels, Whose, load_weights, normalisation_of
 
+_from_checkpoint: ContextVar[bool] = ContextVar("_from_checkpoint", default=False)
+
+
+@contextmanager
+def from_checkpoint() -> Iterator[None]:
+    """Within this context ``Backbone.build`` reads no starting weights: a checkpoint replaces them all afterwards."""
+    token = _from_checkpoint.set(True)
+    try:
+        yield
+    finally:
+        _from_checkpoint.reset(token)
+
 
 @dataclass(frozen=True)
 class Backbone:
     """A timm network without its classifier.
 
     Args:
-        name: timm model name; a pretrained tag may follow (``resnet18.tv_in1k``).
-        pretrained: start from the weights that timm distributes under that name.
-        small_input: for images of 64 px and below: a 3x3 stride-1 first convolution and no max-pool (ResNets).
-        options: further arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
-        pooling: ``avg+max`` sums average and maximum over the positions (Proxy-Anchor, the "+D" of OBD-SD's tables);
-            null leaves the model's own pooling, mostly the average.
+        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``).
+        pretrained: start from timm's weights of that name.
+        small_input: replace a ResNet's stem for images of 64 px and below: a 3x3 convolution of stride 1, no max-pool.
+        options: arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
+        pooling: ``avg+max`` adds average and maximum pooling (Proxy-Anchor, "+D" in OBD-SD's tables); null keeps the
+            pooling of the model, which is the average for most.
         weights: file to start from, in place of ``pretrained``: a state dict of timm or torchvision (.pth,
             .safetensors), a checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or a run folder of ours. null:
             ``pretrained`` decides.
-        weights_of: network to take of a file that holds a student and its teacher; null: the one that its project
-            evaluates, which is MoCo's student and the teacher of all others.
+        weights_of: network of a file that holds a student and its teacher: ``student`` or ``teacher``; null: the one
+            that its project or method evaluates (MoCo, MaskCon, MLS: the student; DINO, EsViT, CMD, FLSL: the teacher).
     """
 
     name: str = "resnet18"
@@ -41,29 +56,33 @@ class Backbone:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
         import timm  # takes seconds to import, and the command line has none to give
 
+        from fgssl.nn.swin import pad_before_rolling  # imports timm
+
         if not timm.is_model(self.name):
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
             raise UserError(f"model.backbone.name: timm knows no model '{self.name}'.{hint}")
+        weights = None if _from_checkpoint.get() else self.weights
+        pretrained = self.pretrained and not (self.weights or _from_checkpoint.get())
         try:
-            pretrained = self.pretrained and not self.weights
             network = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **self.options)
         except Exception as fault:  # each host and each network fails in its own way
-            if not self.pretrained:
+            if not pretrained:
                 raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
             raise UserError(
                 f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
                 "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
             ) from fault
+        pad_before_rolling(network)
         if self.small_input:
             _shrink_stem(network, self.name)
         if self.pooling:
             if not isinstance(getattr(network, "global_pool", None), nn.Module):
                 raise UserError(f"model.backbone.pooling: '{self.name}' has no pooling layer to replace; set it null")
             network.global_pool = AvgMaxPool()
-        if self.weights:
+        if weights:
             anew = ("conv1.weight",) if self.small_input else ()
-            rank_zero_info(load_weights(network, self.weights, self.weights_of, anew))
+            rank_zero_info(load_weights(network, weights, self.weights_of, anew))
         return network
 
     def normalisation(self) -> tuple[Channels, Channels] | None:
@@ -82,7 +101,7 @@ class Backbone:
 
 
 def of_any_size(backbone: Backbone) -> Any:
-    """The network; a ViT or Swin in the form that takes images of any size."""
+    """Build a network that accepts images of any size; ViTs and Swins need an option of timm's for that."""
     untrained = replace(backbone, pretrained=False, weights=None)
     network = untrained.build()
     told: dict[str, Any] = {}
@@ -96,30 +115,33 @@ def of_any_size(backbone: Backbone) -> Any:
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
-    """Replace a ResNet's stem for small images (MaskCon, section 4; MoCo's CIFAR practice)."""
+    """Replace a ResNet's stem for small images (MaskCon, Sec. 4).
+
+    The new convolution keeps PyTorch's default initialisation, U(-1/sqrt(27), 1/sqrt(27)), as in MaskCon's released
+    code; a pretrained network keeps its other weights.
+    """
     conv1 = getattr(network, "conv1", None)
     if not isinstance(conv1, nn.Conv2d) or not hasattr(network, "maxpool"):
         raise UserError(f"model.backbone.small_input: '{name}' has no single-convolution stem to replace; set it false")
     network.conv1 = nn.Conv2d(conv1.in_channels, conv1.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
 
 
 class AvgMaxPool(nn.Module):
-    """[B, F, H, W] to [B, F]: the average over all positions plus their maximum."""
+    """Sum of average and maximum pooling, [B, F, H, W] to [B, F]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3)) + x.amax(dim=(2, 3))
 
 
 class Encoder(nn.Module):
-    """Backbone f and projection head h: ``features`` is what evaluation uses, ``forward`` what the loss sees.
+    """Backbone f and projection head h. Evaluation uses ``features``, the loss ``forward``.
 
     Args:
-        backbone: f.
-        head: h.
-        freeze_statistics: keep the running statistics of the backbone's BatchNorm as they are, also in training; their
-            scale and shift train.
+        backbone: f, images [B, 3, H, W] to features [B, F].
+        head: h, features [B, F] to projections [B, D].
+        freeze_statistics: keep the running statistics of the backbone's BatchNorm also in training mode; its scale and
+            shift are trained.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, freeze_statistics: bool = False):

@@ -1,4 +1,4 @@
-"""Starting weights from files: the layouts that are known, and what of a file fits a network."""
+"""Starting weights from files: the known layouts, and which weights of a file fit a network."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fgssl.checkpoint import checkpoint_file, followed_network, read_backbone
+from fgssl.checkpoint import checkpoint_file, read_backbone
 from fgssl.errors import UserError
 
 Whose = Literal["student", "teacher"]
@@ -53,8 +53,8 @@ class Layout(NamedTuple):
 
 LAYOUTS = (
     Layout("timm or torchvision", Place("", ""), imagenet=False),
-    Layout("timm training", Place("state_dict", ""), Place("state_dict_ema", ""), "teacher", imagenet=False),
-    Layout("torchvision training", Place("model", ""), Place("model_ema", ""), "teacher"),
+    Layout("timm's training script", Place("state_dict", ""), Place("state_dict_ema", ""), "teacher", imagenet=False),
+    Layout("torchvision's training script, DeiT, MAE or Swin", Place("model", ""), Place("model_ema", ""), "teacher"),
     Layout("MoCo v1 or v2", Place("state_dict", "encoder_q."), Place("state_dict", "encoder_k.")),
     Layout("MoCo v3", Place("state_dict", "base_encoder."), Place("state_dict", "momentum_encoder.")),
     Layout("SimSiam", Place("state_dict", "encoder.")),
@@ -68,11 +68,10 @@ LAYOUTS = (
 # First parts of the names of classifiers, projection heads and bookkeeping, which a backbone does not need.
 LEFT_OUT = re.compile(
     r"(fc|classifier|head|head_dist|heads|head_dense|last_linear|AuxLogits|projection_head|projector|prototypes"
-    r"|predictor|mask_token|masked_embed|cls_token|queue|queue_ptr|n_averaged)(\.|$)"
+    r"|predictor|decoder\w*|mask_token|masked_embed|cls_token|queue|queue_ptr|n_averaged)(\.|$)"
 )
-SIZED = re.compile(
-    r"(^|\.)(pos_embed|relative_position_bias_table|patch_embed\.proj\.weight)$"
-)  # timm interpolates them
+# Weights whose size depends on that of the image, the window or the patch; timm interpolates them.
+SIZED = re.compile(r"(^|\.)(pos_embed|relative_position_bias_table|patch_embed\.proj\.weight)$")
 STAGES = range(4)
 
 
@@ -81,7 +80,7 @@ class Family(NamedTuple):
 
     Attributes:
         sign: pattern of a name that no other family has.
-        names: pattern of a part of a name, and what stands there in timm's name; applied one after another.
+        names: pairs of a pattern and its replacement, applied one after another to a name; the result is timm's name.
     """
 
     sign: str
@@ -139,11 +138,11 @@ class Found(NamedTuple):
 
     Attributes:
         source: the layout, and whose weights where it has both.
-        weights: those of the file that the network takes, by the network's names.
-        resized: names of weights that were interpolated to the network's size.
-        left_out: names of the file that a backbone does not need.
-        absent: names of the network that begin anew, as they may.
-        faults: what does not fit, one sentence a weight.
+        weights: weights to load, by the names of the network.
+        resized: names of the weights that were interpolated to the network's size.
+        left_out: names in the file that a backbone does not need.
+        absent: names in the network that keep their initial values.
+        faults: weights that do not fit, one phrase each.
     """
 
     source: str
@@ -185,14 +184,14 @@ def read_file(path: str | Path, option: str) -> dict[str, Any]:
 
 
 def _numpy_scalars() -> list:
-    """What a pickled numpy number is made of: best accuracies and learning rates beside the weights."""
-    scalar = np.float64(0).__reduce__()[0]  # moved from numpy.core to numpy._core in numpy 2
-    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+    """Types in a pickled numpy number; checkpoints keep accuracies and learning rates as such."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]  # before and since numpy 2
+    return [*((scalar, name) for name in names), np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}]
 
 
 def state_at(content: dict[str, Any], place: Place) -> State:
-    """The tensors at a place of a file, by their names without its prefix."""
+    """Tensors at a place in a file, by their names without the prefix."""
     entry = content.get(place.entry) if place.entry else content
     found = {}
     for name, value in entry.items() if isinstance(entry, dict) else ():
@@ -210,8 +209,8 @@ def is_ours(content: dict[str, Any]) -> bool:
 def normalisation_of(path: str | Path, option: str = "model.backbone.weights") -> tuple[Channels, Channels] | None:
     """Mean and standard deviation of the images that the weights in a file were trained on; None where it is unknown.
 
-    A run of ours keeps its own. The projects in ``LAYOUTS`` use ImageNet's, and so does torchvision. A state dict by
-    timm's names does not say.
+    A run of ours: those of its data. A project in ``LAYOUTS`` with ``imagenet``, and torchvision: ImageNet's. A state
+    dict with timm's names: unknown.
     """
     content = read_file(path, option)
     if is_ours(content):
@@ -238,22 +237,19 @@ def load_weights(
     Args:
         network: the network.
         path: file in one of the ``LAYOUTS``, or a run folder or checkpoint of ours.
-        whose: which network of a file that holds a student and its teacher; None: the one that the project evaluates.
-        anew: names of weights that stay as they are where the file's have another shape.
-        option: what the user calls ``path``, for messages.
+        whose: network of a file that holds a student and its teacher; None: the one that the project or method
+            evaluates.
+        anew: names of weights that keep their initial values where those in the file have another shape.
+        option: name of the option that ``path`` comes from, for messages.
 
     Returns:
-        A line that says what was taken, left out, interpolated and left as it was.
+        One line: what was loaded, interpolated, left out and left as it was.
 
     Raises:
         UserError: the file cannot be read, or no layout finds all weights of the network in it.
     """
-    candidates = _candidates(path, whose, option)
-    found = sorted((_fit(network, *one, anew) for one in candidates), key=lambda one: -len(one.weights))
-    if not found:
-        raise UserError(
-            f"{option}: {path} holds no {whose or 'weights'}. Set the choice of student or teacher to null."
-        )
+    fits = [_fit(network, source, state, anew) for source, state in _candidates(path, whose, option)]
+    found = sorted(fits, key=lambda fit: (-len(fit.weights), len(fit.faults)))
     best = found[0]
     if best.faults:
         raise UserError(_refusal(network, path, found, option))
@@ -265,16 +261,16 @@ def load_weights(
 
 
 def _candidates(path: str | Path, whose: Whose | None, option: str) -> list[tuple[str, State]]:
-    """The weights that the layouts find in a file, with their sources; at least one.
+    """Pairs of a source and its weights, one for each layout that finds weights in a file; at least one pair.
 
     Raises:
         UserError: the file cannot be read, or holds no weights or no teacher.
     """
     content = read_file(path, option)
     if is_ours(content):
-        file = str(checkpoint_file(str(path), option))
-        of_run = whose or followed_network(file)
-        return [(f"{content['method']} ({of_run})", read_backbone(file, of_run))]
+        of_run: Whose = whose or content.get("evaluates", "student")
+        weights = read_backbone(str(checkpoint_file(str(path), option)), of_run)
+        return [(f"{content['method']} ({of_run})", weights)]
     found, stored_anywhere = [], False
     for layout in LAYOUTS:
         places: dict[Whose, Place | None] = {"student": layout.student, "teacher": layout.teacher}
@@ -293,7 +289,7 @@ def _candidates(path: str | Path, whose: Whose | None, option: str) -> list[tupl
 
 
 def _fit(network: nn.Module, source: str, state: State, anew: tuple[str, ...]) -> Found:
-    """Sort the weights of a file into those that the network takes, those that it does not need, and faults."""
+    """Sort the weights of a file into those to load, those to leave out, and those that do not fit."""
     ours = network.state_dict()
     theirs, resized = _by_timms_names(network, state)
     weights = {name: w for name, w in theirs.items() if name in ours and w.shape == ours[name].shape}
@@ -314,7 +310,7 @@ def _fit(network: nn.Module, source: str, state: State, anew: tuple[str, ...]) -
 
 
 def _refusal(network: nn.Module, path: str | Path, found: list[Found], option: str) -> str:
-    """Why a file is refused: the two nearest layouts and examples of what differs."""
+    """The message for a file that does not fit: the two nearest layouts and examples of names that differ."""
     count = len(network.state_dict())
     nearest = " and ".join(f"{one.source} ({len(one.weights)} of {count} weights)" for one in found[:2])
     nearest = f"Nearest layouts: {nearest}. In the first" if len(found) > 1 else f"Nearest layout: {nearest}. In it"
@@ -330,7 +326,7 @@ def _refusal(network: nn.Module, path: str | Path, found: list[Found], option: s
 
 
 def _torchvision_hint(found: Found) -> str:
-    """What to say of the families of torchvision that are not converted."""
+    """A sentence on the families of torchvision that are converted, for a file of another family."""
     if not any(fault.startswith("features.") for fault in found.faults):
         return ""
     return " Of torchvision's names that differ from timm's, those of ViT, Swin and ConvNeXt are known."
@@ -345,10 +341,13 @@ def _some(names: list[str]) -> str:
 
 
 def _by_timms_names(network: nn.Module, state: State) -> tuple[State, list[str]]:
-    """A state dict by the names of the timm network, and which of its weights were interpolated to the network's size.
+    """Rename a state dict to timm's names and interpolate weights of another size.
 
-    timm has a function for each family that knows the original project's names and sizes; of a state dict of another
-    family it may make nothing.
+    timm has a function for each family of networks that converts the original project's names and sizes. It fails on a
+    state dict of another family, which is then taken as it is.
+
+    Returns:
+        The converted state dict and the names of the interpolated weights.
     """
     family = _torchvision_family(state)
     if family:
@@ -358,7 +357,7 @@ def _by_timms_names(network: nn.Module, state: State) -> tuple[State, list[str]]
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         converted = convert(dict(state), network) if convert else state
-    except (AttributeError, KeyError, RuntimeError, ValueError, IndexError):
+    except Exception:  # each function fails in its own way
         converted = state
     resized = [n for n in converted if SIZED.search(n) and n in state and converted[n].shape != state[n].shape]
     return converted, resized

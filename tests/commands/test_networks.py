@@ -9,12 +9,14 @@ import torch
 import yaml
 from PIL import Image
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.main import main
 from fgssl.commands.networks import add_network_flags, check_network_flags, network_configuration, parse_network
+from fgssl.commands.probe import _parser as probes_parser
 from fgssl.commands.probe import probe_of
 from fgssl.errors import UserError
 from fgssl.evaluation.store import read_embeddings
+from fgssl.nn.backbones import Backbone
 from fgssl.report.runs import read_run
 from tests.cli.test_cli import fit
 from tests.evaluation.test_davis import make_davis
@@ -41,7 +43,7 @@ def run(tmp_path_factory):
 
 
 def flags(*words: str) -> argparse.Namespace:
-    parser = Parser(prog="fgssl test")
+    parser = CommandParser(prog="fgssl test")
     add_network_flags(parser)
     return parser.parse_args(words)
 
@@ -95,6 +97,15 @@ def test_embed_takes_weights_from_a_file(moco, tmp_path):
     assert (backbone["weights"], backbone["pretrained"]) == (str(path), False)
 
 
+def test_test_takes_a_network_that_flags_alone_name(moco, tmp_path):
+    path, _ = moco
+    network = ["--model", "Frozen", "--model.backbone.name", "test_resnet", "--model.backbone.weights", str(path)]
+    data = ["--data.dataset", "Digits", "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0"]
+    place = ["--run.root", str(tmp_path), "--run.name", "flags", "--retrieval.grid", "0"]
+    assert main(["test", *network, *data, "--data.eval_size", "32", *place, *QUIET]) == 0
+    assert read_run(tmp_path / "fgssl" / "flags").method == "timm/test_resnet (moco.pth.tar)"
+
+
 def test_embed_takes_the_network_of_a_checkpoint_that_is_asked_for(run):
     for flags in ([], ["--network", "student"], ["--network", "teacher"]):
         assert main(["embed", "--ckpt_path", str(run), *flags, "--retrieval.grid", "0", *QUIET]) == 0
@@ -107,8 +118,7 @@ def test_embed_takes_the_network_of_a_checkpoint_that_is_asked_for(run):
 
 def test_probe_takes_weights_from_a_file(moco):
     path, _ = moco
-    args = flags("--model", "timm/test_resnet", "--weights", str(path))
-    args = argparse.Namespace(**vars(args), blocks=1, augment="false", data=None)
+    args = probes_parser().parse_args(["--model", "timm/test_resnet", "--weights", str(path)])
     config = network_configuration(args)
     probe_of(config, args)
     probe = config["model"]["init_args"]
@@ -150,3 +160,16 @@ def test_maps_draws_a_run_beside_a_public_network(moco, run, tmp_path):
         widths.append(Image.open(out).width)
     assert main([*picture, "--model", "timm/test_resnet", "--weights", str(path)]) == 0
     assert Image.open(out).width < widths[0] == widths[1]
+
+
+def test_a_run_is_evaluated_without_the_file_that_it_started_from(tmp_path):
+    file, options = tmp_path / "start.pth", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    start = Backbone("resnet18", options=options).build().state_dict()
+    torch.save(start, file)
+    begun = fit(tmp_path, "begun", "--model.backbone.weights", str(file), "--trainer.max_steps", "1", epochs=1)
+    file.unlink()
+    assert main(["embed", "--ckpt_path", str(begun), "--retrieval.grid", "0", *QUIET]) == 0
+    checkpoint = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["evaluates"] == "student"
+    weight = checkpoint["state_dict"]["query.backbone.conv1.weight"]
+    assert torch.allclose(weight, start["conv1.weight"], atol=1e-3)

@@ -79,16 +79,19 @@ def test_values_that_differ_from_the_weights_own_are_used_and_said(run):
     assert sum("data.mean" in str(warning.message) for warning in warned) == 1
 
 
-def test_evaluating_a_run_asks_no_weights_again(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", [(), ("--data.mean", "null", "--data.std", "null")])
+def test_evaluating_a_run_takes_its_own_numbers_and_asks_no_weights(flags, run, tmp_path, monkeypatch):
     run()
 
     def refuse(self):
-        raise AssertionError("the run's configuration has the numbers")
+        raise AssertionError("the run has the numbers")
 
     monkeypatch.setattr(Backbone, "normalisation", refuse)
-    folder = str(tmp_path / "maskcon" / "run")
-    flags = ["--config", f"{folder}/config.yaml", "--ckpt_path", folder, "--run.name", "again"]
-    assert main(["test", *flags, "--trainer.limit_test_batches", "1"]) == 0
+    folder = tmp_path / "maskcon" / "run"
+    line = ["--config", f"{folder}/config.yaml", "--ckpt_path", str(folder), "--run.name", "again", *flags]
+    assert main(["test", *line, "--trainer.limit_test_batches", "1"]) == 0
+    data = yaml.safe_load((folder.parent / "again" / "config.yaml").read_text())["data"]
+    assert (tuple(data["mean"]), tuple(data["std"])) == HALF
 
 
 @pytest.mark.parametrize("arguments", [{}, {"backbone": "resnet18"}, {"backbone": {"width": 3}}])

@@ -14,7 +14,8 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
 
 from fgssl.errors import UserError
-from fgssl.nn.backbones import Backbone
+from fgssl.methods.flsl import FLSL
+from fgssl.nn.backbones import Backbone, of_any_size
 
 RESNET = Backbone("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]})
 VIT = Backbone("vit_tiny_patch16_224", options={"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 12})
@@ -69,12 +70,13 @@ def test_a_run_of_ours_has_its_own_normalisation(tmp_path):
 
 
 def run_of_ours(student: dict | None = None, teacher: dict | None = None) -> dict:
-    """A checkpoint as MaskCon writes it."""
+    """A checkpoint as a method of ours writes it."""
     state = {f"query.backbone.{name}": w for name, w in (student or {}).items()}
     state |= {f"key.backbone.{name}": w for name, w in (teacher or {}).items()}
     data = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     return {
-        "method": "MaskCon",
+        "method": "CMD",
+        "evaluates": "teacher",
         "pytorch-lightning_version": "2.6.0",
         "state_dict": state,
         "backbones": {"student": "query.backbone.", "teacher": "key.backbone."},
@@ -267,6 +269,17 @@ def test_positions_of_another_size_are_interpolated_as_timm_does_and_said(tmp_pa
     assert "interpolated: pos_embed" in caplog.text
 
 
+def test_a_network_of_any_size_has_the_weights_and_reads_them_once(tmp_path, caplog):
+    """What detectors and segmenters are built on."""
+    content = dino(VIT)
+    torch.save(content, tmp_path / "file.pth")
+    with caplog.at_level("INFO"):
+        network = of_any_size(replace(VIT, weights=str(tmp_path / "file.pth")))
+    assert caplog.text.count("weights of DINO, iBOT or FLSL (teacher)") == 1
+    assert torch.equal(network.pos_embed, content["teacher"]["backbone.pos_embed"])
+    assert features(network, 48).shape == (2, 12)
+
+
 def test_a_swins_other_window_is_interpolated_and_said(tmp_path, caplog):
     torch.save(SWIN.build().state_dict(), tmp_path / "file.pth")
     with caplog.at_level("INFO"):
@@ -280,6 +293,16 @@ def test_a_network_without_class_token_starts_from_one_with_it(tmp_path):
     tokens = {"class_token": False, "global_pool": "avg", "fc_norm": False}
     network = replace(VIT, weights=str(tmp_path / "file.pth"), options=VIT.options | tokens).build()
     assert torch.equal(network.pos_embed, content["teacher"]["backbone.pos_embed"][:, 1:])
+
+
+def test_flsl_keeps_the_positions_of_its_starting_weights(tmp_path):
+    """Without weights they are fixed sines and cosines."""
+    content = dino(VIT)
+    torch.save(content, tmp_path / "file.pth")
+    tokens = {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
+    vit = replace(VIT, weights=str(tmp_path / "file.pth"), options=VIT.options | tokens)
+    method = FLSL(vit, prototypes=4, hidden=4, bottleneck=4)
+    assert torch.equal(method.student.backbone.pos_embed, content["teacher"]["backbone.pos_embed"][:, 1:])
 
 
 def test_the_small_stem_begins_anew_and_everything_else_loads(tmp_path, caplog):
@@ -319,7 +342,8 @@ def test_a_file_that_fits_nothing_is_refused_with_the_two_nearest_layouts(tmp_pa
     assert "Nearest layouts: MoCo v1 or v2 (student) (78 of 78 weights) and " in said
     assert "layer3.1.conv1.weight is not in the network" in said
     other = refusal(tmp_path / "other", {"model": VIT.build().state_dict()})
-    assert "Nearest layout: torchvision training (student) (0 of 78 weights). In it, conv1.weight is missing" in other
+    assert "Nearest layout: torchvision's training script, " in other
+    assert "(0 of 78 weights). In it, conv1.weight is missing" in other
     assert "pos_embed is not in the network" in other
     wider = refusal(tmp_path / "wider", replace(RESNET, options={"layers": [1, 1, 1, 1]}).build().state_dict())
     assert "layer1.0.conv1.weight is (64, 64, 3, 3) there and (4, 64, 3, 3) here" in wider
