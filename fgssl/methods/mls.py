@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgssl.data.batch import Batch
+from fgssl.data.draws import seed_of
 from fgssl.errors import UserError, at_least
 from fgssl.losses.contrastive import info_nce
 from fgssl.losses.mls import Reduction, knn_softmax_loss, mean_length, pseudo_labels, pull_and_push
@@ -180,5 +180,4 @@ class MLS(Method):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        numbers = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx])
-        self._shuffle_seed = int(numbers.generate_state(1, np.uint64)[0])  # the same in all processes
+        self._shuffle_seed = seed_of(self._seed, self.current_epoch, batch_idx)  # the same in all processes

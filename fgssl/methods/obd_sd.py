@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fgssl.checkpoint import read_checkpoint
 from fgssl.data.batch import Batch
+from fgssl.data.draws import seed_of
 from fgssl.distributed import gather_rows, gather_with_gradient
 from fgssl.errors import UserError
 from fgssl.evaluation.embedding import collect
@@ -259,6 +259,7 @@ class OBDSD(Method):
         return self
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._resumed = True
 
     def on_fit_start(self) -> None:
@@ -278,8 +279,7 @@ class OBDSD(Method):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        numbers = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx])
-        self._draw_seed = int(numbers.generate_state(1, np.uint64)[0])
+        self._draw_seed = seed_of(self._seed, self.current_epoch, batch_idx)
 
 
 def similarity(z_BD: Tensor) -> Tensor:

@@ -71,7 +71,10 @@ class Detect(Downstream):
         self.train()  # Lightning leaves modules in the mode that it finds them in
 
     def step(self, batch: DetectionBatch) -> StepResult:  # type: ignore[override]
-        losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
+        targets = batch.targets
+        if not self.masks:  # or torchvision's detectors would resize them for nothing
+            targets = [{name: target[name] for name in ("boxes", "labels")} for target in targets]
+        losses: dict[str, Tensor] = self.detector(batch.images, targets)
         return StepResult(sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})  # type: ignore[arg-type]
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
