@@ -92,11 +92,15 @@ class EvalView(Views):
         size: side of the result, px.
         resize: None resizes the whole image to ``size`` x ``size`` (MaskCon). A number resizes the shorter side to it
             and keeps the central ``size`` x ``size`` (OBD-SD, CMD, MLS: 256 and 224).
+        resample: interpolation of the resizing.
     """
 
-    def __init__(self, size: int = 224, resize: int | None = None):
-        super().__init__([Crop(size, flip=0.0)])
+    def __init__(
+        self, size: int = 224, resize: int | None = None, resample: Literal["bilinear", "bicubic"] = "bilinear"
+    ):
+        super().__init__([Crop(size, flip=0.0, resample=resample)])
         at_least(1, resize=1 if resize is None else resize)
+        self.size, self.resize, self.resample = size, resize, resample
         self.share = None if resize is None else size / resize
 
     def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
