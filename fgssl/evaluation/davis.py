@@ -161,7 +161,11 @@ def follow(network: Any, video: Video, options: Davis, normalise: Callable) -> I
                 first = (features_HWF, _first_labels(given_hw, numbers, features_HWF))
                 found_hw = np.where(np.isin(given_hw, numbers), given_hw, 0)
             else:
-                rule = {"topk": options.topk, "radius": options.radius, "temperature": options.temperature}
+                rule: dict[str, Any] = {
+                    "topk": options.topk,
+                    "radius": options.radius,
+                    "temperature": options.temperature,
+                }
                 labels_HWK = propagate(features_HWF, [first, *previous], **rule)
                 previous.append((features_HWF, labels_HWK))
                 found = Image.fromarray(numbers[upsample(labels_HWK, resized).argmax(dim=2).cpu().numpy()])
