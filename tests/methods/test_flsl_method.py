@@ -330,16 +330,36 @@ def test_the_ablations_numbers_are_the_published_ones_and_their_flags_the_method
     assert named <= set(inspect.signature(FLSL).parameters)
 
 
-@pytest.mark.parametrize(
-    ("experiment", "peak", "local", "queries"),
-    [("flsl_imagenet", 5e-4, 0, "random"), ("flsl_imagenet_code", 1e-3, 2, "top_left")],
-)
-def test_experiments_of_paper_and_code(experiment, peak, local, queries):
-    config = compose([ROOT / "experiments" / f"{experiment}.yaml"])
+def test_experiment_of_the_paper_carries_its_numbers():
+    """Appendix E.2 and E.3."""
+    config = compose([ROOT / "experiments" / "flsl_imagenet.yaml"])
     model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
-    assert Optim(**model["optim"]).peak(512) == pytest.approx(peak)
-    assert (model["local_crops"], views["local_crops"], model["queries"]) == (local, local, queries)
-    assert 8 * config["data"]["batch_size"] == 512
+    optim = Optim(**model["optim"])
+    assert optim.peak(8 * config["data"]["batch_size"]) == pytest.approx(5e-4)
+    assert (optim.warmup_epochs, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (10, 0.05, 0.5, None)
+    assert (model["teacher_views"], model["local_crops"], model["queries"]) == (2, 0, "random")
+    crops = NestedCrops(**views).crops
+    assert [crop.inside for crop in crops] == [None, None, 0, 1]
+    assert [crop.scale for crop in crops] == [(0.8, 1.0)] * 2 + [(0.5, 1.0)] * 2
+    for crop in crops:
+        assert (crop.size, crop.flip, crop.photometric.blur, crop.photometric.solarise) == (224, 0.0, 0.5, 0.2)
+        assert crop.photometric.other_half is None
+
+
+def test_experiment_of_the_code_carries_its_numbers():
+    """The defaults of main_flsl.py and the README's command."""
+    config = compose([ROOT / "experiments" / "flsl_imagenet_code.yaml"])
+    model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
+    optim = Optim(**model["optim"])
+    assert optim.peak(8 * config["data"]["batch_size"]) == pytest.approx(1e-3)
+    assert (optim.warmup_epochs, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (30, 0.04, 0.4, 3.0)
+    assert (model["teacher_views"], model["local_crops"], model["queries"]) == (1, 2, "top_left")
+    crops = NestedCrops(**views).crops
+    assert [crop.inside for crop in crops] == [None, 0, 0, 0]
+    assert [(crop.size, crop.scale) for crop in crops[2:]] == [(96, (0.05, 0.4))] * 2
+    for crop in crops:
+        assert (crop.flip, crop.photometric.blur, crop.photometric.solarise) == (0.0, 0.5, 0.0)
+        assert crop.photometric.other_half == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(
