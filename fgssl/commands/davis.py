@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     """Run ``fgssl davis <argv>``."""
     args = _parser().parse_args(argv)
     if bool(args.ckpt_path) == bool(args.model):
-        raise UserError("evaluate what? Give --ckpt_path RUN or --model timm/NAME, one of them.")
+        raise UserError("Give one network to evaluate: --ckpt_path RUN or --model timm/NAME.")
     options = options_of(args)
     check(options)
     folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
