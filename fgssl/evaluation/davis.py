@@ -308,8 +308,7 @@ def _write_mask(path: Path, mask_hw: np.ndarray) -> None:
 
 
 def _palette() -> list[int]:
-    """The 256 colours of DAVIS and Pascal VOC: the bits of a number, lowest first, become the bits of R, G and B, highest
-    first."""
+    """The 256 colours of DAVIS and Pascal VOC: bits 3n, 3n + 1 and 3n + 2 of a number are bits 7 - n of R, G and B."""
     return [
         sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
         for number in range(256)

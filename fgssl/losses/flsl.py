@@ -19,7 +19,7 @@ def mean_shift(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
     Args:
         queries: [B, Q, D], not normalised.
         keys: [B, N, D], the tokens of one view.
-        temperature: inverse temperature; 0 gives the mean of the keys, a large value the key with the largest inner product.
+        temperature: inverse temperature; 0 gives the mean of the keys, a large value the key of largest inner product.
 
     Returns:
         [B, Q, D] modes.
@@ -46,7 +46,7 @@ def inter_view(student_logits: Tensor, teacher_logits: Tensor, *, tau_s: float, 
 
 
 def volume(student_probs: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the mean assignment from the uniform one, KL(p_bar || 1/K) (second term of Eq. 11).
+    """Kullback-Leibler divergence of the mean assignment from the uniform one, KL(p_bar || 1/K) (Eq. 11, second term).
 
     Args:
         student_probs: [..., K], rows that sum to 1; p_bar is the mean over all of them.

@@ -34,7 +34,7 @@ def coco_average_precision(
         ValueError: no object to find.
     """
     if not any(not item["iscrowd"] for item in truth["annotations"]):
-        raise ValueError("the annotations have no object to detect")
+        raise ValueError("there is no object to find")
     with contextlib.redirect_stdout(io.StringIO()):  # the library prints its own table
         asked = COCO()
         asked.dataset = truth
@@ -94,7 +94,7 @@ def voc_average_precision(truth: Sequence[Boxes], detections: Sequence[Boxes]) -
         if (~asked.value.astype(bool)).any()
     ]
     if not classes:
-        raise ValueError("the annotations have no object to detect")
+        raise ValueError("there is no object to find")
     ap_T = np.mean(classes, axis=0)
     return {"ap_box": float(ap_T.mean()), "ap50_box": float(ap_T[0]), "ap75_box": float(ap_T[5])}
 

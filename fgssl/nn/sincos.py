@@ -29,8 +29,8 @@ def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
 def fix_positions(network: Any) -> None:
     """Replace the position embeddings of a timm ViT without class token by fixed sines and cosines, in place.
 
-    With ``dynamic_img_size`` timm interpolates them to other image sizes, with antialiasing; FLSL's code does not smooth,
-    which changes the 6 x 6 embeddings of a 96 px view by 5 % and larger grids by 1 %.
+    With ``dynamic_img_size`` timm interpolates them to other image sizes, with antialiasing. FLSL's code interpolates
+    without it: the 6 x 6 embeddings of a 96 px view differ by 5 %, those of larger grids by 1 %.
     """
     rows, columns = network.patch_embed.grid_size
     network.pos_embed.copy_(sincos_positions(rows, columns, network.pos_embed.shape[-1])[None])

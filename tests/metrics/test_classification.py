@@ -105,7 +105,7 @@ def test_accuracy_refuses_what_it_cannot_measure(scores, labels, said):
 
 def test_mean_average_precision_refuses_what_it_cannot_measure():
     none = torch.zeros(2, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="targets have no positive entry"):
+    with pytest.raises(ValueError, match="no image shows any class"):
         mean_average_precisions(torch.zeros(2, 3), none)
     with pytest.raises(ValueError, match="targets must be 0, 1 or 255"):
         mean_average_precisions(torch.zeros(2, 3), none + 2)
