@@ -188,8 +188,9 @@ class NestedCrops(Views):
     """Teacher views, and student views taken out of them (FLSL). No view is flipped: student and teacher stay aligned.
 
     Order: T teacher views; T large student views; T x ``local_crops`` small ones, those of the first teacher view
-    first. ``crops[i].inside`` is the teacher view that student view i is a part of. All teacher views of an image
-    show the same part of it; the colours of every view are drawn independently.
+    first. ``crops[i].inside`` is the teacher view that student view i is a part of, cut out after the resizing of the
+    teacher view. All teacher views of an image show the same part of it; the colours of every view are drawn
+    independently.
 
     Args:
         size: side of teacher and large student views, px.
@@ -230,6 +231,17 @@ class NestedCrops(Views):
         numbers_BVN = super().numbers(seed, draws)
         numbers_BVN[:, 1 : self.teacher_views] = numbers_BVN[:, :1]  # the same box for all teacher views
         return numbers_BVN
+
+    def cut(self, image_3HW: Tensor, boxes: list[Box], numbers: np.ndarray) -> list[Tensor]:
+        """The views of a uint8 image, each [3, size, size] uint8; students are cut out of the teacher view."""
+        views: list[Tensor] = []
+        for crop, box, row in zip(self.crops, boxes, numbers, strict=True):
+            if crop.inside is None:
+                views.append(_cut(image_3HW, crop, box, row))
+            else:
+                side = self.crops[crop.inside].size
+                views.append(_cut(views[crop.inside], crop, random_box(side, side, crop.scale, row), row))
+        return views
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
