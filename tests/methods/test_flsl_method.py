@@ -23,8 +23,9 @@ from fgssl.errors import UserError
 from fgssl.losses.flsl import mean_shift
 from fgssl.methods.flsl import FLSL, TOKENS
 from fgssl.nn.backbones import Backbone
-from fgssl.optim import Optim
+from fgssl.optim import Group, Optim
 from fgssl.report.published import table
+from fgssl.tasks import Detect, Segment
 from tests.methods.runs import ROOT, arguments, state
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
@@ -360,6 +361,28 @@ def test_experiment_of_the_code_carries_its_numbers():
     for crop in crops:
         assert (crop.flip, crop.photometric.blur, crop.photometric.solarise) == (0.0, 0.5, 0.0)
         assert crop.photometric.other_half == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "task", "options"),
+    [
+        ("detect_coco_vit", Detect, {"neck": "fpn", "sizes": [64], "width": 8}),
+        ("segment_ade20k", Segment, {"width": 8}),
+    ],
+)
+def test_position_embeddings_do_not_decay_in_detection_and_segmentation(experiment, task, options):
+    """Appendix H and the released configurations; the blocks' matrices decay."""
+    section = compose([ROOT / "experiments" / f"{experiment}.yaml"])["model"]["init_args"]["optim"]
+    optim = Optim(**section | {"groups": [Group(**group) for group in section["groups"]]})
+    vit = Backbone("vit_tiny_patch16_224", options=VIT | {"patch_size": 8, "img_size": 32, "depth": 4})
+    method = task(vit, num_fine=2, optim=optim, **options)
+    groups = optim.build(method, global_batch=16).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert all(group["lr"] == section["lr"] for group in groups)
+    network = method.backbone_of()
+    assert decay[id(network.pos_embed)] == 0
+    assert decay[id(network.blocks[0].norm1.weight)] == 0
+    assert decay[id(network.blocks[0].attn.qkv.weight)] == section["weight_decay"] > 0
 
 
 @pytest.mark.parametrize(
