@@ -35,6 +35,8 @@ class Backbone:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
         import timm  # takes seconds to import, and the command line has none to give
 
+        from fgssl.nn.swin import pad_before_rolling  # imports timm
+
         if not timm.is_model(self.name):
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
@@ -49,6 +51,7 @@ class Backbone:
                 f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
                 "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
             ) from fault
+        pad_before_rolling(network)
         if self.small_input:
             _shrink_stem(network, self.name)
         if self.pooling:
@@ -72,12 +75,15 @@ def of_any_size(backbone: Backbone) -> Any:
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
-    """Replace a ResNet's stem for small images (MaskCon, section 4; MoCo's CIFAR practice)."""
+    """Replace a ResNet's stem for small images (MaskCon, Sec. 4).
+
+    The new convolution keeps PyTorch's default initialisation, U(-1/sqrt(27), 1/sqrt(27)), as in MaskCon's released
+    code; a pretrained network keeps its other weights.
+    """
     conv1 = getattr(network, "conv1", None)
     if not isinstance(conv1, nn.Conv2d) or not hasattr(network, "maxpool"):
         raise UserError(f"model.backbone.small_input: '{name}' has no single-convolution stem to replace; set it false")
     network.conv1 = nn.Conv2d(conv1.in_channels, conv1.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
 
 
