@@ -209,6 +209,8 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
     for key, value in sorted(given_options, key=lambda option: not _chooses_class(option[0])):
+        if key.endswith(".options"):  # free arguments of a timm network: those of the flag, not added to the files'
+            assign(config, key, None)
         if key in ("model", "model.class_path") and isinstance(config.get("model"), dict):
             config["model"]["class_path"] = value
         else:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fgssl.losses.precision import at_least_float32
+
 Reduction = Literal["mean", "balanced", "sum"]
 
 
@@ -28,7 +30,7 @@ def pseudo_labels(features: Tensor, feature_queue: Tensor, *, k: int) -> Tensor:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     with torch.autocast(features.device.type, enabled=False):  # bfloat16 scores would not separate close entries
-        scores_BD = _at_least_float32(features) @ _at_least_float32(feature_queue).T
+        scores_BD = at_least_float32(features) @ at_least_float32(feature_queue).T
     nearest_Bk = scores_BD.topk(min(k, len(feature_queue)), dim=1).indices
     return torch.zeros_like(scores_BD).scatter_(1, nearest_Bk, 1.0)
 
@@ -48,7 +50,7 @@ def pull_and_push(
     Returns:
         Two scalars, means over the batch; 0 for an empty dictionary.
     """
-    logits_BD = _at_least_float32(_logits(projections, projection_queue, tau))
+    logits_BD = at_least_float32(_logits(projections, projection_queue, tau))
     pull_B = (labels * F.softplus(-logits_BD)).sum(dim=1)  # -y log sigmoid(p / tau)
     push_B = ((1 - labels) * F.softplus(logits_BD)).sum(dim=1)  # -(1 - y) log(1 - sigmoid(p / tau))
     if reduction == "mean":
@@ -105,7 +107,3 @@ def mean_length(queue_DC: Tensor) -> Tensor:
 def _logits(z_BC: Tensor, queue_DC: Tensor, tau: float) -> Tensor:
     """[B, D] p / tau."""
     return z_BC @ queue_DC.T / tau
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

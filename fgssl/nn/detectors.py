@@ -41,6 +41,9 @@ from fgssl.nn.rcnn import (
 
 Neck = Literal["c4", "fpn", "simple"]
 STRIDES = (4, 8, 16, 32)  # of the levels of a pyramid; a fifth is taken from the last
+# Depths of a ViT that become the levels, in twelfths: blocks 2, 5, 8, 11 of 12 (Semantic FPN), or 3, 5, 7, 11 (Mask
+# R-CNN; mask_rcnn_vit_small_12_p16_1x_coco.py:23 of FLSL's code).
+EVEN, UNEVEN = (3, 6, 9, 12), (4, 6, 8, 12)
 SIZES = (32, 64, 128, 256, 512)  # of the anchors, px
 RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height / width
 Parts = tuple[nn.Module, Proposals, Heads]  # what makes the maps, what proposes regions, what looks at them
@@ -68,7 +71,8 @@ def build_detector(
         sizes: Shorter side of an image, px: in training one of them at random, in evaluation the last.
         long_side: Longest side of an image, px.
         width: Channels of a pyramid's levels and of the heads' convolutions.
-        norm: BatchNorm in the new layers of ``c4`` and ``fpn``, as MoCo has it; it needs enough images a step.
+        norm: BatchNorm in the new layers of ``c4`` and ``fpn``, as MoCo has it; in the ``fpn`` of a ViT between its
+            deconvolutions alone. It needs enough images a step.
 
     Returns:
         torchvision's module: in training, images and targets to losses; in evaluation, images to detections. It takes
@@ -187,12 +191,15 @@ class Top(nn.Module):
         return OrderedDict(zip(names, maps, strict=True))
 
 
-def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn.Module], list[int]]:
+def four_levels(
+    network: Any, norm: type[nn.Module], depths: tuple[int, ...] = EVEN
+) -> tuple[list[int], list[nn.Module], list[int]]:
     """Maps of a network for the levels of strides 4 to 32; weights that they do not depend on are frozen.
 
     Args:
         network: Network of four stages, or a ViT.
         norm: Normalisation between two deconvolutions of a ViT's map.
+        depths: Blocks of a ViT whose outputs become the levels, in twelfths of its depth.
 
     Returns:
         Number of the map, module that scales it, and channels, of each level.
@@ -202,7 +209,7 @@ def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn
     """
     if is_vit(network):
         depth, dim = len(network.blocks), network.embed_dim
-        indices = [depth * (level + 1) // 4 - 1 for level in range(4)]  # 12 blocks: 2, 5, 8, 11
+        indices = [depth * twelfths // 12 - 1 for twelfths in depths]
         scale = [rescale(dim, patch_side(network) / stride, norm) for stride in STRIDES]
         freeze_unused(network, indices)
         return indices, scale, [dim] * 4
@@ -215,8 +222,9 @@ def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn
 
 
 def _fpn(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
-    indices, scale, channels = four_levels(network, nn.BatchNorm2d if norm else nn.Identity)
-    join = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d if norm else None)
+    indices, scale, channels = four_levels(network, nn.BatchNorm2d if norm else nn.Identity, UNEVEN)
+    norm_layer = nn.BatchNorm2d if norm and not is_vit(network) else None  # FLSL's code has none in a ViT's pyramid
+    join = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer=norm_layer)
     body = Pyramid(network, indices, scale, join, width)
     return body, *_pyramid_heads(TwoMLPHead(width * 7 * 7, 4 * width), classes, masks, width)
 

@@ -20,6 +20,8 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
 
+from fgssl.losses.precision import at_least_float32
+
 Maps = Mapping[str, Tensor]
 
 
@@ -211,7 +213,3 @@ def box_losses(logits_RC: Tensor, deltas_RD: Tensor, labels_R: Tensor, targets_R
     own_R4 = deltas_RD.view(len(labels_R), -1, 4)[objects, labels_R[objects]]
     loss_box = F.l1_loss(own_R4, targets_R4[objects], reduction="sum") / max(1, len(labels_R))
     return {"loss_classifier": F.cross_entropy(logits_RC, labels_R), "loss_box_reg": loss_box}
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
