@@ -35,6 +35,8 @@ class Backbone:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
         import timm  # takes seconds to import, and the command line has none to give
 
+        import fgssl.nn.bn_inception  # noqa: F401  # makes the name known to timm
+
         if not timm.is_model(self.name):
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
