@@ -66,36 +66,27 @@ def checkpoint_file(path: str, option: str = "--ckpt_path") -> Path:
     return found
 
 
-# What the methods call the network that they train, and the teacher that follows it.
-STUDENTS = ("query.backbone.", "student.backbone.", "backbone.")
-TEACHERS = ("key.backbone.", "teacher.backbone.")
-
-
 def read_backbone(path: str, network: Literal["student", "teacher"] = "student") -> dict[str, torch.Tensor]:
-    """The trained backbone in a checkpoint of any method, or its teacher's, by the names of the timm network.
+    """The student's or the teacher's backbone in a checkpoint of any method, by the names of the timm network.
 
     Raises:
         UserError: as ``read_checkpoint``; or the file is not of fgssl, or holds no such network.
     """
     checkpoint = read_checkpoint(path)
-    method, state = checkpoint.get("method"), checkpoint.get("state_dict", {})
+    method, prefixes = checkpoint.get("method"), checkpoint.get("backbones", {})
     if method is None:
         raise UserError(f"{path} was not written by fgssl: it names no method.")
-    prefixes = STUDENTS if network == "student" else TEACHERS
-    for prefix in prefixes:
-        weights = {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
-        if weights:
-            return weights
-    names = ", ".join(f"{prefix}*" for prefix in prefixes)
-    raise UserError(f"{path}, a checkpoint of {method}, holds no {network}'s backbone ({names}).")
+    if network not in prefixes:
+        known = ", ".join(prefixes) or "none"
+        raise UserError(f"{path}, a checkpoint of {method}, holds no {network}'s backbone (it has: {known}).")
+    prefix = prefixes[network]
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
 
 
 def followed_network(path: str) -> Literal["student", "teacher"]:
-    """The teacher, where a checkpoint has one that follows the student step by step."""
-    checkpoint = read_checkpoint(path)
-    if checkpoint.get("method") == "OBDSD":  # its teacher is the student of an epoch ago, or another network altogether
-        return "student"
-    return "teacher" if any(name.startswith(TEACHERS) for name in checkpoint.get("state_dict", {})) else "student"
+    """``teacher`` where a checkpoint has one that follows the student step by step, else ``student``."""
+    return "teacher" if "teacher" in read_checkpoint(path).get("backbones", {}) else "student"
 
 
 def load_backbone(

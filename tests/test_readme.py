@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from fgssl.cli.compose import compose
-from fgssl.cli.main import COMMANDS, split_config_files
+from fgssl.cli.compose import compose, split_config_files
+from fgssl.cli.main import COMMANDS
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 ROOT = Path(__file__).parents[1]

@@ -62,7 +62,7 @@ class Collapse(Callback):
         method.log_dict({f"train/{name}": value for name, value in seen.items()}, batch_size=1)
         if entropies:
             seen["teacher_entropy"] = float(mean_over_ranks(torch.stack(entropies).mean()))
-        found = signs(seen, getattr(method, "prototypes", None))
+        found = signs(seen, method.prototypes)
         if found and trainer.current_epoch > 0 and not self._warned:
             self._warned = True
             rank_zero_warn(

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 import fgssl.methods
 import fgssl.tasks  # noqa: F401
 from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401  (makes the callbacks' short names known)
-from fgssl.callbacks.collapse import Collapse
+from fgssl.callbacks.collapse import Collapse  # noqa: F401
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
 from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401
@@ -174,9 +174,6 @@ class Application(LightningCLI):
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
-        distils = isinstance(getattr(self.model, "prototypes", None), int)
-        if distils and not any(isinstance(callback, Collapse) for callback in config["callbacks"]):
-            config["callbacks"].append(Collapse())
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
         if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":

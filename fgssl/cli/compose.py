@@ -120,7 +120,15 @@ def assign(config: dict[str, Any], dotted: str, value: Any) -> None:
             config[last] = {}
         _merge(config[last], value)
     else:
+        if last == "name" and isinstance(value, str):
+            _leave_options(config, value)
         config[last] = value
+
+
+def _leave_options(backbone: dict[str, Any], name: str) -> None:
+    """Another network leaves the ``options`` behind that came with the former one; a pretrained tag is no other."""
+    if "options" in backbone and name.partition(".")[0] != str(backbone.get("name", name)).partition(".")[0]:
+        del backbone["options"]
 
 
 def _arguments_of(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -134,5 +142,42 @@ def _merge(config: dict[str, Any], update: dict[str, Any]) -> None:
     """Deep merge; another ``class_path`` leaves the former class's arguments behind."""
     if "class_path" in update and update["class_path"] != config.get("class_path"):
         config.clear()
+    if isinstance(update.get("name"), str):
+        _leave_options(config, update["name"])
     for key, value in update.items():
         assign(config, str(key), value)
+
+
+# ---- the command line ----
+
+
+def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take the ``--config FILE`` pairs out of the arguments."""
+    files, flags, waiting = [], [], False
+    for argument in arguments:
+        if waiting:
+            files.append(argument)
+            waiting = False
+        elif argument in ("-c", "--config"):
+            waiting = True
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            flags.append(argument)
+    if waiting:
+        raise UserError("--config needs a file.")
+    return files, flags
+
+
+def class_of(spec: dict | None) -> tuple[str | None, dict]:
+    """The class that a section names, or None, and its arguments."""
+    spec = spec or {}
+    return spec.get("class_path"), spec.get("init_args") or {}
+
+
+def options_of(flags: list[str]):
+    """``--a.b value`` and ``--a.b=value`` as (a.b, value)."""
+    for flag, following in zip(flags, flags[1:] + [""], strict=False):
+        if flag.startswith("--"):
+            key, equals, value = flag[2:].partition("=")
+            yield key, value if equals else following

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from fgssl.cli.compose import assign, compose
+from fgssl.cli.compose import assign, class_of, compose, options_of, split_config_files
 from fgssl.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -29,22 +29,8 @@ COMMANDS = {
     "export": "a trained network as a timm model with a card, by torch.export and as ONNX",
     "sweep": "fit over a grid of options, finished cells skipped; a heat map",
 }
-# Commands beside Lightning's four: where their ``main(arguments)`` is.
-OWN = {
-    "data": "fgssl.commands.data",
-    "compare": "fgssl.commands.compare",
-    "embed": "fgssl.commands.embed",
-    "probe": "fgssl.commands.probe",
-    "search": "fgssl.commands.search",
-    "davis": "fgssl.commands.davis",
-    "maps": "fgssl.commands.maps",
-    "export": "fgssl.commands.export",
-    "sweep": "fgssl.commands.sweep",
-}
-DENSE = {  # method -> what it gives, and its data module
-    "Detect": ("detector has boxes", "fgssl.data.detection", "DetectionData"),
-    "Segment": ("segmenter has masks", "fgssl.data.segmentation", "SegmentationData"),
-}
+# Commands beside Lightning's four: each is a file of that name in fgssl/commands/ with a ``main(arguments)``.
+OWN = ("data", "compare", "embed", "probe", "search", "davis", "maps", "export", "sweep")
 
 HELP = """\
 usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
@@ -90,7 +76,7 @@ def _dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"unknown command '{command}'.{did_you_mean(command, COMMANDS)} See fgssl --help.")
     if command in OWN:
-        return importlib.import_module(OWN[command]).main(arguments)
+        return importlib.import_module(f"fgssl.commands.{command}").main(arguments)
     return _run(command, arguments)
 
 
@@ -109,51 +95,29 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         experiment: name of the folder above the run's.
         kind: a subclass of ``Application`` that does something else with what is built.
     """
-    if not {"-h", "--help", "--print_config"} & {flag.split("=")[0] for flag in flags}:
+    if not any(asks_for_help(flag.split("=")[0]) for flag in flags):
         check_data(config, flags)
     from fgssl.cli.application import Application, run  # torch and Lightning take seconds to import
+    from fgssl.cli.defaults import fill_in, method_of
     from fgssl.data.datamodule import DataModule
 
-    data = DataModule
-    method = _method(config, flags)
-    if method in DENSE:
-        gives, module, name = DENSE[method]
-        if kind is not None:
-            raise UserError(f"a {gives} and no embeddings: give the checkpoint that it started from (model.init_from).")
-        data = getattr(importlib.import_module(module), name)
-
+    method = method_of(config, flags)
+    if kind is not None and method is not None and not method.embeds:
+        raise UserError(
+            f"{method.__name__} gives no embeddings: take the checkpoint it started from (model.init_from)."
+        )
+    config = fill_in(config, flags, method)
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))
         first = ["--config", str(composed)] if config else []  # flags come after the files, so they win
+        data = method.data_module if method else DataModule
         return run([command, *first, *flags], experiment, kind or Application, data)
 
 
-def _method(config: dict, flags: list[str]) -> str | None:
-    """The method's class name."""
-    model = config.get("model")
-    named = model if isinstance(model, str) else _class_of(model)[0]
-    for key, value in _options(flags):
-        named = value if key in ("model", "model.class_path") else named
-    return named.rsplit(".", 1)[-1] if named else None
-
-
-def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Take the ``--config FILE`` pairs out of the arguments."""
-    files, flags, waiting = [], [], False
-    for argument in arguments:
-        if waiting:
-            files.append(argument)
-            waiting = False
-        elif argument in ("-c", "--config"):
-            waiting = True
-        elif argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
-        else:
-            flags.append(argument)
-    if waiting:
-        raise UserError("--config needs a file.")
-    return files, flags
+def asks_for_help(flag: str) -> bool:
+    """``--help``, ``--model.help``, ``--print_config``: nothing is run, so no data set is needed."""
+    return flag in ("-h", "--help", "--print_config") or (flag.startswith("--") and flag.endswith(".help"))
 
 
 def check_data(config: dict, flags: list[str]) -> None:
@@ -163,14 +127,17 @@ def check_data(config: dict, flags: list[str]) -> None:
     from fgssl.data.datasets import ALL
 
     config = copy.deepcopy(config)
-    for key, value in _options(flags):
+    for key, value in options_of(flags):
         if key.startswith("data.dataset"):
             assign(config, key, yaml.safe_load(value))
     dataset = (config.get("data") or {}).get("dataset")
-    name, options = (dataset, {}) if isinstance(dataset, str) else _class_of(dataset)
+    name, options = (dataset, {}) if isinstance(dataset, str) else class_of(dataset)
     if name is None:
         raise UserError("no data set is named: give --config experiments/<method>_<data>.yaml, or --data.dataset NAME.")
-    name, known = name.rsplit(".", 1)[-1], {cls.__name__: cls for cls in ALL.values()}
+    known = {cls.__name__: cls for cls in ALL.values()}
+    if "." in name and not name.startswith("fgssl."):
+        return  # a data set of the user's own package, which the parser imports
+    name = name.rsplit(".", 1)[-1]
     if name not in known:
         hint = did_you_mean(name, known)
         raise UserError(f"data.dataset: unknown data set '{name}'.{hint} Known: {', '.join(known)}.")
@@ -179,19 +146,6 @@ def check_data(config: dict, flags: list[str]) -> None:
     except TypeError:
         return  # a wrong option: the parser names it better
     dataset.check_files()
-
-
-def _class_of(spec: dict | None) -> tuple[str | None, dict]:
-    spec = spec or {}
-    return spec.get("class_path"), spec.get("init_args") or {}
-
-
-def _options(flags: list[str]):
-    """``--a.b value`` and ``--a.b=value`` as (a.b, value)."""
-    for flag, following in zip(flags, flags[1:] + [""], strict=False):
-        if flag.startswith("--"):
-            key, equals, value = flag[2:].partition("=")
-            yield key, value if equals else following
 
 
 if __name__ == "__main__":

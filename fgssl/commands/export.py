@@ -50,11 +50,11 @@ def main(argv: list[str]) -> int:
         def forward(self, images_B3HW: torch.Tensor) -> torch.Tensor:
             return self.method.embed(images_B3HW)
 
+    backbone = method.backbone_of()
     drop_unused(method, lambda: method.embed(images))
     embed = Embed().eval()
     with torch.no_grad():
         expected = embed(images)
-    backbone = backbone_of(method)
     folder.mkdir(parents=True, exist_ok=True)
     config = flatten(application.config[application.config.subcommand].as_dict())
     wanted = {
@@ -105,14 +105,6 @@ def drop_unused(method: Any, embed: Callable[[], Any]) -> None:
     for name, child in list(method.named_children()):
         if not called & {id(module) for module in child.modules()}:
             setattr(method, name, torch.nn.Identity())
-
-
-def backbone_of(method: Any) -> Any:
-    """The timm model among what ``embed`` uses."""
-    for module in method.modules():
-        if hasattr(module, "num_features") and hasattr(module, "forward_features"):
-            return module
-    raise UserError("this method holds no timm network to export. Use --formats torch onnx.")
 
 
 def check(found: Any, expected: Any, file: Path) -> float:

@@ -5,8 +5,6 @@ recipe from the paper (CMD). So its run folder is like any other, and it resumes
 """
 
 import argparse
-import dataclasses
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from fgssl.cli.command_parser import Parser
 from fgssl.cli.compose import assign, read_yaml
 from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
-from fgssl.errors import UserError, did_you_mean
+from fgssl.errors import UserError
 
 EPOCHS, BATCH = 100, 128
 SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
@@ -99,19 +97,16 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
     """The network that a method's configuration describes, the method's own defaults included.
 
     Raises:
-        UserError: there is no such method, or it says nothing of a backbone.
+        UserError: there is no such method, or its constructor has no ``backbone``.
     """
-    from fgssl import methods, tasks
+    from fgssl.cli.defaults import backbone_default
+    from fgssl.methods.base import method_class
 
-    name = str(model.get("class_path")).rsplit(".", 1)[-1]
-    known = {name: getattr(room, name) for room in (methods, tasks) for name in room.__all__}
-    if name not in known:
-        raise UserError(f"model: no method '{name}'.{did_you_mean(name, known)}")
-    parameter = inspect.signature(known[name]).parameters.get("backbone")
-    if parameter is None:
-        raise UserError(f"model {name} has no backbone to probe.")
-    said = (model.get("init_args") or {}).get("backbone") or {}
-    return dataclasses.asdict(parameter.default) | said
+    method = method_class(str(model.get("class_path")))
+    default = backbone_default(method)
+    if default is None:
+        raise UserError(f"model {method.__name__} has no option backbone, so that its network cannot be built again.")
+    return default | ((model.get("init_args") or {}).get("backbone") or {})
 
 
 def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:

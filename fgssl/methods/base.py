@@ -4,29 +4,32 @@ A method is a subclass that builds its networks in ``__init__`` and writes ``ste
 names it in ``teachers``, one with a memory fills ``StepResult.enqueue`` and writes ``prefill``.
 """
 
+import importlib
 import math
 import os
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.queue import QueueUpdate
 from fgssl.callbacks.teacher import TeacherUpdate
 from fgssl.data.batch import Batch
+from fgssl.data.datamodule import DataModule
+from fgssl.data.views import Crop
 from fgssl.distributed import any_rank
-from fgssl.errors import UserError
+from fgssl.errors import UserError, did_you_mean
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
 from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_linear, warmup_steps
 
-PLACES = {"student": ("student", "query", ""), "teacher": ("teacher", "key")}  # where methods keep their backbones
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
 
 
@@ -52,8 +55,12 @@ class Method(LightningModule):
         max_skips: steps in a row that may be left out because their loss is not finite; 0 stops the run at the first.
     """
 
+    data_module: type[DataModule] = DataModule
+    default_views: dict[str, Any] | None = {"class_path": "PairViews"}  # where the data section names none
+    views_needed: tuple[int, int | None] = (1, None)  # fewest and most views an image; None: any number
     evaluates: Literal["student", "teacher"] = "student"  # whose features ``embed`` gives
     embeds = True  # whether evaluation is of the features that ``embed`` gives
+    prototypes: int | None = None  # K of a self-distilling method, for the callback Collapse
 
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
         super().__init__()
@@ -73,18 +80,30 @@ class Method(LightningModule):
         """[B, 3, H, W] images to the [B, F, H', W'] map of patch features of the network that ``embed`` asks."""
         return last_features(self.backbone_of(), images)[1]
 
+    def backbones(self) -> dict[str, nn.Module]:
+        """The backbones that fine-tuning, probing, export and pictures can take.
+
+        Returns:
+            ``student``, the trained network, and ``teacher``, the network that follows it step by step, where there is
+            one. By default the first network with ``forward_features`` (timm's interface) in the first pair of
+            ``teachers()``, or in the method. Override it for a method that keeps its networks otherwise.
+        """
+        followed = [pair for pair in self.teachers() if pair.every == "step"]
+        owners = {"student": followed[0].student, "teacher": followed[0].teacher} if followed else {"student": self}
+        found = {whose: first_backbone(owner) for whose, owner in owners.items()}
+        return {whose: network for whose, network in found.items() if network is not None}
+
     def backbone_of(self, whose: Literal["student", "teacher"] | None = None) -> Any:
-        """The timm network of the student or the teacher; by default of the one that ``embed`` asks.
+        """The backbone of the student or the teacher; by default the one whose features ``embed`` gives.
 
         Raises:
             UserError: the method has none.
         """
         whose = whose or self.evaluates
-        for owner in PLACES[whose]:
-            backbone = getattr(getattr(self, owner, None) if owner else self, "backbone", None)
-            if backbone is not None:
-                return backbone
-        raise UserError(f"{type(self).__name__} has no {whose}'s network.")
+        found = self.backbones()
+        if whose not in found:
+            raise UserError(f"{type(self).__name__} has no {whose}'s backbone (it has: {', '.join(found) or 'none'}).")
+        return found[whose]
 
     def teachers(self) -> list[Pair]:
         """Students and the teachers that follow them."""
@@ -101,7 +120,28 @@ class Method(LightningModule):
     # ---- what Lightning asks ------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
-        return [TeacherUpdate(), QueueUpdate()]
+        """Callbacks that training needs; a method adds its own to ``super().configure_callbacks()``."""
+        own: list[Callback] = [TeacherUpdate(), QueueUpdate()]
+        given = self._trainer is not None and any(isinstance(c, Collapse) for c in self.trainer.callbacks)
+        return own if self.prototypes is None or given else [*own, Collapse()]
+
+    def check_views(self, crops: list[Crop]) -> None:
+        """Refuse training views that ``step`` cannot use, before training.
+
+        Args:
+            crops: the views of an image, in the order of ``batch.views``.
+
+        Raises:
+            UserError: there are too few or too many.
+        """
+        fewest, most = self.views_needed
+        if len(crops) < fewest or (most is not None and len(crops) > most):
+            needed = str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+            default = (self.default_views or {}).get("class_path")
+            raise UserError(
+                f"data.views gives {len(crops)} views of an image, and {type(self).__name__} needs {needed}. Its "
+                f"default is {default}: leave data.views out, or choose other views."
+            )
 
     def memories(self) -> dict[str, Memory]:
         """The method's memories by name."""
@@ -112,6 +152,9 @@ class Method(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
+        datamodule = self.trainer.datamodule
+        if stage == "fit" and self.default_views is not None and datamodule is not None:
+            self.check_views(datamodule.views.crops)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         result = self.step(batch)
@@ -231,7 +274,7 @@ class Method(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the method. Weights that are not finite are no checkpoint."""
+        """Name the method and where its backbones are. Weights that are not finite are no checkpoint."""
         spoilt = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
         if spoilt:
             raise UserError(
@@ -239,3 +282,44 @@ class Method(LightningModule):
                 "finite. The last checkpoint is from before. Lower model.optim.lr, or check trainer.precision."
             )
         checkpoint["method"] = type(self).__name__
+        names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
+        checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
+
+
+def first_backbone(module: nn.Module) -> nn.Module | None:
+    """The first network in a module that has timm's interface: ``forward_features`` and ``num_features``."""
+    for part in module.modules():
+        if hasattr(part, "forward_features") and hasattr(part, "num_features"):
+            return part
+    return None
+
+
+def method_class(class_path: str) -> type[Method]:
+    """The class of a method or task.
+
+    Args:
+        class_path: the short name of a class that is imported already (``MaskCon``), or a dotted path that is imported
+            here (``my_package.SimCLR``).
+
+    Raises:
+        UserError: there is no such class, or it is no subclass of ``Method``.
+    """
+    package, _, name = class_path.rpartition(".")
+    if package:
+        try:
+            found = getattr(importlib.import_module(package), name)
+        except (ImportError, AttributeError) as fault:
+            raise UserError(f"model: '{class_path}' cannot be imported ({fault}).") from fault
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise UserError(f"model: '{class_path}' is not a subclass of fgssl.Method.")
+        return found
+    known = {cls.__name__: cls for cls in subclasses(Method)}
+    if name not in known:
+        raise UserError(f"model: unknown class '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
+    return known[name]
+
+
+def subclasses(cls: type) -> set[type]:
+    """All subclasses that are imported, of any depth."""
+    direct: set[type] = set(cls.__subclasses__())
+    return direct.union(*(subclasses(sub) for sub in direct))

@@ -101,6 +101,9 @@ class CMD(SelfDistillation):
         optim: optimiser and schedule.
     """
 
+    default_views = {"class_path": "MultiCrop"}
+    views_needed = (IMAGE_CROPS, None)
+
     def __init__(
         self,
         backbone: Backbone = Backbone("swin_tiny_patch4_window7_224", options={"strict_img_size": False}),
@@ -145,8 +148,6 @@ class CMD(SelfDistillation):
 
     def step(self, batch: Batch) -> StepResult:
         crops = batch.views
-        if len(crops) < IMAGE_CROPS:
-            raise UserError("CMD needs two crops of an image or more: set data.views to MultiCrop.")
         student = self.student.features(crops)
         with torch.no_grad():
             teacher = self.teacher.features(crops if self.teacher_crops == "all" else crops[:IMAGE_CROPS])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fgssl.data.batch import Batch
 from fgssl.data.draws import uniform
+from fgssl.data.views import Crop
 from fgssl.distributed import gather_rows, gather_with_gradient
 from fgssl.errors import UserError, at_least
 from fgssl.losses.flsl import batch_mass, inter_view, intra_view, mean_shift, volume
@@ -61,6 +62,8 @@ class FLSL(SelfDistillation):
         optim: optimiser and schedule.
     """
 
+    default_views = {"class_path": "NestedCrops", "init_args": {"local_crops": 0}}
+
     def __init__(
         self,
         backbone: Backbone = Backbone("vit_small_patch16_224", options={**TOKENS, "drop_path_rate": 0.1}),
@@ -106,8 +109,6 @@ class FLSL(SelfDistillation):
         return self.teacher.backbone(images)  # the mean of its tokens
 
     def step(self, batch: Batch) -> StepResult:
-        if len(batch.views) != self.teacher_views + len(self.parents):
-            raise self.other_views(f"{len(batch.views)} views")
         with torch.no_grad():
             teacher_BND = [self.teacher.backbone.forward_features(x) for x in batch.views[: self.teacher_views]]
         z, z_hat, z_hat_plus = [], [], []
@@ -159,22 +160,16 @@ class FLSL(SelfDistillation):
             draws_BQ = uniform(self._seed, batch.draw.cpu().numpy(), 2 * len(batch.views) + number, count)
         return window_tokens(grid, self.window, draws_BQ).to(view.device)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        trainer: Any = self.trainer
-        if stage == "fit" and trainer.datamodule is not None:
-            inside = [crop.inside for crop in trainer.datamodule.views.crops]
-            if inside != [None] * self.teacher_views + self.parents:
-                raise self.other_views(f"views that are parts of {inside}")
-
-    def other_views(self, given: str) -> UserError:
-        """What to say of views that are not those of the arguments."""
-        teachers, local = self.teacher_views, len(self.parents) // self.teacher_views - 1
-        return UserError(
-            f"data.views gives {given}; with model.teacher_views {teachers} and model.local_crops {local} FLSL needs "
-            f"those of data.views NestedCrops with teacher_views {teachers} and local_crops {local}: "
-            f"{[None] * teachers + self.parents}."
-        )
+    def check_views(self, crops: list[Crop]) -> None:
+        """Refuse views that are not those of NestedCrops with the same ``teacher_views`` and ``local_crops``."""
+        inside, needed = [crop.inside for crop in crops], [None] * self.teacher_views + self.parents
+        if inside != needed:
+            teachers, local = self.teacher_views, len(self.parents) // self.teacher_views - 1
+            raise UserError(
+                f"data.views gives {len(crops)} views, which are parts of the views {inside}; with model.teacher_views "
+                f"{teachers} and model.local_crops {local} FLSL needs {needed}: set data.views to NestedCrops with "
+                f"teacher_views {teachers} and local_crops {local}."
+            )
 
 
 def check_tokens(network: Any, name: str) -> None:

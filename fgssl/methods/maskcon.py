@@ -52,6 +52,9 @@ class MaskCon(Method):
         optim: optimiser and schedule.
     """
 
+    default_views = {"class_path": "PairViews", "init_args": {"recipe": "cars"}}
+    views_needed = (2, 2)
+
     def __init__(
         self,
         backbone: Backbone = Backbone(),

@@ -52,6 +52,9 @@ class MLS(Method):
         optim: optimiser and schedule.
     """
 
+    default_views = {"class_path": "PairViews", "init_args": {"recipe": "moco"}}
+    views_needed = (2, 2)
+
     def __init__(
         self,
         backbone: Backbone = Backbone("resnet50"),

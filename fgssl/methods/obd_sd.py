@@ -119,6 +119,8 @@ class OBDSD(Method):
         optim: optimiser and schedule.
     """
 
+    default_views = {"class_path": "SingleView"}
+    views_needed = (1, 1)
     classes: Tensor
 
     def __init__(

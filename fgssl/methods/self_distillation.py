@@ -27,6 +27,7 @@ class SelfDistillation(Method):
     """
 
     evaluates = "teacher"
+    prototypes: int
     student: Any
     teacher: Any
 

@@ -1,32 +1,30 @@
 """Object detection and instance segmentation: a trained backbone fine-tuned in a detector."""
 
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from fgssl.callbacks.detection import Detection
-from fgssl.checkpoint import load_backbone
-from fgssl.data.detection import DetectionBatch
+from fgssl.data.detection import DetectionBatch, DetectionData
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.detection import compact
-from fgssl.methods.base import Method, StepResult
+from fgssl.methods.base import StepResult
 from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.detectors import Neck, build_detector
+from fgssl.tasks.downstream import Downstream, Whose
 
 
-class Detect(Method):
+class Detect(Downstream):
     """Faster or Mask R-CNN, all weights trained, on top of a method's checkpoint or any timm network (MLS; FLSL).
 
     ``batch`` is a ``DetectionBatch``: whole images of their own sizes, and their objects.
 
     Args:
-        backbone: the network; with ``init_from`` the one that the checkpoint was trained with. ``weights`` is a file in
-            MoCo v2's format.
-        init_from: checkpoint or run folder of any method to start from. null: from ``backbone`` as it is, which is
-            timm's weights (``pretrained``), MoCo's or chance.
-        init_network: which network of the checkpoint: the trained one, or the teacher that follows it.
+        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
+        init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
+        init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
+            follows the student step by step, else the student.
         neck: ``c4`` (ResNets), ``fpn`` or ``simple`` (ViTs), see ``nn/detectors.py``.
         masks: Mask R-CNN; the data set has to have outlines.
         freeze_bn: keep the backbone's BatchNorm as it is, scale and shift too, and add none (torchvision's and
@@ -39,13 +37,15 @@ class Detect(Method):
         optim: optimiser and schedule.
     """
 
+    data_module = DetectionData
+    default_views = None
     embeds = False  # boxes, and no features of images
 
     def __init__(
         self,
         backbone: Backbone = Backbone("resnet50"),
         init_from: str | None = None,
-        init_network: Literal["student", "teacher"] = "student",
+        init_network: Whose | None = "student",
         neck: Neck = "fpn",
         masks: bool = False,
         freeze_bn: bool = False,
@@ -55,14 +55,13 @@ class Detect(Method):
         num_fine: int = 0,
         **base,
     ):
-        super().__init__(**base)
+        super().__init__(init_from, init_network, **base)
         if not sizes:
             raise UserError("model.sizes is empty: give the shorter side of an image, px, one or several.")
         at_least(32, **{"model.sizes": min(sizes), "model.long_side": long_side})
         at_least(1, **{"model.width": width})
-        self.init_from, self.init_network, self._resumed = init_from, init_network, False
         self.masks, self.freeze_bn = masks, freeze_bn
-        network = of_any_size(replace(backbone, pretrained=False, weights=None) if init_from else backbone)
+        network = of_any_size(self.start_of(backbone))
         options: dict[str, Any] = {"masks": masks, "sizes": sizes, "long_side": long_side, "width": width}
         self.detector = build_detector(network, neck, num_fine, **options, norm=not freeze_bn)
         if freeze_bn:
@@ -98,13 +97,9 @@ class Detect(Method):
         if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
             raise UserError(f"model.masks: {trainer.datamodule.dataset.name} has boxes alone. Set it false.")
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._resumed = True
-
     def on_fit_start(self) -> None:
         self._check_batch_norm()
-        if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            load_backbone(self.detector.backbone.network, self.init_from, self.init_network)
+        super().on_fit_start()
 
     def _check_batch_norm(self) -> None:
         alone = self.trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))

@@ -1,22 +1,21 @@
 """Fine-tuning: a trained backbone and a linear classifier, all weights, on labels."""
 
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.callbacks.classification import Classification
-from fgssl.checkpoint import load_backbone
 from fgssl.data.batch import Batch
 from fgssl.errors import UserError
 from fgssl.losses.classification import binary_cross_entropy
-from fgssl.methods.base import Method, StepResult
+from fgssl.methods.base import StepResult
 from fgssl.nn.backbones import Backbone
+from fgssl.tasks.downstream import Downstream, Whose
 
 
-class Finetune(Method):
+class Finetune(Downstream):
     """A classifier trained on top of a method's checkpoint or any timm network (MLS, Table 5).
 
     One view an image: ``batch.views = [view]``. Cross-entropy of the fine label; binary cross-entropy of each class
@@ -24,29 +23,32 @@ class Finetune(Method):
 
     Args:
         backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: checkpoint or run folder of any method: start from its student's backbone. null: from ``backbone``
-            as it is, which is timm's weights (``pretrained``) or chance.
+        init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
+        init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
+            follows the student step by step, else the student.
         frozen: train the classifier alone; the backbone stays as it is, BatchNorm's statistics too.
         num_fine: C; the data set's where the command line builds both.
         optim: optimiser and schedule.
     """
 
+    default_views = {"class_path": "SingleView"}
+    views_needed = (1, 1)
     targets: Tensor | None
-    init_network: Literal["student", "teacher"] | None = "student"  # of init_from; None: see load_backbone
 
     def __init__(
         self,
         backbone: Backbone = Backbone("resnet50"),
         init_from: str | None = None,
+        init_network: Whose | None = "student",
         frozen: bool = False,
         num_fine: int = 0,
         **base,
     ):
-        super().__init__(**base)
+        super().__init__(init_from, init_network, **base)
         if not num_fine:
             raise UserError(f"model {type(self).__name__} needs labels, and the data set has none (num_fine is 0).")
-        self.init_from, self.frozen, self._resumed = init_from, frozen, False
-        self.backbone = (replace(backbone, pretrained=False) if init_from else backbone).build()
+        self.frozen = frozen
+        self.backbone = self.start_of(backbone).build()
         self.backbone.requires_grad_(not frozen)
         self.classifier = nn.Linear(self.backbone.num_features, num_fine)
         self.register_buffer("targets", None, persistent=False)  # [N, C] of the data set's rows, in ``setup``
@@ -95,10 +97,3 @@ class Finetune(Method):
                 f"model {name}: the test part has classes that no training image shows, and a classifier cannot name "
                 f"them. Choose a data.protocol.split with the same classes in both (it is {parts.protocol.split})."
             )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._resumed = True
-
-    def on_fit_start(self) -> None:
-        if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            load_backbone(self.backbone, self.init_from, self.init_network)

@@ -16,6 +16,8 @@ class Frozen(Method):
         optim: not used.
     """
 
+    default_views = {"class_path": "SingleView"}
+
     def __init__(self, backbone: Backbone = Backbone(pretrained=True), **base):
         super().__init__(**base)
         self.backbone = backbone.build()

@@ -52,8 +52,8 @@ class Probe(Finetune):
         at_least(1, blocks=blocks)
         if network and not init_from:
             raise UserError(f"--network {network} is of a checkpoint, and there is none: give --ckpt_path RUN.")
-        super().__init__(backbone, init_from, frozen=True, num_fine=num_fine, optim=optim, **base)
-        self.init_network, self.blocks, self.augment, self.variant = network, blocks, augment, of
+        super().__init__(backbone, init_from, network, frozen=True, num_fine=num_fine, optim=optim, **base)
+        self.blocks, self.augment, self.variant = blocks, augment, of
         self.classifier = nn.Linear(feature_width(self.backbone, blocks), num_fine)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)

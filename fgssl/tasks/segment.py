@@ -1,33 +1,31 @@
 """Semantic segmentation: a trained backbone fine-tuned with a head that gives each pixel a class."""
 
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgssl.callbacks.segmentation import Segmentation
-from fgssl.checkpoint import load_backbone
-from fgssl.data.segmentation import SegmentationBatch
+from fgssl.data.segmentation import SegmentationBatch, SegmentationData
 from fgssl.errors import at_least
-from fgssl.methods.base import Method, StepResult
+from fgssl.methods.base import StepResult
 from fgssl.metrics.segmentation import IGNORED
 from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.segmenters import Head, build_head, class_scores
+from fgssl.tasks.downstream import Downstream, Whose
 
 
-class Segment(Method):
+class Segment(Downstream):
     """Semantic FPN or a linear head on top of a method's checkpoint or any timm network (FLSL, Table 10).
 
     ``batch`` is a ``SegmentationBatch``. Cross-entropy of each pixel that has a class. Shapes: B batch, C classes.
 
     Args:
-        backbone: the network; with ``init_from`` the one that the checkpoint was trained with. ``weights`` is a file in
-            MoCo v2's format.
-        init_from: checkpoint or run folder of any method to start from. null: from ``backbone`` as it is, which is
-            timm's weights (``pretrained``), MoCo's or chance.
-        init_network: which network of the checkpoint: the trained one, or the teacher that follows it.
+        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
+        init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
+        init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
+            follows the student step by step, else the student.
         head: ``linear`` or ``fpn``, see ``nn/segmenters.py``.
         frozen: train the head alone; the backbone stays as it is, BatchNorm's statistics too.
         width: channels of the pyramid's levels; lower for small machines.
@@ -35,24 +33,25 @@ class Segment(Method):
         optim: optimiser and schedule.
     """
 
+    data_module = SegmentationData
+    default_views = None
     embeds = False  # classes of pixels, and no features of images
 
     def __init__(
         self,
         backbone: Backbone = Backbone("resnet50"),
         init_from: str | None = None,
-        init_network: Literal["student", "teacher"] = "student",
+        init_network: Whose | None = "student",
         head: Head = "fpn",
         frozen: bool = False,
         width: int = 256,
         num_fine: int = 0,
         **base,
     ):
-        super().__init__(**base)
+        super().__init__(init_from, init_network, **base)
         at_least(4, **{"model.width": width})
-        self.init_from, self.init_network, self._resumed = init_from, init_network, False
         self.frozen = frozen
-        self.backbone = of_any_size(replace(backbone, pretrained=False, weights=None) if init_from else backbone)
+        self.backbone = of_any_size(self.start_of(backbone))
         self.head = build_head(self.backbone, head, num_fine, width)
         if frozen:
             self.backbone.requires_grad_(False)
@@ -86,10 +85,3 @@ class Segment(Method):
 
     def configure_callbacks(self) -> list:
         return [*super().configure_callbacks(), Segmentation()]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._resumed = True
-
-    def on_fit_start(self) -> None:
-        if self.init_from and not self._resumed:  # a resumed run has its weights in its own checkpoint
-            load_backbone(self.backbone, self.init_from, self.init_network)
