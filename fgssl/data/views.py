@@ -97,6 +97,7 @@ class EvalView(Views):
     def __init__(self, size: int = 224, resize: int | None = None):
         super().__init__([Crop(size, flip=0.0)])
         at_least(1, resize=1 if resize is None else resize)
+        self.resize = resize
         self.share = None if resize is None else size / resize
 
     def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
