@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgssl.losses.contrastive import contrastive_logits
+from fgssl.losses.precision import at_least_float32
 
 
 @torch.no_grad()
@@ -43,9 +44,9 @@ def _relations(keys: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor
     """Eq. 11 to 13: exp((d - max d) / tau) over the entries of the same coarse label, 0 elsewhere."""
     same_BK = labels[:, None] == queue_labels[None, :]
     if math.isinf(tau) or len(queue) == 0:
-        return same_BK.to(_at_least_float32(keys).dtype)
+        return same_BK.to(at_least_float32(keys).dtype)
     with torch.autocast(keys.device.type, enabled=False):  # a bf16 cosine is off by 0.004, tau is 0.05
-        d_BK = _at_least_float32(keys) @ _at_least_float32(queue).T
+        d_BK = at_least_float32(keys) @ at_least_float32(queue).T
     d_BK = d_BK.masked_fill(~same_BK, -torch.inf)
     # The maximum runs over the masked-in entries: over zeroed ones, all-negative cosines underflow to 0 / 0.
     d_max_B, nearest_B = d_BK.max(dim=1)
@@ -69,7 +70,3 @@ def soft_contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, targets:
         Scalar, mean over the batch.
     """
     return F.cross_entropy(contrastive_logits(queries, keys, queue, tau=tau0), targets)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
