@@ -218,7 +218,8 @@ def luma(x: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    return luma(x).expand_as(x)
+    """Three equal channels, each with memory of its own: ``normalise`` writes them one by one."""
+    return luma(x).repeat(1, 3, 1, 1)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

@@ -172,6 +172,8 @@ class DataModule(LightningDataModule):
         eval_size: side of the evaluation view, px; by default that of the first training view.
         eval_resize: None resizes whole images to ``eval_size`` x ``eval_size`` (MaskCon); a number resizes the shorter
             side to it before the central crop (256 for 224 px, the usual protocol).
+        eval_resample: interpolation of the evaluation view: ``bilinear`` (torchvision's default, MaskCon, OBD-SD) or
+            ``bicubic`` (EsViT, CMD, FLSL).
         batch_size: training images a batch and process.
         eval_batch_size: the same in evaluation; by default ``batch_size``.
         images_per_class: class-balanced batches with this many images of a class (OBD-SD: 2); None shuffles.
@@ -197,6 +199,7 @@ class DataModule(LightningDataModule):
         views: Views = PairViews(),
         eval_size: int | None = None,
         eval_resize: int | None = None,
+        eval_resample: Literal["bilinear", "bicubic"] = "bilinear",
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         images_per_class: int | None = None,
@@ -216,7 +219,7 @@ class DataModule(LightningDataModule):
         at_least(1, images_per_class=1 if images_per_class is None else images_per_class)
         at_least(0, num_workers=num_workers)
         self.dataset, self.protocol, self.views = dataset, protocol, views
-        self.eval_view = EvalView(eval_size, eval_resize)
+        self.eval_view = EvalView(eval_size, eval_resize, eval_resample)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error

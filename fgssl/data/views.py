@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from fgssl.data.augment import Photometric
+from fgssl.data.auto_augment import auto_augment
 from fgssl.data.draws import uniform
 from fgssl.data.images import to_rgb
 from fgssl.errors import at_least
@@ -38,7 +38,7 @@ class Crop:
         flip: probability of a left-right flip.
         inside: number of an earlier view; the part is then taken out of that view's part (FLSL), not of the image.
         resample: how to resize; both smooth before they shrink.
-        auto_augment: apply the CIFAR-10 policy of AutoAugment, on the CPU (MaskCon's strong view at 32 px).
+        auto_augment: apply MaskCon's CIFAR-10 policy of AutoAugment, on the CPU (its strong view at 32 px).
         photometric: changes that follow on the device.
     """
 
@@ -92,12 +92,15 @@ class EvalView(Views):
         size: side of the result, px.
         resize: None resizes the whole image to ``size`` x ``size`` (MaskCon). A number resizes the shorter side to it
             and keeps the central ``size`` x ``size`` (OBD-SD, CMD, MLS: 256 and 224).
+        resample: interpolation of the resizing.
     """
 
-    def __init__(self, size: int = 224, resize: int | None = None):
-        super().__init__([Crop(size, flip=0.0)])
+    def __init__(
+        self, size: int = 224, resize: int | None = None, resample: Literal["bilinear", "bicubic"] = "bilinear"
+    ):
+        super().__init__([Crop(size, flip=0.0, resample=resample)])
         at_least(1, resize=1 if resize is None else resize)
-        self.resize = resize
+        self.size, self.resize, self.resample = size, resize, resample
         self.share = None if resize is None else size / resize
 
     def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
@@ -277,15 +280,3 @@ def _cut(image_3HW: Tensor, crop: Crop, box: Box, numbers: np.ndarray) -> Tensor
     if numbers[-2] < crop.flip:
         view = view.flip(-1)
     return auto_augment(view, numbers[-1]) if crop.auto_augment else view
-
-
-def auto_augment(view: Tensor, number: float) -> Tensor:
-    """Apply a random entry of AutoAugment's CIFAR-10 policy (Cubuk et al., 2019) to a uint8 view.
-
-    torchvision draws from torch's global generator: it is seeded by ``number`` for this one call and put back.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(number * 2**53))
-        image = Image.fromarray(view.permute(1, 2, 0).numpy())
-        image = AutoAugment(AutoAugmentPolicy.CIFAR10)(image)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

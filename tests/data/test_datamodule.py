@@ -92,6 +92,16 @@ def test_counts_are_known_without_the_disk():
         data.setup("fit")
 
 
+def test_evaluation_view_follows_its_three_options(cub):
+    view = digits(eval_size=24, eval_resize=28, eval_resample="bicubic").eval_view
+    assert (view.size, view.resize, view.resample) == (24, 28, "bicubic")
+    assert digits().eval_view.resample == "bilinear"
+    bilinear, bicubic = (
+        next(iter(cub(eval_resample=mode).test_dataloader())).views[0] for mode in ("bilinear", "bicubic")
+    )
+    assert not torch.equal(bilinear, bicubic)
+
+
 def test_evaluation_size():
     assert digits().eval_view.crops[0].size == 16
     assert digits(eval_size=24, eval_resize=28).eval_view.boxes((100, 50), np.ones((1, 24))) == [(28, 4, 71, 47)]

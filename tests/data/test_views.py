@@ -1,10 +1,10 @@
-"""Boxes against torchvision's distribution, containment of nested crops, resizing, reduced decode, AutoAugment."""
+"""Boxes against torchvision's distribution, containment of nested crops, resizing, reduced decode."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from fgssl.data.views import (
@@ -17,7 +17,6 @@ from fgssl.data.views import (
     PairViews,
     SingleView,
     Views,
-    auto_augment,
     decode,
     random_box,
 )
@@ -129,16 +128,31 @@ def test_views_depend_on_seed_draw_and_view_alone():
     assert not np.array_equal(both, views.numbers(6, np.array([7, 8])))
 
 
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize", [None, 256])
-def test_evaluation_view(resize):
-    view = EvalView(224, resize)
+def test_evaluation_view_is_torchvisions_resize_and_central_crop(resize, resample):
+    view = EvalView(224, resize, resample)
+    assert (view.size, view.resize, view.resample) == (224, resize, resample)
     numbers = view.numbers(0, np.array([-1]))[0]
     (ours,) = view.cut(tensor(PHOTO), view.boxes((640, 512), numbers), numbers)
     image = Image.fromarray(PHOTO)
-    theirs = TF.center_crop(TF.resize(image, resize), [224, 224]) if resize else TF.resize(image, [224, 224])
+    mode = TF.InterpolationMode(resample)
+    theirs = TF.resize(image, resize or [224, 224], mode)
+    theirs = TF.center_crop(theirs, [224, 224]) if resize else theirs
     difference = abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs))
     assert difference.mean() < 1.0
     assert difference.max() <= 4
+
+
+def test_evaluation_view_of_a_sharp_edge_depends_on_the_interpolation():
+    stripes = tensor(np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((9, 9)))[..., None].repeat(3, 2).astype(np.uint8))
+    image_3HW, box = 55 + 145 * stripes, (0, 0, 72, 72)
+    bilinear, bicubic = (
+        EvalView(48, None, mode).cut(image_3HW, [box], np.ones((1, NUMBERS)))[0] for mode in ("bilinear", "bicubic")
+    )
+    assert (bilinear.min(), bilinear.max()) == (55, 200)
+    assert bicubic.min() < 55  # bicubic overshoots, bilinear never
+    assert bicubic.max() > 200
 
 
 def test_large_jpegs_are_decoded_small_only_where_every_view_shrinks(tmp_path):
@@ -155,15 +169,3 @@ def test_large_jpegs_are_decoded_small_only_where_every_view_shrinks(tmp_path):
     with Image.open(path) as file:
         full = Views(crops).cut(tensor(np.asarray(file)), boxes, np.ones((2, NUMBERS)))
     assert all((a.float() - b.float()).abs().mean() < 2 for a, b in zip(reduced, full, strict=True))
-
-
-def test_auto_augment_is_torchvisions_with_our_number():
-    view = tensor(np.asarray(Image.fromarray(PHOTO).resize((32, 32))))
-    before = torch.random.get_rng_state()
-    ours = [auto_augment(view, number) for number in np.linspace(0.01, 0.99, 30)]
-    assert torch.equal(before, torch.random.get_rng_state())
-    torch.manual_seed(int(0.01 * 2**53))
-    theirs = AutoAugment(AutoAugmentPolicy.CIFAR10)(Image.fromarray(view.permute(1, 2, 0).numpy()))
-    assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
-    assert torch.equal(auto_augment(view, 0.01), ours[0])
-    assert len({o.numpy().tobytes() for o in ours}) > 10
