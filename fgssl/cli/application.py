@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method
+from fgssl.nn.backbones import from_checkpoint
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import Run, default_name, folder_of_checkpoint
@@ -115,7 +117,8 @@ class Application(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
-            super().instantiate_classes()
+            with from_checkpoint() if self.checkpoint is not None else nullcontext():
+                super().instantiate_classes()
         except Exception as fault:  # the parser wraps what a constructor raises; ours is somewhere below
             cause: BaseException | None = fault
             while cause is not None and not isinstance(cause, UserError):

@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 
 from fgssl.cli.command_parser import Parser
-from fgssl.commands.embed import set_public_network
+from fgssl.commands.networks import (
+    FOLLOWING,
+    add_network_flags,
+    backbone_of,
+    check_network_flags,
+    network_configuration,
+    public_name,
+)
 from fgssl.errors import UserError
 
 
@@ -22,8 +29,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     davis.add_arguments(parser)
     args = parser.parse_args(argv)
-    if bool(args.ckpt_path) == bool(args.model):
-        raise UserError("evaluate what? Give --ckpt_path RUN or --model timm/NAME, one of them.")
+    check_network_flags(args)
     args.root = args.root or os.path.join(os.environ.get("FGSSL_DATA", "."), "DAVIS")
     davis.check(args)
     folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
@@ -37,7 +43,7 @@ def main(argv: list[str]) -> int:
     from fgssl.run import provenance, write_json
 
     began = time.time()
-    config = configuration_of(args)
+    config = network_configuration(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build(config, args).to(device).eval()
     data = config.get("data") or {}
@@ -66,15 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         description="DAVIS 2017: carry the first frame's objects through each video by the likeness of patches; "
         "region similarity J and contour accuracy F.",
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", help="a run folder or .ckpt file of ours, of any method")
-    parser.add_argument("--model", metavar="timm/NAME", help="a public network instead")
-    parser.add_argument("--pretrained", choices=("true", "false"), default="true", help="of --model; default true")
-    parser.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="where a checkpoint is in no run folder"
-    )
-    parser.add_argument(
-        "--network", choices=("student", "teacher"), help="of a checkpoint; default: the teacher where it has one"
-    )
+    add_network_flags(parser, default=FOLLOWING)
     parser.add_argument("--root", metavar="FOLDER", help="holds JPEGImages/ ...; default: $FGSSL_DATA/DAVIS")
     parser.add_argument("--run.root", dest="run_root", default="runs", metavar="FOLDER", help="of all runs")
     parser.add_argument("--run.name", dest="name", metavar="NAME", help="of this one; default: the network's")
@@ -84,25 +82,14 @@ def _parser() -> argparse.ArgumentParser:
 def name_of(args: argparse.Namespace) -> str:
     """Of the network: ``vit_small_patch16_224.dino``, or that of the run."""
     if args.model:
-        return args.model.partition("/")[2] + ("" if args.pretrained == "true" else "_random")
+        return public_name(args)
     path = Path(args.ckpt_path)
     return (path.parent.parent if path.suffix == ".ckpt" else path).name + (f"_{args.network}" if args.network else "")
-
-
-def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The run's, or one made of the public network."""
-    from fgssl.commands.restore import configuration
-
-    config = configuration(args.ckpt_path, args.config)
-    if args.model:
-        set_public_network(config, args.model, args.pretrained == "true", [])
-    return config
 
 
 def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """The network with its weights, for images of any size."""
     from fgssl.checkpoint import load_backbone
-    from fgssl.commands.probe import backbone_of
     from fgssl.nn.backbones import Backbone, of_any_size
 
     backbone = Backbone(**backbone_of(config["model"]))

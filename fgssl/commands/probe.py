@@ -6,13 +6,20 @@ recipe from the paper (CMD). So its run folder is like any other, and it resumes
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from fgssl.cli.command_parser import Parser
 from fgssl.cli.compose import assign, read_yaml
-from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
-from fgssl.errors import UserError
+from fgssl.commands.embed import refuse_misspelt
+from fgssl.commands.networks import (
+    FOLLOWING,
+    add_data_flag,
+    add_network_flags,
+    backbone_of,
+    check_network_flags,
+    name_run,
+    network_configuration,
+)
 
 EPOCHS, BATCH = 100, 128
 SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
@@ -24,19 +31,11 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     args, flags = parser.parse_known_args(argv)
     refuse_misspelt(flags, [action.dest for action in parser._actions])
-    if not (args.ckpt_path or args.model or args.config):
-        raise UserError("probe what? Give --ckpt_path RUN, --model timm/NAME, or --config FILE (an untrained network).")
-    if args.ckpt_path and args.model:
-        raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
+    check_network_flags(args, untrained=True)
 
     from fgssl.cli.main import start  # torch from here on
-    from fgssl.commands.restore import configuration
 
-    config = configuration(args.ckpt_path, args.config)
-    if args.data:
-        set_data(config, args.data)
-    if args.model:
-        set_public_network(config, args.model, args.pretrained == "true", flags)
+    config = network_configuration(args, flags)
     if args.eval_size:
         assign(config, "data.eval_size", args.eval_size)
         assign(config, "data.eval_resize", None)
@@ -51,18 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
         "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", help="a run folder or .ckpt file of ours, of any method")
-    parser.add_argument("--model", metavar="timm/NAME", help="a public network instead, with its own input size")
-    parser.add_argument("--pretrained", choices=("true", "false"), default="true", help="of --model; default true")
-    parser.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="experiment instead of the run's own"
-    )
-    parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
+    add_network_flags(parser, default=FOLLOWING)
+    add_data_flag(parser)
     parser.add_argument(
         "--data.eval_size", metavar="PX", dest="eval_size", type=int, help="of crops; default: as it was trained"
-    )
-    parser.add_argument(
-        "--network", choices=("student", "teacher"), help="of a checkpoint; default: the teacher where it has one"
     )
     parser.add_argument(
         "--blocks", type=int, default=4, help="outputs of so many last blocks; 1: the pooled feature; default 4"
@@ -82,7 +73,8 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     probed = probed if isinstance(probed, dict) else {"class_path": probed}
     config.pop("ckpt_path", None)
     model = {"backbone": backbone_of(probed), "blocks": args.blocks, "augment": args.augment == "true"}
-    model |= {"init_from": args.ckpt_path, "network": args.network, "of": name_of(probed, args)}
+    model |= {"init_from": args.ckpt_path, "network": args.network if args.ckpt_path else None}
+    model |= {"of": name_of(probed, args)}
     config["model"] = {"class_path": "Probe", "init_args": model}
     set_views(config.setdefault("data", {}))
     trainer = config.get("trainer") or {}
@@ -90,31 +82,17 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     config["trainer"] |= {"max_epochs": EPOCHS, "log_every_n_steps": 10}
     config["checkpoint"] = {"monitor": "val/top1", "every_n_epochs": max(1, EPOCHS // 10)}
     assign(config, "retrieval.grid", 0)
-    name_run(config, args)
-
-
-def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
-    """The network that a method's configuration describes, the method's own defaults included.
-
-    Raises:
-        UserError: there is no such method, or its constructor has no ``backbone``.
-    """
-    from fgssl.cli.defaults import backbone_default
-    from fgssl.methods.base import method_class
-
-    method = method_class(str(model.get("class_path")))
-    default = backbone_default(method)
-    if default is None:
-        raise UserError(f"model {method.__name__} has no option backbone, so that its network cannot be built again.")
-    return default | ((model.get("init_args") or {}).get("backbone") or {})
+    name_run(config, args, "probe")
+    if args.ckpt_path:
+        config["run"].setdefault("paper", paper_of(args.ckpt_path))
 
 
 def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
-    """What is probed, as the tables call it: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
-    from fgssl.report.runs import label
+    """Name of the probed network in tables: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
+    from fgssl.report.runs import label, public_label
 
     if args.model:
-        return args.model + ("" if args.pretrained == "true" else " (random weights)")
+        return public_label(args.model.partition("/")[2], args.pretrained == "true", args.weights, args.network)
     if not args.ckpt_path:
         return f"{str(model['class_path']).rsplit('.', 1)[-1]} (untrained)"
     from fgssl.checkpoint import checkpoint_file, read_checkpoint
@@ -123,6 +101,14 @@ def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
     results = path.parent.parent / "results.json"
     said = json.loads(results.read_text()) if results.is_file() else read_checkpoint(str(path))
     return label(str(said.get("method")), said.get("variant"))
+
+
+def paper_of(ckpt_path: str) -> str | None:
+    """The row of the paper that the run of a checkpoint stands for; None where it says none."""
+    from fgssl.checkpoint import checkpoint_file
+
+    saved = checkpoint_file(ckpt_path).parent.parent / "config.yaml"
+    return (read_yaml(saved).get("run") or {}).get("paper") if saved.is_file() else None
 
 
 def set_views(data: dict[str, Any]) -> None:
@@ -140,22 +126,3 @@ def view_size(views: Any) -> int:
     options = (views.get("init_args") or views) if isinstance(views, dict) else {}
     first = (options.get("crops") or [options])[0]
     return first.get("size", 224)
-
-
-def name_run(config: dict[str, Any], args: argparse.Namespace) -> None:
-    """The folder: that of the run with ``_probe``, or ``runs/probe/<network>_<data set>``; flags may say otherwise."""
-    run = config.setdefault("run", {})
-    if args.ckpt_path:
-        from fgssl.checkpoint import checkpoint_file
-
-        folder = checkpoint_file(args.ckpt_path).resolve().parent.parent
-        if (folder / "config.yaml").is_file():
-            data = f"_{Path(args.data).stem.lower()}" if args.data else ""
-            run |= {"root": str(folder.parent.parent), "experiment": folder.parent.name}
-            run |= {"name": f"{folder.name}_probe{data}"}
-            run.setdefault("paper", (read_yaml(folder / "config.yaml").get("run") or {}).get("paper"))
-            return
-    network = args.model.partition("/")[2] if args.model else "checkpoint" if args.ckpt_path else "untrained"
-    dataset = config["data"].get("dataset") or "data"
-    dataset = dataset["class_path"].rsplit(".", 1)[-1] if isinstance(dataset, dict) else dataset
-    run |= {"experiment": "probe", "name": f"{network}_{dataset.lower()}"}

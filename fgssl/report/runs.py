@@ -32,6 +32,13 @@ def label(method: str, variant: str | None) -> str:
     return f"{method}/{variant}" if variant and variant.lower() != method.lower() else method
 
 
+def public_label(name: str, pretrained: bool, weights: str | None = None, whose: str | None = None) -> str:
+    """``timm/resnet50``, ``timm/resnet50 (moco_v2.pth.tar)``, ``timm/resnet50 (random weights)``."""
+    if weights:
+        return f"timm/{name} ({Path(weights).name}{f', {whose}' if whose else ''})"
+    return f"timm/{name}" + ("" if pretrained else " (random weights)")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One finished run.
@@ -84,8 +91,8 @@ class RunFolder:
     def method(self) -> str:
         """The label, and whether it was trained at all; a public network goes by its own name."""
         if self.results["method"] == "Frozen":
-            weights = "" if self.config.get("model.backbone.pretrained") else " (random weights)"
-            return f"timm/{self.config.get('model.backbone.name')}{weights}"
+            keys = ("name", "pretrained", "weights", "weights_of")
+            return public_label(*(self.config.get(f"model.backbone.{key}") for key in keys))  # type: ignore[arg-type]
         name = label(self.results["method"], self.results.get("variant"))
         known = "epochs" in self.results or self.results.get("ckpt_path")
         return name if known else f"{name} (untrained)"
