@@ -54,10 +54,7 @@ class Backbone:
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
-        import timm  # takes seconds to import, and the command line has none to give
-
-        import fgssl.nn.bn_inception  # noqa: F401  # makes the name known to timm
-
+        timm = timm_with_ours()
         if not timm.is_model(self.name):
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
@@ -90,13 +87,21 @@ class Backbone:
         ``weights`` by timm's names are taken to be normalised as timm's weights of ``name``, tag included:
         ``vit_small_patch16_224`` means 0.5, ``vit_small_patch16_224.dino`` ImageNet's.
         """
-        import timm
-
+        timm = timm_with_ours()
         known = normalisation_of(self.weights) if self.weights else None
         if known or not (self.weights or self.pretrained) or not timm.is_model(self.name):
             return known
         trained = timm.get_pretrained_cfg(self.name)
         return (trained.mean, trained.std) if trained else None
+
+
+def timm_with_ours() -> Any:
+    """timm, which then knows ``bn_inception`` too; imported here because that takes seconds."""
+    import timm
+
+    import fgssl.nn.bn_inception  # noqa: F401
+
+    return timm
 
 
 def of_any_size(backbone: Backbone) -> Any:
