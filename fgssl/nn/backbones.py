@@ -31,7 +31,7 @@ class Backbone:
     """A timm network without its classifier.
 
     Args:
-        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``).
+        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``), or ``bn_inception``.
         pretrained: start from timm's weights of that name.
         small_input: replace a ResNet's stem for images of 64 px and below: a 3x3 convolution of stride 1, no max-pool.
         options: arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
