@@ -15,11 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 import fgssl.methods
 import fgssl.tasks  # noqa: F401
-from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401  (makes the callbacks' short names known)
+from fgssl.callbacks.best_on_test import BestOnTest  # noqa: F401  (makes the callbacks' short names known)
+from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401
 from fgssl.callbacks.collapse import Collapse  # noqa: F401
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
@@ -35,8 +36,10 @@ from fgssl.checkpoint import (
     explain_differences,
     read_checkpoint,
 )
+from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.data.datamodule import DataModule
+from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method
@@ -147,7 +150,18 @@ class Application(LightningCLI):
             check_method(self.checkpoint, method, options.ckpt_path)
             for line in explain_differences(self.checkpoint, options.model.as_dict()):
                 rank_zero_info(line)
+        self._resolve_normalisation()
         self.folder = self._choose_folder()
+
+    def _resolve_normalisation(self) -> None:
+        """Replace null in ``data.mean`` and ``data.std``: by a checkpoint's values, else by its starting weights'."""
+        data, kept = self.options.data, ((self.checkpoint or {}).get("config") or {}).get("data") or {}
+        if kept.get("mean") and kept.get("std"):
+            data.mean, data.std = normalisation(data.mean, data.std, (kept["mean"], kept["std"]))
+        elif self.config.subcommand == "fit" or data.mean is None or data.std is None:
+            differs = set_normalisation(data, self.options.model.as_dict())
+            if differs and self.config.subcommand == "fit":
+                rank_zero_warn(differs)
 
     def _last_checkpoint(self) -> str | None:
         """What ``run.resume`` goes on from: the named run's last checkpoint, or None before its first."""

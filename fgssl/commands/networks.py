@@ -146,10 +146,9 @@ def take_backbone(config: dict[str, Any], args: argparse.Namespace) -> None:
 
 def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: list[str]) -> None:
     """Take a timm network as the method, and show it images as it was trained on: size, crop, mean and deviation."""
-    import timm
+    from fgssl.nn.backbones import Backbone, timm_with_ours
 
-    from fgssl.nn.backbones import Backbone
-
+    timm = timm_with_ours()
     family, _, name = args.model.partition("/")
     if family != "timm" or not name:
         raise UserError(f"--model: '{args.model}' is not of the form timm/NAME, such as timm/resnet50.a1_in1k.")

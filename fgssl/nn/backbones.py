@@ -31,7 +31,7 @@ class Backbone:
     """A timm network without its classifier.
 
     Args:
-        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``).
+        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``), or ``bn_inception``.
         pretrained: start from timm's weights of that name.
         small_input: replace a ResNet's stem for images of 64 px and below: a 3x3 convolution of stride 1, no max-pool.
         options: arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
@@ -54,8 +54,7 @@ class Backbone:
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
-        import timm  # takes seconds to import, and the command line has none to give
-
+        timm = timm_with_ours()
         from fgssl.nn.swin import pad_before_rolling  # imports timm
 
         if not timm.is_model(self.name):
@@ -91,13 +90,21 @@ class Backbone:
         ``weights`` by timm's names are taken to be normalised as timm's weights of ``name``, tag included:
         ``vit_small_patch16_224`` means 0.5, ``vit_small_patch16_224.dino`` ImageNet's.
         """
-        import timm
-
+        timm = timm_with_ours()
         known = normalisation_of(self.weights) if self.weights else None
         if known or not (self.weights or self.pretrained) or not timm.is_model(self.name):
             return known
         trained = timm.get_pretrained_cfg(self.name)
         return (trained.mean, trained.std) if trained else None
+
+
+def timm_with_ours() -> Any:
+    """timm, which then knows ``bn_inception`` too; imported here because that takes seconds."""
+    import timm
+
+    import fgssl.nn.bn_inception  # noqa: F401
+
+    return timm
 
 
 def of_any_size(backbone: Backbone) -> Any:

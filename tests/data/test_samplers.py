@@ -22,7 +22,8 @@ def batches(sampler) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_together_see_the_batches_of_one_process(kind):
     one = batches(KINDS[kind](12, seed=1))
-    ranks = [batches(KINDS[kind](4, seed=1, rank=rank, world=3)) for rank in range(3)]
+    ranks = [batches(KINDS[kind](12, seed=1, rank=rank, world=3)) for rank in range(3)]
+    assert all(rank.shape == (5, 4, 2) for rank in ranks)
     assert np.array_equal(one, np.concatenate(ranks, axis=1))
 
 
@@ -99,12 +100,22 @@ def test_evaluation_covers_all_rows_with_equal_batches(images, world):
 def test_a_batch_that_does_not_fit_is_said():
     with pytest.raises(UserError, match="60 training images"):
         Shuffled(60, 61)
-    with pytest.raises(UserError, match="in each of 4 processes.*15 or less"):
-        Shuffled(60, 16, world=4)
-    with pytest.raises(UserError, match="multiple of data.images_per_class"):
+    with pytest.raises(UserError, match=r"data.batch_size is 64.*60 training images. Lower it to 60 or less"):
+        Shuffled(60, 64, world=4)
+    with pytest.raises(UserError, match=r"data.batch_size \(11\) must be a multiple of data.images_per_class \(2\)"):
         ClassBalanced(LABELS, 11)
     with pytest.raises(UserError, match="needs 12 classes; the training images have 10"):
         ClassBalanced(LABELS, 24)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_processes_cannot_share_names_the_nearest_that_they_can(kind):
+    with pytest.raises(UserError, match=r"data.batch_size is 14 images.* 4 processes cannot .* Set it to 12 or 16"):
+        KINDS[kind](14, world=4)
+    with pytest.raises(
+        UserError, match=r"2 images over all processes, and 4 .* Set it to 4, or change trainer.devices"
+    ):
+        KINDS[kind](2, world=4)
 
 
 def test_draws_are_uniform_and_independent():
@@ -123,3 +134,23 @@ def test_draws_are_uniform_and_independent():
 
 def test_a_draw_does_not_depend_on_its_batch():
     assert np.array_equal(uniform(3, np.arange(10), 2, 5)[4:6], uniform(3, np.array([4, 5]), 2, 5))
+
+
+def test_with_replacement_a_batch_is_what_the_released_code_of_obd_sd_draws():
+    """56 draws of a class, 2 of its images each, all independent, on CUB's 100 training classes of 50 to 60 images."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(100), np.linspace(50, 60, 100).round().astype(int)))
+    sampler = ClassBalanced(labels, 112, images_per_class=2, replacement=True)
+    assert len(sampler) == len(labels) // 112
+    distinct, positives, own_pair = [], [], []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        for rows in batches(sampler)[..., 0]:
+            drawn = labels[rows]
+            assert (drawn[0::2] == drawn[1::2]).all()
+            distinct.append(len(np.unique(drawn)))
+            positives.append((drawn[:, None] == drawn).sum(axis=1).mean() - 1)
+            own_pair.append((rows[0::2] == rows[1::2]).mean())
+    assert np.mean(distinct) == pytest.approx(100 * (1 - 0.99**56), abs=0.3)  # 43.0; 1000 batches, deviation 2.3 each
+    assert np.mean(positives) == pytest.approx(1 + 2 * 55 / 100, abs=0.02)  # 2.1 an anchor; distinct classes give 1
+    assert np.mean(own_pair) == pytest.approx(1 / 55, abs=0.002)

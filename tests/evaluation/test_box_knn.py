@@ -25,7 +25,7 @@ def seen(view: EvalView, size: tuple[int, int]) -> torch.Tensor:
     return torch.tensor(view.boxes(size, view.numbers(0, np.array([-1]))[0]))
 
 
-def test_golden_patches_of_the_shorter_side_resized_and_cropped():
+def test_box_patches_of_a_cropped_image_are_golden():
     golden = GOLDEN["patch_ids"]
     largest, expected = golden["aspect_preserving"]
     part = seen(EvalView(224, 256), (golden["W"], golden["H"]))
@@ -33,19 +33,47 @@ def test_golden_patches_of_the_shorter_side_resized_and_cropped():
     assert patches.tolist() == [expected]
 
 
-def test_centres_outside_of_the_crop_count_to_its_border():
-    everything = torch.tensor([[0, 0, 400, 400]])
+def test_box_is_cut_to_the_seen_part_before_its_centres_are_taken():
+    """Seen is 100 to 300 at 4 patches; 0 to 200 leaves 100 to 200, whose centres are at 0.33, 1 and 1.67 patches."""
     part = torch.tensor([[100, 100, 300, 300]])
-    corners = box_patches(everything, part, (4, 4))[0, [0, 2, 6, 8]]
-    assert corners.tolist() == [0, 3, 12, 15]
+    assert box_patches(torch.tensor([[0, 0, 200, 200]]), part, (4, 4)).tolist() == [[0, 1, 1, 4, 5, 5, 4, 5, 5]]
+    assert box_patches(torch.tensor([[0, 0, 400, 400]]), part, (4, 4)).tolist() == [[0, 2, 3, 8, 10, 11, 12, 14, 15]]
+    outside = torch.tensor([[0, 0, 50, 400], [350, 350, 360, 390]])
+    assert box_patches(outside, part.expand(2, 4), (4, 4)).tolist() == [[0, 0, 0, 8, 8, 8, 12, 12, 12], [15] * 9]
 
 
-def test_the_whole_image_squeezed():
+def centre_patches_of_the_code(width, height, box, crop=224, resize=256, patch=16) -> list[int]:
+    """The released code's order: scale, shift, cut to the crop, centres; the image keeps its aspect ratio.
+
+    The code ends the crop 0.001 px earlier, which decides the tie of a box over the whole crop the other way.
+    """
+    scale = resize / min(width, height)
+    shift = [(side * scale - crop) / 2 for side in (width, height)]
+    x0, y0, x1, y1 = (min(max(value * scale - shift[n % 2], 0), crop) / patch for n, value in enumerate(box))
+    last = crop // patch - 1
+    rows = [min(int(y0 + (y1 - y0) * (j + 0.5) / 3 + 1e-9), last) for j in range(3)]
+    columns = [min(int(x0 + (x1 - x0) * (i + 0.5) / 3 + 1e-9), last) for i in range(3)]
+    return [row * (last + 1) + column for row in rows for column in columns]
+
+
+def test_patches_of_random_boxes_are_those_of_the_released_code():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        width, height = generator.integers(200, 700, 2).tolist()
+        (x0, x1), (y0, y1) = (sorted(generator.integers(0, side + 1, 2).tolist()) for side in (width, height))
+        side = min(width, height) * 224 / 256
+        left, top = (width - side) / 2, (height - side) / 2
+        part = torch.tensor([[left, top, left + side, top + side]], dtype=torch.float64)
+        found = box_patches(torch.tensor([[x0, y0, x1, y1]]), part, (14, 14))
+        assert found.tolist() == [centre_patches_of_the_code(width, height, (x0, y0, x1, y1))]
+
+
+def test_box_patches_of_a_squeezed_image_cover_the_box():
     box, part = torch.tensor([[0, 0, 90, 30]]), seen(EvalView(96), (90, 30))
     assert box_patches(box, part, (3, 3)).tolist() == [list(range(9))]
 
 
-def test_golden_votes():
+def test_box_knn_votes_are_golden():
     golden = GOLDEN["knn"]
     train, test = (torch.tensor(golden[part], dtype=torch.float64) for part in ("train", "test"))
     train_labels, test_labels = torch.tensor(golden["train_labels"]), torch.tensor(golden["test_labels"])
@@ -61,7 +89,7 @@ def test_golden_votes():
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 20, 100])
-def test_a_bank_in_parts_is_one_bank(at_once):
+def test_nearest_in_parts_equals_one_search(at_once):
     """Each row of the bank is there twice, so that ties are between parts; a part may have fewer rows than k."""
     generator = torch.Generator().manual_seed(0)
     queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator).repeat(2, 1)
@@ -69,7 +97,7 @@ def test_a_bank_in_parts_is_one_bank(at_once):
         assert ours.equal(whole)
 
 
-def test_a_process_without_a_share_has_nothing_right():
+def test_box_knn_right_is_empty_without_test_images():
     nothing, bank = torch.zeros(0, 9, 4), torch.ones(2, 9, 4)
     right = box_knn_right(nothing, torch.zeros(0), bank, torch.zeros(2), k=1, temperature=0.07)
     assert right.tolist() == []
@@ -94,7 +122,7 @@ def cub(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("network", "options"), [("vit_tiny_patch16_224", VIT), ("resnet18", RESNET)])
-def test_of_a_network_that_was_not_trained(cub, tmp_path, network, options, capsys):
+def test_box_knn_of_an_untrained_network(cub, tmp_path, network, options, capsys):
     config = Path(__file__).parents[2] / "experiments" / "maskcon_cub.yaml"
     command = ["test", "--config", str(config), "--model", "Frozen", "--model.backbone.name", network]
     command += ["--model.backbone.options", options, "--model.backbone.pretrained", "false"]
@@ -114,7 +142,7 @@ def flsl(cub: Path, runs: Path, command: str, *flags: str) -> list[str]:
 
 
 @pytest.mark.ddp
-def test_of_a_checkpoint_and_on_several_processes(cub, tmp_path):
+def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
     """What training ends with, a test of its checkpoint gives on two processes, each of which asks for its share."""
     assert main(flsl(cub, tmp_path, "fit", "--trainer.max_epochs", "1", "--data.views.size", "32")) == 0
     fitted = tmp_path / "flsl_cub_small" / "run"
@@ -128,7 +156,7 @@ def test_of_a_checkpoint_and_on_several_processes(cub, tmp_path):
     assert top1(fitted.parent / "several") == top1(fitted)
 
 
-def test_imagenets_boxes_alone_are_looked_at(tmp_path, capsys):
+def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys):
     """Test images that are training images are found again. Images without a box, here of another class, do not count,
     neither as questions nor as answers."""
     root = trees.make_imagenet(tmp_path / "imagenet")
@@ -154,7 +182,7 @@ def test_imagenets_boxes_alone_are_looked_at(tmp_path, capsys):
     assert "none of the 9 test images of imagenet has a bounding box" in capsys.readouterr().err
 
 
-def test_a_copy_without_boxes_is_said_at_once(cub, tmp_path, capsys):
+def test_data_set_without_boxes_is_refused_before_the_run(cub, tmp_path, capsys):
     (tmp_path / "cub").mkdir()
     for entry in cub.iterdir():
         if entry.name != "bounding_boxes.txt":
