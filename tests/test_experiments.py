@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fgssl.cli.compose import compose
+from fgssl.cli.defaults import fill_in, method_of
 from fgssl.cli.main import main
 from fgssl.data.protocols import read_sop_list
 from tests import trees
@@ -87,7 +88,8 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         (tmp_path / "data").mkdir()
         root = tree_of(experiment, tmp_path / "data")
         flags = ["--data.dataset.root", str(root), "--data.dataset.partial", "true"]
-        views = compose([experiment])["data"].get("views")  # detectors see whole images
+        config = compose([experiment])
+        views = fill_in(config, method_of(config))["data"].get("views")  # detectors see whole images
         if views and "crops" not in views["init_args"]:
             flags += ["--data.views.size", "32"]
     method = compose([experiment])["model"]["class_path"]

@@ -208,7 +208,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
         if given is None or (not equals and given.startswith("--")):
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
-    for key, value in sorted(given_options, key=lambda option: not _chooses_class(option[0])):
+    for key, value in sorted(given_options, key=lambda option: not _comes_first(option[0])):
         if key.endswith(".options"):  # free arguments of a timm network: those of the flag, not added to the files'
             assign(config, key, None)
         if key in ("model", "model.class_path") and isinstance(config.get("model"), dict):
@@ -218,8 +218,9 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
     return config, left
 
 
-def _chooses_class(option: str) -> bool:
-    return option in ("model", "data.dataset", "data.views") or option.endswith(".class_path")
+def _comes_first(option: str) -> bool:
+    """Whether an option chooses a class or a network, whose own options are other options."""
+    return option in ("model", "data.dataset", "data.views") or option.endswith((".class_path", ".backbone.name"))
 
 
 def read_value(text: str) -> Any:

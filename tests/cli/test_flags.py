@@ -46,6 +46,18 @@ def test_class_flag_acts_before_its_options_wherever_it_stands():
     assert config["data"]["views"] == {"class_path": "MultiCrop", "init_args": {"size": 32}}
 
 
+def test_network_flag_acts_before_its_options_wherever_it_stands():
+    flags = ["--model.backbone.options", "{depth: 1}", "--model.backbone.name", "vit_tiny_patch16_224"]
+    config, _ = apply_flags({"model": RESNET}, flags)
+    backbone = {"name": "vit_tiny_patch16_224", "options": {"depth": 1}}
+    assert config["model"]["init_args"]["backbone"] == backbone
+
+
+def test_options_of_a_flag_replace_those_of_the_files():
+    config, _ = apply_flags({"model": RESNET}, ["--model.backbone.options", "{layers: [1]}"])
+    assert config["model"]["init_args"]["backbone"]["options"] == {"layers": [1]}
+
+
 def test_model_flag_keeps_the_options_that_both_classes_have():
     former = {"class_path": "MaskCon", "init_args": {"dim": 8, "weight": 1.0, "optim": {"lr": 0.1}}}
     config, _ = apply_flags({"model": former}, ["--model", "MLS", "--model.k", "5"])
