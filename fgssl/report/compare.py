@@ -6,11 +6,12 @@ data set. A row is a configuration, over its seeds.
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fgssl.errors import UserError, did_you_mean
-from fgssl.report.published import Number, published
+from fgssl.report.published import Missing, Number, published
 from fgssl.report.runs import RunFolder
 
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5")
@@ -25,12 +26,14 @@ class Cell:
     Attributes:
         values: a fraction a seed.
         best: whether no other row of the table has a better mean.
-        printed: the paper's number.
+        printed: the paper's number, where every condition of its row holds.
+        missing: why there is none, where the experiment names a table that has this metric.
     """
 
     values: tuple[float, ...] = ()
     best: bool = False
     printed: Number | None = None
+    missing: str | None = None
 
     @property
     def mean(self) -> float | None:
@@ -174,15 +177,28 @@ def _comparable(runs: list[RunFolder], notes: list[str]) -> list[str]:
 
 
 def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
-    """The newest run of each seed: a run counted twice would make the spread too small."""
+    """The newest run of each seed: a run counted twice would make the spread too small.
+
+    A run stands before the evaluations of its checkpoints. Metrics that it lacks are those of its last checkpoint's.
+    """
     kept: dict[int, RunFolder] = {}
-    for run in sorted(runs, key=lambda run: (run.folder / "results.json").stat().st_mtime):
-        if run.seed in kept:
-            notes.append(
-                f"left out: {kept[run.seed].folder}: {run.folder} is newer and has the same settings and seed."
-            )
+    for run in sorted(runs, key=lambda run: (run.origin is run, (run.folder / "results.json").stat().st_mtime)):
+        other = kept.get(run.seed)
+        if other and run.origin is run and other.origin.folder.resolve() == run.folder.resolve():
+            notes.append(f"left out: {other.folder}: it evaluates {run.folder}, which stands here itself.")
+            run = _with_metrics_of(run, other)
+        elif other:
+            notes.append(f"left out: {other.folder}: {run.folder} is newer and has the same settings and seed.")
         kept[run.seed] = run
     return [kept[seed] for seed in sorted(kept)]
+
+
+def _with_metrics_of(run: RunFolder, evaluation: RunFolder) -> RunFolder:
+    """The run, with the metrics that an evaluation of its last checkpoint has and it has not."""
+    if Path(evaluation.results["ckpt_path"]).name == "best.ckpt":
+        return run
+    metrics = {**evaluation.results["metrics"], **run.results["metrics"]}
+    return replace(run, results={**run.results, "metrics": metrics})
 
 
 def _backbone(run: RunFolder) -> str:
@@ -198,7 +214,10 @@ def _telling(runs: list[RunFolder], names: list[str]) -> list[str]:
 
 def _cell(runs: list[RunFolder], metric: str) -> Cell:
     values = tuple(value for run in runs if (value := run.metric(metric)) is not None)
-    return Cell(values, printed=published(runs[0], metric))
+    found = published(runs[0], metric) if values else None
+    if isinstance(found, Missing):
+        return Cell(values, missing=found.reason)
+    return Cell(values, printed=found)
 
 
 def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:
@@ -209,7 +228,7 @@ def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:
     for row in ordered:
         place = 1 + sum(_score(other, metrics[0]) > _score(row, metrics[0]) for other in rows)
         cells = {
-            metric: Cell(cell.values, bool(cell.values) and _score(row, metric) == best[metric], cell.printed)
+            metric: replace(cell, best=bool(cell.values) and _score(row, metric) == best[metric])
             for metric, cell in row.cells.items()
         }
         rank = place if row.cells[metrics[0]].values else None
@@ -233,3 +252,12 @@ def sources(rows: Iterable[Row]) -> list[str]:
     """What the papers' numbers are and where they stand, each once."""
     printed = [cell.printed for row in rows for cell in row.cells.values() if cell.printed]
     return list(dict.fromkeys(number.source for number in printed))
+
+
+def missing(rows: Iterable[Row]) -> list[str]:
+    """Which rows have no printed number beside them, and why; each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in dict.fromkeys(cell.missing for cell in row.cells.values() if cell.missing):
+            reasons.setdefault(reason, []).append(row.label)
+    return [f"No printed number beside {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]

@@ -27,9 +27,18 @@ TRAINING = (
 )  # fmt: skip
 
 
+# Options that may hold the checkpoint or run folder of another run.
+STARTS = ("model.init_from", "model.backbone.weights")
+
+
 def label(method: str, variant: str | None) -> str:
-    """``MaskCon``, or ``MaskCon/grafit`` for a variant that goes by another name."""
-    return f"{method}/{variant}" if variant and variant.lower() != method.lower() else method
+    """What tables call a method: ``MaskCon``, ``MaskCon/grafit`` of a variant.
+
+    A variant with a capital letter is a published method of its own name and stands alone: ``DINO``, ``MS+OBD-SD``.
+    """
+    if not variant or variant.lower() == method.lower():
+        return method
+    return variant if variant != variant.lower() else f"{method}/{variant}"
 
 
 @dataclass(frozen=True)
@@ -52,24 +61,16 @@ class RunFolder:
 
     @cached_property
     def origin(self) -> "RunFolder":
-        """The fit that made the weights: this run, or the one in whose folder the evaluated checkpoint lies."""
-        checkpoint = self.results.get("ckpt_path")
-        if "epochs" in self.results or not checkpoint:
+        """The fit that made the weights: this run, or the run that the evaluated checkpoint is of."""
+        if "epochs" in self.results:
             return self
-        folder = Path(checkpoint).parent.parent
-        if not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
-            return self
-        return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+        return run_of(self.results.get("ckpt_path")) or self
 
     @cached_property
-    def probed(self) -> "RunFolder | None":
-        """Of a linear probe, the run whose features it classifies; None for another run, or where that one is gone."""
-        checkpoint = self.config.get("model.init_from") if self.results["method"] == "Probe" else None
-        folder = Path(checkpoint or "")
-        folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
-        if not checkpoint or not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
-            return None
-        return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+    def start(self) -> "RunFolder | None":
+        """The run whose weights a probe, fine-tuning or a detector started from; None where there is no such folder."""
+        given = (self.config.get(option) for option in STARTS)
+        return next((run for path in given if (run := run_of(path))), None)
 
     @property
     def seed(self) -> int:
@@ -119,9 +120,9 @@ class RunFolder:
         }
         if self.epochs is None:  # how it would be trained does not matter
             kept = {name: v for name, v in kept.items() if not name.startswith(("trainer.", "model.optim"))}
-        if self.origin.probed:  # not where the weights lie, which differs from seed to seed, but what they are
-            kept.pop("model.init_from")
-            kept |= {f"probed.{name}": value for name, value in self.origin.probed.settings.items()}
+        if self.origin.start:  # not where the weights lie, which differs from seed to seed, but what they are
+            kept = {name: value for name, value in kept.items() if name not in STARTS}
+            kept |= {f"start.{name}": value for name, value in self.origin.start.settings.items()}
         return kept | {"processes": self.origin.results.get("processes", 1), "epochs": self.epochs}
 
     def metric(self, name: str) -> float | None:
@@ -144,6 +145,15 @@ class RunFolder:
             name: [(epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items())]
             for name, by_epoch in sums.items()
         }
+
+
+def run_of(path: str | None) -> RunFolder | None:
+    """The run that a checkpoint file or a run folder is of; None where that is not there, or no run of ours."""
+    folder = Path(path or "")
+    folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
+    if not path or not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
+        return None
+    return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
 
 
 def read_runs(paths: Iterable[str]) -> tuple[list[RunFolder], list[str]]:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.compare import Cell, Comparison, Row, sources
+from fgssl.report.compare import Cell, Comparison, Row, missing, sources
 from fgssl.report.published import PLAIN
 
 COUNTS = ("queries_without_match",)
@@ -87,7 +87,8 @@ def _footnotes(table: Comparison) -> list[str]:
     if any(len(row.runs) > 1 for row in table.rows):
         single = any(len(row.runs) == 1 for row in table.rows)
         lines.append("±: standard deviation over the seeds." + " A row of one seed has none." * single)
-    return lines + [f"paper: {source}." for source in sources(table.rows)]
+    lines += [f"paper: {source}." for source in sources(table.rows)]
+    return lines + [f"{reason}." for reason in missing(table.rows)]
 
 
 def _terminal(tables: list[Comparison]) -> None:
@@ -139,7 +140,7 @@ def _csv(tables: list[Comparison]) -> None:
     protocol = list(dict.fromkeys(name for table in tables for name in table.protocol))
     facts = ["method", "settings", "backbone", "epochs", "metric", "mean", "std", "seeds", "rank", "best"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*protocol, *facts, "paper", "source", "runs"])
+    writer.writerow([*protocol, *facts, "paper", "source", "missing", "runs"])
     for table in tables:
         for row in table.rows:
             settings = ";".join(f"{name}={value}" for name, value in row.settings.items())
@@ -147,6 +148,6 @@ def _csv(tables: list[Comparison]) -> None:
             for metric, cell in row.cells.items():
                 spread, printed = "" if cell.spread is None else cell.spread, cell.printed
                 values = [metric, cell.mean, spread, len(cell.values), row.rank, int(cell.best)]
-                paper = [printed.value, printed.source] if printed else ["", ""]
+                paper = [*(printed or ("", "")), cell.missing or ""]
                 runs = " ".join(run.name for run in row.runs)
                 writer.writerow([*(table.protocol.get(name, "") for name in protocol), *about, *values, *paper, runs])
