@@ -40,7 +40,7 @@ def test_the_network_that_is_asked_for(cmd, maskcon):
     assert network_of(cmd, "student").backbone is cmd.student.backbone
     assert network_of(maskcon, None).backbone is maskcon.query.backbone
     assert network_of(maskcon, "teacher").backbone is maskcon.key.backbone
-    with pytest.raises(UserError, match="Frozen has no teacher's network"):
+    with pytest.raises(UserError, match="Frozen has no teacher's backbone"):
         network_of(Frozen(BACKBONE), "teacher")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fgssl.data.batch import Batch
+from fgssl.data.views import SingleView
 from fgssl.errors import UserError
 from fgssl.losses.cmd import image_distillation, inter_level, region_distillation
 from fgssl.methods import cmd
@@ -327,5 +328,5 @@ def test_bad_arguments():
     for wrong in ({"l_s": -1}, {"prototypes": 1}, {"hidden": 0}, {"l_i": 0, "l_r": 0, "l_s": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             method_of(**wrong)
-    with pytest.raises(UserError, match="MultiCrop"):
-        step_of(batch_of((16,)))
+    with pytest.raises(UserError, match=r"gives 1 views of an image, and CMD needs 2 or more.*MultiCrop"):
+        method_of().check_views(SingleView(16).crops)

@@ -94,7 +94,7 @@ def test_each_student_meets_the_teacher_whose_view_it_is_a_part_of(teachers, loc
 def test_views_of_another_kind_are_one_clear_error():
     method = flsl(local_crops=1)
     with pytest.raises(UserError, match=r"gives 2 views.*local_crops 1.*NestedCrops"):
-        method.step(batch_of(8, 8))
+        method.check_views(NestedCrops(8, local_crops=0).crops)
     for views in (MultiCrop(8, local_crops=1), NestedCrops(8, local_crops=0), NestedCrops(8, teacher_views=2)):
         method._trainer = SimpleNamespace(datamodule=SimpleNamespace(views=views))
         with pytest.raises(UserError, match="NestedCrops with teacher_views 1 and local_crops 1"):

@@ -83,7 +83,7 @@ class Distilled(SelfDistillation):
         backbone = Backbone("vit_tiny_patch16_224", options=VIT).build()
         self.student = nn.Sequential(backbone, DINOHead(8, 5, hidden=6, bottleneck=4))
         self.make_teacher()
-        self.decays, self.gradients, self.prototypes = [], [], []
+        self.decays, self.gradients, self.last_layers = [], [], []
 
     def embed(self, images):
         return self.teacher[0](images)
@@ -95,7 +95,7 @@ class Distilled(SelfDistillation):
     def on_train_batch_end(self, *_):
         (group,) = [group for group in self.optimizers().param_groups if group.get("decayed")]
         self.decays.append(group["weight_decay"])
-        self.prototypes.append(self.student[1].prototypes_KC.detach().clone())
+        self.last_layers.append(self.student[1].prototypes_KC.detach().clone())
 
     def on_before_zero_grad(self, optimizer):
         self.gradients += [p.grad.norm().item() for p in self.parameters() if p.grad is not None]
@@ -123,9 +123,9 @@ def test_each_gradient_is_clipped(trained):
 
 
 def test_the_last_layer_is_frozen_in_the_first_epoch(trained):
-    first, *_, last_of_epoch_0 = trained.prototypes[:4]
+    first, *_, last_of_epoch_0 = trained.last_layers[:4]
     assert torch.equal(first, last_of_epoch_0)
-    assert not torch.equal(last_of_epoch_0, trained.prototypes[4])
+    assert not torch.equal(last_of_epoch_0, trained.last_layers[4])
 
 
 def test_stochastic_depth_is_the_students_alone(trained):
