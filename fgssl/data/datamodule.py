@@ -174,8 +174,9 @@ class DataModule(LightningDataModule):
             side to it before the central crop (256 for 224 px, the usual protocol).
         eval_resample: interpolation of the evaluation view: ``bilinear`` (torchvision's default, MaskCon, OBD-SD) or
             ``bicubic`` (EsViT, CMD, FLSL).
-        batch_size: training images a batch and process.
-        eval_batch_size: the same in evaluation; by default ``batch_size``.
+        batch_size: images in a training batch over all processes; each process takes an equal share. An optimiser step
+            sees ``batch_size`` x ``trainer.accumulate_grad_batches`` images.
+        eval_batch_size: images in an evaluation batch of one process; null: a process's share of ``batch_size``.
         images_per_class: class-balanced batches with this many images of a class (OBD-SD: 2); None shuffles.
         replacement: draw classes and their images with replacement (OBD-SD's released code).
         num_workers: loader processes; 0 reads in the main process.
@@ -214,9 +215,10 @@ class DataModule(LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        eval_size, eval_batch_size = eval_size or views.crops[0].size, eval_batch_size or batch_size
-        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, eval_size=eval_size, prefetch=prefetch)
-        at_least(1, images_per_class=1 if images_per_class is None else images_per_class)
+        eval_size = eval_size or views.crops[0].size
+        at_least(1, batch_size=batch_size, eval_size=eval_size, prefetch=prefetch)
+        optional = {"eval_batch_size": eval_batch_size, "images_per_class": images_per_class}
+        at_least(1, **{name: value for name, value in optional.items() if value is not None})
         at_least(0, num_workers=num_workers)
         self.dataset, self.protocol, self.views = dataset, protocol, views
         self.eval_view = EvalView(eval_size, eval_resize, eval_resample)
@@ -326,7 +328,8 @@ class DataModule(LightningDataModule):
 
     def _eval_loader(self, rows: np.ndarray) -> Loader:
         rank, world = self._rank_and_world()
-        sampler = EvalShard(len(rows), self.eval_batch_size, rank=rank, world=world)
+        batch_size = self.eval_batch_size or -(-self.batch_size // world)
+        sampler = EvalShard(len(rows), batch_size, rank=rank, world=world)
         return self._loader(rows, self.eval_view, sampler, cache=None, lasting=True)
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:

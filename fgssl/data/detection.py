@@ -126,8 +126,9 @@ class DetectionData(DataModule):
         dataset: which data set, and where: VOC0712 or COCOInstances.
         protocol: which rows train, validate and test.
         flip: probability of a left-right flip of a training image.
-        batch_size: training images a batch and process.
-        eval_batch_size: the same in evaluation; by default ``batch_size``.
+        batch_size: images in a training batch over all processes; each process takes an equal share. An optimiser step
+            sees ``batch_size`` x ``trainer.accumulate_grad_batches`` images.
+        eval_batch_size: images in an evaluation batch of one process; null: a process's share of ``batch_size``.
         num_workers: loader processes; 0 reads in the main process.
         prefetch: batches that each worker reads ahead.
         on_error: an unreadable image stops the run with its path (``error``), or the next row takes its place

@@ -4,7 +4,7 @@ A sampler yields one [B, 2] int64 array a batch: columns *position* (a row of th
 sample's serial number in the run, see ``Batch.draw``; -1 in evaluation, which draws nothing). The order of an epoch is
 a function of (seed, epoch), so nothing of it is in a checkpoint: to resume is to start at a batch of an epoch.
 
-B images a batch and process, W processes, G = B * W images a global batch.
+G images in a global batch, W processes, G / W images of it in each process.
 """
 
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ from fgssl.errors import UserError
 class TrainSampler(Sampler):
     """Global batches of an epoch's order; rank r takes the r-th of the W slices of each.
 
-    The ranks together see the batches that one process with batch size G would see, in rank order. What does not fill
-    a global batch is left out of the epoch.
+    The ranks together see the batches that one process would see, in rank order. What does not fill a global batch is
+    left out of the epoch.
 
     Args:
         images: number of training images.
-        batch_size: B, images a batch and process.
+        batch_size: G, images in a batch over all processes.
         seed: of the order.
         epoch: epoch to begin with; -1 is the pass that fills a memory before epoch 0.
         start_batch: batch of that epoch to begin with; later epochs begin at 0.
         rank, world: this process and the number of processes.
 
     Raises:
-        UserError: a global batch holds more images than there are.
+        UserError: a global batch holds more images than there are, or the processes cannot share it equally.
     """
 
     def __init__(
@@ -44,11 +44,17 @@ class TrainSampler(Sampler):
         rank: int = 0,
         world: int = 1,
     ):
-        if batch_size * world > images:
-            processes = f" in each of {world} processes" if world > 1 else ""
+        if batch_size > images:
             raise UserError(
-                f"data.batch_size is {batch_size}{processes}, and there are {images} training images. Lower it to "
-                f"{images // world} or less."
+                f"data.batch_size is {batch_size}, and there are {images} training images. Lower it to "
+                f"{images // world * world} or less."
+            )
+        if batch_size % world:
+            below = batch_size // world * world
+            nearest = f"{below} or {below + world}" if below else f"{world}"
+            raise UserError(
+                f"data.batch_size is {batch_size} images over all processes, and {world} processes cannot share them "
+                f"equally. Set it to {nearest}, or change trainer.devices or trainer.num_nodes."
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.epoch, self.start_batch = epoch, start_batch
@@ -60,7 +66,7 @@ class TrainSampler(Sampler):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where this one begins later: trainers count progress by it."""
-        return self.images // (self.batch_size * self.world)
+        return self.images // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -69,10 +75,10 @@ class TrainSampler(Sampler):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         # The whole epoch at once, not a generator: loaders ask for the first batches before they call set_epoch.
-        used = len(self) * self.batch_size * self.world
+        used = len(self) * self.batch_size
         serial = (self.epoch + 1) * self.images + np.arange(used)
         pairs = np.stack([self.order(self.epoch)[:used], serial], axis=1)
-        return iter(pairs.reshape(len(self), self.world, self.batch_size, 2)[self.start_batch :, self.rank])
+        return iter(pairs.reshape(len(self), self.world, -1, 2)[self.start_batch :, self.rank])
 
 
 class Shuffled(TrainSampler):
@@ -105,16 +111,14 @@ class ClassBalanced(TrainSampler):
         self.images_per_class, self.replacement = images_per_class, replacement
         classes, starts = np.unique(np.sort(labels), return_index=True)
         self.members = np.split(np.argsort(labels, kind="stable"), starts[1:])
-        global_batch = batch_size * self.world
-        self.classes_per_batch, rest = divmod(global_batch, images_per_class)
+        self.classes_per_batch, rest = divmod(batch_size, images_per_class)
         if rest:
             raise UserError(
-                f"The global batch ({global_batch}: data.batch_size times the number of processes) must be a multiple "
-                f"of data.images_per_class ({images_per_class})."
+                f"data.batch_size ({batch_size}) must be a multiple of data.images_per_class ({images_per_class})."
             )
         if self.classes_per_batch > len(classes) and not replacement:
             raise UserError(
-                f"A batch of {global_batch} with {images_per_class} images a class needs {self.classes_per_batch} "
+                f"A batch of {batch_size} with {images_per_class} images a class needs {self.classes_per_batch} "
                 f"classes; the training images have {len(classes)}. Lower data.batch_size or set "
                 "data.replacement to true."
             )
@@ -137,6 +141,12 @@ class EvalShard(Sampler):
 
     Where the images do not divide by the ranks, the first ones come again at the end, so that every rank has batches
     of the same sizes; ``Batch.index`` tells the duplicates.
+
+    Args:
+        images: number of images.
+        batch_size: images in a batch of one process.
+        rank: this process.
+        world: number of processes.
     """
 
     def __init__(self, images: int, batch_size: int, *, rank: int = 0, world: int = 1):

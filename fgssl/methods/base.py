@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -222,8 +223,7 @@ class Method(LightningModule):
     def global_batch(self) -> int:
         """Images that one optimiser step sees, over all processes and accumulated batches."""
         datamodule = self.trainer.datamodule
-        per_process = datamodule.batch_size if datamodule is not None else 1
-        return per_process * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return (datamodule.batch_size if datamodule is not None else 1) * self.trainer.accumulate_grad_batches
 
     def lr_factor(self, step: int) -> float:
         """Factor of the peak learning rate at an optimiser step."""
@@ -274,7 +274,7 @@ class Method(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the method and where its backbones are. Weights that are not finite are no checkpoint."""
+        """Keep the method's name, its backbones' places, the batch. Weights that are not finite are no checkpoint."""
         spoilt = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
         if spoilt:
             raise UserError(
@@ -284,6 +284,28 @@ class Method(LightningModule):
         checkpoint["method"] = type(self).__name__
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
         checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
+        if self.trainer.datamodule is not None:
+            sizes = self.trainer.datamodule.batch_size, self.trainer.accumulate_grad_batches
+            checkpoint["global_batch"] = dict(zip(("batch_size", "accumulate_grad_batches"), sizes, strict=True))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume training with another global batch: the schedule counts steps, and their number changes."""
+        kept, trainer = checkpoint.get("global_batch"), self._trainer
+        if kept is None or trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
+            return
+        before, now = math.prod(kept.values()), self.global_batch()
+        position = checkpoint.get(type(trainer.datamodule).__qualname__, {})
+        if before != now:
+            reason = f"was trained with {before} images an optimiser step, and this run has {now}"
+        elif position.get("batch") and kept["batch_size"] != trainer.datamodule.batch_size:
+            reason = f"is from within an epoch, at batch {position['batch']} of {kept['batch_size']} images"
+        else:
+            return
+        options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
+        raise UserError(
+            f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
+            "processes that divides the batch."
+        )
 
 
 def first_backbone(module: nn.Module) -> nn.Module | None:

@@ -259,6 +259,7 @@ class OBDSD(Method):
         return self
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._resumed = True
 
     def on_fit_start(self) -> None:

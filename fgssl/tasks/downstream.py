@@ -36,6 +36,7 @@ class Downstream(Method):
         return replace(backbone, pretrained=False, weights=None) if self.init_from else backbone
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._resumed = True
 
     def on_fit_start(self) -> None:

@@ -130,7 +130,7 @@ def test_ranks_change_nothing(monkeypatch):
     whole = finished(one, one.train_dataloader())
     parts = []
     for rank in range(2):
-        data = digits(batch_size=8)
+        data = digits()
         monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, 2))
         parts.append(finished(data, data.train_dataloader()))
     for batch, first, second in zip(whole, *parts, strict=True):

@@ -22,7 +22,8 @@ def batches(sampler) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_together_see_the_batches_of_one_process(kind):
     one = batches(KINDS[kind](12, seed=1))
-    ranks = [batches(KINDS[kind](4, seed=1, rank=rank, world=3)) for rank in range(3)]
+    ranks = [batches(KINDS[kind](12, seed=1, rank=rank, world=3)) for rank in range(3)]
+    assert all(rank.shape == (5, 4, 2) for rank in ranks)
     assert np.array_equal(one, np.concatenate(ranks, axis=1))
 
 
@@ -99,12 +100,22 @@ def test_evaluation_covers_all_rows_with_equal_batches(images, world):
 def test_a_batch_that_does_not_fit_is_said():
     with pytest.raises(UserError, match="60 training images"):
         Shuffled(60, 61)
-    with pytest.raises(UserError, match="in each of 4 processes.*15 or less"):
-        Shuffled(60, 16, world=4)
-    with pytest.raises(UserError, match="multiple of data.images_per_class"):
+    with pytest.raises(UserError, match=r"data.batch_size is 64.*60 training images. Lower it to 60 or less"):
+        Shuffled(60, 64, world=4)
+    with pytest.raises(UserError, match=r"data.batch_size \(11\) must be a multiple of data.images_per_class \(2\)"):
         ClassBalanced(LABELS, 11)
     with pytest.raises(UserError, match="needs 12 classes; the training images have 10"):
         ClassBalanced(LABELS, 24)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_processes_cannot_share_names_the_nearest_that_they_can(kind):
+    with pytest.raises(UserError, match=r"data.batch_size is 14 images.* 4 processes cannot .* Set it to 12 or 16"):
+        KINDS[kind](14, world=4)
+    with pytest.raises(
+        UserError, match=r"2 images over all processes, and 4 .* Set it to 4, or change trainer.devices"
+    ):
+        KINDS[kind](2, world=4)
 
 
 def test_draws_are_uniform_and_independent():

@@ -25,7 +25,7 @@ def metrics(run: Path, part: str = "test/") -> dict[str, float]:
 
 def on(processes: int, batch: int = 16) -> tuple[str, ...]:
     """Flags for the same global batch on several processes."""
-    return ("--data.batch_size", str(batch // processes), "--trainer.devices", str(processes), *DDP)
+    return ("--data.batch_size", str(batch), "--trainer.devices", str(processes), *DDP)
 
 
 @pytest.mark.parametrize(("method", "processes"), [*((method, 2) for method in RUNS), ("maskcon", 4)])
@@ -41,6 +41,25 @@ def test_processes_train_the_same_weights_teacher_and_memory(method, processes, 
             torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
         else:
             assert torch.equal(ours[name], value), name  # a memory's labels and rows
+
+
+def test_a_run_of_one_process_goes_on_as_two_with_the_same_global_batch(tmp_path):
+    every = ("--checkpoint.every_n_train_steps", "5", "--trainer.precision", "64-true")
+    kill = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 7}}"
+    status, said = finish(start("maskcon", tmp_path, "moved", *every, "--trainer.callbacks", kill))
+    assert status == -signal.SIGKILL, said[-3000:]
+    ours = state(complete("maskcon", tmp_path, "moved", *on(2), *every, "--run.resume", "true"))
+    theirs = state(complete("maskcon", tmp_path, "whole", *every))
+    for name, value in theirs.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    status, said = finish(start("maskcon", tmp_path, "run", *on(2, batch=15)))
+    assert status == 2, said[-3000:]
+    assert "data.batch_size is 15 images over all processes, and 2 processes cannot share them equally" in said
+    assert "Set it to 14 or 16" in said
 
 
 def test_evaluation_is_the_same_for_any_number_of_processes(tmp_path):
@@ -138,7 +157,7 @@ def test_two_nodes_by_torchrun(tmp_path):
     for node in "01":
         line = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node]
         line += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port, "-m", "fgssl"]
-        flags = ("--data.batch_size", "8", "--trainer.num_nodes", "2", *DDP, "--trainer.precision", "64-true")
+        flags = ("--trainer.num_nodes", "2", *DDP, "--trainer.precision", "64-true")
         line += arguments("maskcon", tmp_path, "nodes", *flags)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         nodes.append(subprocess.Popen(line, text=True, env=environment(), cwd=tmp_path, **pipes))

@@ -273,7 +273,7 @@ def test_experiments_of_paper_and_code(experiment, peak, local, queries):
     model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
     assert Optim(**model["optim"]).peak(512) == pytest.approx(peak)
     assert (model["local_crops"], views["local_crops"], model["queries"]) == (local, local, queries)
-    assert 8 * config["data"]["batch_size"] == 512
+    assert config["data"]["batch_size"] == 512
 
 
 @pytest.mark.parametrize(
