@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fgssl.cli.compose import _apply_file, assign
+from fgssl.cli.compose import _apply_file, assign, read_yaml
 from fgssl.commands import probe
 from fgssl.data.datasets import ALL
 from fgssl.methods.cmd import OTHERS
 from fgssl.methods.obd_sd import Distillation
 from fgssl.report.conditions import DATASETS, TEST_IMAGES
-from fgssl.report.published import Missing, Number, published
+from fgssl.report.published import Missing, Number, all_rows, published, reproduced
 from fgssl.report.runs import RunFolder, flatten
 from tests.recipes import EXPERIMENTS, resolve
 
@@ -81,7 +81,7 @@ class Runs:
     def write(self, folder: Path, config: dict, results: dict) -> RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results))
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "config.yaml").write_text(yaml.dump(config, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
         return RunFolder(folder, results, flatten(config))
 
     def probe(self, run: RunFolder, config: dict, share: float = 1.0) -> RunFolder:
@@ -238,3 +238,121 @@ def key(row: dict) -> tuple[str, ...]:
     """A row without its metric and value; its notes left out."""
     setting = ";".join(part for part in row["setting"].split(";") if not part.startswith("note="))
     return tuple(setting if name == "setting" else row[name] for name in KEY)
+
+
+def ablations_of(base: str) -> list[tuple[str, ...]]:
+    """What goes on the command line after an experiment: nothing, an ablation, or one and the loss alone."""
+    paper = next(name for name in ("cmd", "obd_sd", "flsl", "mls", "maskcon") if base.startswith(name))
+    folder, dataset = f"{paper}_ablations", base.removeprefix(f"{paper}_").split("_")[0]
+    files = [f"{folder}/{path.stem}" for path in sorted((EXPERIMENTS / folder).glob("*.yaml"))]
+    other = {"cub", "cars", "sop"} - {dataset}
+    files = [name for name in files if name.rsplit("_", 1)[-1] not in other]
+    files = [name for name in files if ("table2" in name) == ("512d" in base)]
+    alone = f"{folder}/table3_alone"
+    return [
+        (),
+        *((name,) for name in files),
+        *(
+            (name, alone)
+            for name in files
+            if paper == "obd_sd" and name.split("/")[1][:6] in ("table1", "table4", "table9")
+        ),
+    ]
+
+
+def cells(sweep: Path) -> list[tuple[str, str, dict]]:
+    """(name, experiment, options) of every cell of a sweep."""
+    content = read_yaml(sweep)
+    names = list(content["parameters"])
+    values = [given.get("values", [given.get("value")]) for given in content["parameters"].values()]
+    base = next(Path(part).stem for part in content["command"] if part.endswith(".yaml"))
+    grid = [dict(zip(names, cell, strict=True)) for cell in itertools.product(*values)]
+    words = [
+        [f"{k.split('.')[-1]}={v}" for k, v in options.items() if "values" in content["parameters"][k]]
+        for options in grid
+    ]
+    return [(f"sweeps/{sweep.stem} {' '.join(w)}", base, options) for w, options in zip(words, grid, strict=True)]
+
+
+# Options that the experiments' headers and the ablations' READMEs name, where no file sets them.
+OPTIONS = {
+    "flsl_imagenet": [
+        {"model__backbone__name": "vit_small_patch8_224"},
+        {"model__backbone__name": "vit_base_patch16_224"},
+        *({"trainer__max_epochs": 100, **more} for more in (
+            {}, {"model__gamma": 1}, *({"model__gamma": 1, "model__targets": "sinkhorn", "model__v": v} for v in (0, 0.01, 0.02, 0.03, 0.1)),
+            *({"model__prototypes": k} for k in (1024, 2048, 8192, 16384)),
+            *({"data__batch_size": size} for size in (64, 128, 256, 1024, 2048)), {"model__window": 4},
+        )),
+    ],
+    "mls_coco": [
+        {"trainer__max_epochs": 800}, {"model__variant": "knn"}, {"model__variant": "bce_pos"},
+        {"model__dictionary": "g"}, {"model__dictionary": "z"}, {"model__k": 1}, {"model__k": 5}, {"model__k": 40},
+    ],
+    "mocov2_coco": [{"trainer__max_epochs": 800}],
+    **{f"cmd_{data}": [
+        {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__options": {}},
+        {"model__backbone__name": "resnet101.tv_in1k", "model__backbone__options": {}},
+        {"model__backbone__name": "swin_small_patch4_window7_224"},
+        {"data__views__local_crops": 2}, {"data__views__local_crops": 4},
+        {"model__backbone__options__patch_size": 1},
+    ] for data in ("cub", "cars", "aircraft")},
+    **{f"obd_sd_{data}_r50_512d": [{"model__backbone__pooling": None}] for data in ("cub", "cars", "sop")},
+}  # fmt: skip
+BASELINES = {  # of MaskCon, by variant and w, on each of its data sets
+    "variants": ("selfcon", "grafit", "supcon", "coins", "supce", "supfine"),
+    "weights": (0.2, 0.5, 0.8, 1.0),
+}
+
+
+def trainings() -> dict[str, dict]:
+    """Name -> configuration of every training that the experiments describe."""
+    found: dict[str, dict] = {}
+    skipped = ("_digits", "_small", "_small_start")
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
+        name = path.stem
+        if name.endswith(skipped) or name.startswith(("detect", "finetune", "segment")):
+            continue
+        if name.startswith(("dino", "esvit", "mocov2")):
+            found[name] = changed(name)
+        else:
+            found |= {
+                "+".join([name, *(f.split("/")[1] for f in files)]): changed(name, *files)
+                for files in ablations_of(name)
+            }
+        for options in OPTIONS.get(name, []):
+            words = " ".join(f"{option.split('__')[-1]}={value}" for option, value in options.items())
+            found[f"{name} {words}"] = changed(name, **options)
+    for sweep in sorted((EXPERIMENTS / "sweeps").glob("*.yaml")):
+        for name, base, options in cells(sweep):
+            if not base.endswith(skipped):
+                found[name] = changed(base, **{option.replace(".", "__"): value for option, value in options.items()})
+    return found
+
+
+def everything(runs: Runs) -> dict[str, RunFolder]:
+    """Every run that a printed number may stand beside, by name."""
+    found = {}
+    for name, config in trainings().items():
+        run = found[name] = runs.add(name, config)
+        paper = str(run.config.get("run.paper")).split(",")[0]
+        if paper == "cmd":
+            for share in (1.0, 0.5, 0.2) if " " not in name and "+" not in name else (1.0,):
+                found[f"{name} > probe {share:g}"] = runs.probe(run, config, share)
+        if name.startswith("flsl_imagenet") and paper == "flsl":
+            found[f"{name} > davis"] = runs.davis(run)
+        follow = {
+            "mls_coco": ("detect_coco_fpn", "detect_coco_c4", "detect_voc0712"),
+            "flsl_imagenet": ("detect_coco_vit", "segment_ade20k"),
+        }
+        follow["mocov2_coco"] = follow["mls_coco"]
+        follow["mls_coco"] += tuple(
+            sorted(p.stem for p in EXPERIMENTS.glob("finetune_*.yaml") if "digits" not in p.stem)
+        )
+        follow["mocov2_coco"] = follow["mls_coco"]
+        for experiment in follow.get(name.split("+")[0].split(" ")[0], ()):
+            found[f"{name} > {experiment}"] = runs.task(run, experiment)
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
+        if path.stem.startswith(("detect", "finetune", "segment")) and "digits" not in path.stem:
+            found[path.stem] = runs.add(path.stem, changed(path.stem))
+    return found
