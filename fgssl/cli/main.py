@@ -53,6 +53,8 @@ first steps:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (0, 1: a fault was found, 2: the user's mistake)."""
     argv = sys.argv[1:] if argv is None else argv
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # classes of the user's own package, named by a configuration
     try:
         return _dispatch(argv)
     except UserError as mistake:

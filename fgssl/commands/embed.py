@@ -12,6 +12,7 @@ from fgssl.cli.command_parser import Parser
 from fgssl.cli.compose import assign, read_section
 from fgssl.errors import UserError, did_you_mean
 
+HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")  # of a data section
 ROWS = 50_000  # images a file: 400 MB of a ResNet-50's features
 
 
@@ -113,11 +114,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def set_data(config: dict[str, Any], data: str) -> None:
-    """Replace the whole data section by a file, or the data set alone by its name."""
+    """Replace the data set by name, or the data section by a file; images are seen as before where it says nothing."""
     from fgssl.data.datasets import ALL
 
     if data.endswith((".yaml", ".yml")):
-        config["data"] = read_section(data)
+        seen = {option: value for option, value in (config.get("data") or {}).items() if option in HOW_SEEN}
+        config["data"] = seen | read_section(data)
         return
     known = {cls.__name__.lower(): cls.__name__ for cls in ALL.values()}
     if data.lower() not in known:

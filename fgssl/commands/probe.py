@@ -137,7 +137,7 @@ def set_views(data: dict[str, Any]) -> None:
 
 def view_size(views: Any) -> int:
     """The side of the first view of a data section, px."""
-    options = (views.get("init_args") or {}) if isinstance(views, dict) else {}
+    options = (views.get("init_args") or views) if isinstance(views, dict) else {}
     first = (options.get("crops") or [options])[0]
     return first.get("size", 224)
 
