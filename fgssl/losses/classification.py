@@ -1,19 +1,22 @@
-"""The loss of several labels an image. Shapes: B batch, C classes."""
+"""Loss of multi-label classification. Shapes: B batch, C classes."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
-DIFFICULT = 255  # of a target: neither present nor absent
+DIFFICULT = 255  # target value of a class of which only difficult objects are in the image
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of each class, mean over the B x C entries; a difficult one adds nothing.
+    """Binary cross-entropy with logits, mean over all B x C entries; difficult entries contribute 0.
 
-    The divisor counts the difficult entries too, so that the mean over several processes is that over their images.
+    The divisor B x C includes the difficult entries, so that the mean over processes equals the mean over all images.
 
     Args:
         logits: [B, C] float.
-        targets: [B, C] uint8: 1, 0, or 255 for difficult.
+        targets: [B, C] uint8: 1 present, 0 absent, 255 difficult.
+
+    Returns:
+        Scalar.
     """
     known_BC = targets != DIFFICULT
     present_BC = (targets == 1).to(logits.dtype)

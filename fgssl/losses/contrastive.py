@@ -6,9 +6,15 @@ from torch.nn import functional as F
 
 
 def contrastive_logits(queries_BD: Tensor, keys_BD: Tensor, queue_KD: Tensor, *, tau: float) -> Tensor:
-    """Cosine of each query with its own key (column 0) and with every memory entry, over the temperature.
+    """Cosine similarity of each query with its own key (column 0) and with each memory entry, divided by ``tau``.
 
-    MoCo (He et al., CVPR 2020), Eq. 1; MaskCon (Feng & Patras, CVPR 2023), Eq. 8. Inputs are L2-normalised.
+    MoCo (He et al., CVPR 2020), Eq. 1; MaskCon (Feng & Patras, CVPR 2023), Eq. 8.
+
+    Args:
+        queries_BD: query projections, L2-normalised.
+        keys_BD: key projections, L2-normalised.
+        queue_KD: memory, L2-normalised.
+        tau: temperature.
 
     Returns:
         [B, 1 + K] logits.
@@ -18,9 +24,16 @@ def contrastive_logits(queries_BD: Tensor, keys_BD: Tensor, queue_KD: Tensor, *,
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, *, tau: float) -> Tensor:
-    """InfoNCE: each query ([B, D]) has its own key ([B, D]) as the only positive, the queue ([K, D]) as negatives.
+    """InfoNCE: the query's own key is the positive, the memory entries are the negatives (MoCo, Eq. 1).
 
-    MoCo (He et al., CVPR 2020), Eq. 1. Inputs are L2-normalised; mean over the batch.
+    Args:
+        queries: [B, D] query projections, L2-normalised.
+        keys: [B, D] key projections, L2-normalised.
+        queue: [K, D] memory, L2-normalised.
+        tau: temperature.
+
+    Returns:
+        Scalar, mean over the batch.
     """
     logits_BK = contrastive_logits(queries, keys, queue, tau=tau)
     return F.cross_entropy(logits_BK, logits_BK.new_zeros(len(logits_BK), dtype=torch.long))

@@ -1,6 +1,4 @@
-"""The loss of MaskCon (Feng & Patras, CVPR 2023). Shapes: B batch, K memory length, D projection."""
-
-import math
+"""Soft targets and loss of MaskCon (Feng & Patras, CVPR 2023). Shapes: B batch, K memory length, D projection."""
 
 import torch
 from torch import Tensor
@@ -13,11 +11,16 @@ from fgssl.losses.contrastive import contrastive_logits
 def soft_targets(
     keys: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, *, tau: float, weight: float
 ) -> Tensor:
-    """Inter-sample relations of each key with itself (column 0) and with the memory, masked by the coarse label.
+    """Target relations of each key to itself (column 0) and to the memory, masked by the coarse label (Eq. 11-15).
 
-    Eq. 11 to 15. Three limits hold exactly: ``tau=inf`` is Grafit's ``weight * SupCon + (1 - weight) * SelfCon``,
-    ``tau=0`` puts all on the single nearest entry of the same coarse label (the first of equals), ``weight=0`` is
-    SelfCon at any tau. A key with no entry of its coarse label falls back to SelfCon.
+    Limits that hold exactly:
+
+    - ``tau=inf``: equal relations to all entries of the same coarse label (Grafit: ``weight * SupCon + (1 - weight) *
+      SelfCon``).
+    - ``tau=0``: one relation of 1, to the most similar entry of the same coarse label (the first one if several tie).
+    - ``weight=0``: SelfCon, at any tau.
+
+    A key without an entry of its coarse label in the memory has SelfCon's target.
 
     Args:
         keys: [B, D] key projections, L2-normalised.
@@ -28,42 +31,43 @@ def soft_targets(
         weight: w of Eq. 15, in [0, 1].
 
     Returns:
-        [B, 1 + K] targets, each row of sum 1. float32 at least, also under autocast.
+        [B, 1 + K] targets; each row sums to 1. float32 or wider, also under autocast.
     """
-    if tau < 0 or not 0 <= weight <= 1:
+    if not tau >= 0 or not 0 <= weight <= 1:
         raise ValueError(f"tau must be at least 0 and weight within [0, 1], got tau={tau}, weight={weight}")
     z_BK = _relations(keys, queue, labels, queue_labels, tau)
-    z_BK1 = torch.cat([z_BK.new_ones(len(z_BK), 1), z_BK], dim=1)  # Eq. 14: the sample itself is 1
+    z_BK1 = torch.cat([z_BK.new_ones(len(z_BK), 1), z_BK], dim=1)  # Eq. 14: the relation to the sample itself is 1
     targets = weight * z_BK1 / z_BK1.sum(dim=1, keepdim=True)
     targets[:, 0] += 1 - weight  # Eq. 15
     return targets
 
 
 def _relations(keys: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, tau: float) -> Tensor:
-    """Eq. 11 to 13: exp((d - max d) / tau) over the entries of the same coarse label, 0 elsewhere."""
+    """exp((d - max d) / tau) for entries of the same coarse label, 0 for the others [B, K] (Eq. 11-13)."""
     same_BK = labels[:, None] == queue_labels[None, :]
-    if math.isinf(tau) or len(queue) == 0:
-        return same_BK.to(_at_least_float32(keys).dtype)
-    with torch.autocast(keys.device.type, enabled=False):  # a bf16 cosine is off by 0.004, tau is 0.05
+    dtype = _at_least_float32(keys).dtype
+    if tau > torch.finfo(dtype).max or len(queue) == 0:
+        return same_BK.to(dtype)
+    with torch.autocast(keys.device.type, enabled=False):  # bfloat16 rounds cosines by up to 0.004; tau is 0.05
         d_BK = _at_least_float32(keys) @ _at_least_float32(queue).T
     d_BK = d_BK.masked_fill(~same_BK, -torch.inf)
-    # The maximum runs over the masked-in entries: over zeroed ones, all-negative cosines underflow to 0 / 0.
+    # Maximum over the same coarse label only: with the others at 0, all-negative cosines would underflow to 0 / 0.
     d_max_B, nearest_B = d_BK.max(dim=1)
-    if tau == 0:
-        return F.one_hot(nearest_B, len(queue)).to(d_BK.dtype) * same_BK
-    d_max_B = d_max_B.masked_fill(~same_BK.any(dim=1), 0)  # no entry of this label: exp(-inf) = 0, not NaN
+    if tau < torch.finfo(dtype).tiny:
+        return F.one_hot(nearest_B, len(queue)).to(dtype) * same_BK
+    d_max_B = d_max_B.masked_fill(~same_BK.any(dim=1), 0)  # no entry of this label: exp(-inf) = 0 instead of NaN
     return torch.exp((d_BK - d_max_B[:, None]) / tau)
 
 
 def soft_contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, targets: Tensor, *, tau0: float) -> Tensor:
-    """Cross-entropy of the query's softmax over [own key, memory] with the soft targets. Eq. 5 and 8.
+    """Cross-entropy of soft targets against the query's softmax over own key and memory (Eq. 5 and 8).
 
     Args:
         queries: [B, D] query projections, L2-normalised; the only input that needs a gradient.
         keys: [B, D] key projections, L2-normalised.
         queue: [K, D] memory, L2-normalised.
         targets: [B, 1 + K] from :func:`soft_targets`.
-        tau0: temperature of the projection head.
+        tau0: temperature of the projections.
 
     Returns:
         Scalar, mean over the batch.

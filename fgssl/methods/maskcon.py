@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from fgssl.nn.heads import mlp
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair, teacher_of
 
-# name: (contrastive part?, classifier part?). SupCE and SupFINE are the classifier alone.
+# variant: (has a contrastive term, has a classifier)
 VARIANTS = {
     "maskcon": (True, False),
     "grafit": (True, False),
@@ -30,28 +31,34 @@ VARIANTS = {
 class MaskCon(Method):
     """Masked contrastive learning for coarse-labelled data (Feng & Patras, CVPR 2023).
 
-    Two views an image: the query's by the trained encoder, the key's by its EMA. A FIFO memory holds K keys and their
-    coarse labels. Views: ``batch.views = [query view, key view]``.
+    ``batch.views`` is [query view, key view]. The trained encoder sees the query view, its EMA copy (the key encoder)
+    the key view. A first-in first-out memory holds the last K keys and their coarse labels.
 
     Shapes: B batch, K memory length, F feature, D projection.
 
     Args:
-        backbone: the network f. The paper's is ResNet18 (``small_input`` at 64 px and below).
-        variant: ``maskcon``; or a baseline on the same step: ``selfcon`` (target: the sample itself), ``supcon``
-            (equal weight on itself and each entry of its coarse label), ``grafit`` (Eq. 9), ``coins`` (Eq. 10),
-            ``supce`` (cross-entropy of the coarse label), ``supfine`` (of the fine label, the upper bound).
-        weight: w of Eq. 9, 10 and 15.
-        tau: temperature of the relations, Eq. 11; may be 0 or inf.
-        tau0: temperature of the projections.
-        dim: D. The paper's text has 128, its released code 256.
-        hidden: width of the projector h.
-        memory: K. 8192 in the paper; 16384 for ImageNet32 in the released code.
-        momentum: EMA momentum m of the key encoder.
-        num_coarse: coarse classes; the data set's where the command line builds both.
-        num_fine: fine classes, likewise; ``supfine`` needs them.
-        optim: optimiser and schedule.
+        backbone: Network f. The paper uses ResNet18, with ``small_input`` for 32 px images.
+        variant: Training objective. ``maskcon``: soft relations within the coarse label (Eq. 15). Baselines of the
+            paper: ``selfcon``: the sample's own key is the only positive; ``supcon``: equal weight on the own key and
+            all entries of the same coarse label; ``grafit``: mix of ``supcon`` and ``selfcon`` (Eq. 9); ``coins``: mix
+            of coarse-label cross-entropy and ``selfcon`` (Eq. 10); ``supce``: coarse-label cross-entropy;
+            ``supfine``: fine-label cross-entropy, the upper bound.
+        weight: Mixing weight w of ``maskcon`` (Eq. 15), ``grafit`` (Eq. 9) and ``coins`` (Eq. 10), in [0, 1]. The
+            paper's best w differs by variant: experiments/maskcon_baselines/ has those of Grafit and CoIns.
+        tau: Temperature of the soft relations (Eq. 11), in [0, inf]; ``maskcon`` only. 0: the nearest entry of the
+            same coarse label alone; inf: all of them equally (Grafit).
+        tau0: Temperature of the projections (Eq. 5), above 0.
+        dim: Output dimension D of the projector. Paper: 128; released code: 256.
+        hidden: Hidden dimension of the projector.
+        memory: Memory length K. Paper: 8192; released code: 16384 for ImageNet32, 8192 otherwise.
+        momentum: EMA momentum of the key encoder, in [0, 1].
+        num_coarse: Number of coarse classes; by default the data set's.
+        train_classes: Fine labels of the training classes, ascending, one output of ``supfine`` each; by default the
+            data's.
+        optim: Optimiser and learning-rate schedule.
     """
 
+    classes: Tensor
     default_views = {"class_path": "PairViews", "init_args": {"recipe": "cars"}}
     views_needed = (2, 2)
 
@@ -67,16 +74,16 @@ class MaskCon(Method):
         memory: int = 8192,
         momentum: float = 0.99,
         num_coarse: int = 0,
-        num_fine: int = 0,
+        train_classes: list[int] = [],  # noqa: B006
         **base,
     ):
         super().__init__(**base)
         at_least(1, dim=dim, hidden=hidden, memory=memory)
-        at_least(0, momentum=momentum)
-        _check(variant, weight, tau, tau0, num_coarse, num_fine)
+        _check(variant, weight, tau, tau0, momentum, num_coarse, len(train_classes))
         self.variant, self.momentum = variant, momentum
         self.weight, self.tau = _relations_of(variant, weight, tau)
         self.tau0 = tau0
+        self.register_buffer("classes", torch.tensor(train_classes, dtype=torch.long), persistent=False)
         network = backbone.build()
         features = network.num_features
         self.contrasts, self.classifies = VARIANTS[variant]
@@ -85,7 +92,7 @@ class MaskCon(Method):
             self.key = teacher_of(self.query)
             self.memory = Memory(memory, dim)
         if self.classifies:
-            self.classifier = nn.Linear(features, num_fine if variant == "supfine" else num_coarse)
+            self.classifier = nn.Linear(features, len(train_classes) if variant == "supfine" else num_coarse)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.query.features(images)
@@ -116,19 +123,19 @@ class MaskCon(Method):
         return StepResult(loss, {"ce": ce, "contrastive": contrastive}, enqueue)
 
     def contrastive_loss(self, q_BD: Tensor, k_BD: Tensor, coarse_B: Tensor) -> Tensor:
-        """Eq. 5 with the targets of Eq. 15; those of CoIns are SelfCon's."""
+        """Contrastive loss (Eq. 5) with the targets of Eq. 15; CoIns has SelfCon's targets."""
         weight = 0.0 if self.classifies else self.weight
         z = soft_targets(k_BD, self.memory.keys, coarse_B, self.memory.labels, tau=self.tau, weight=weight)
         return soft_contrastive_loss(q_BD, k_BD, self.memory.keys, z, tau0=self.tau0)
 
     def classification_loss(self, h_BF: Tensor, batch: Batch) -> Tensor:
-        """Eq. 2 on the backbone feature of the query view."""
-        labels = batch.fine if self.variant == "supfine" else batch.coarse
+        """Cross-entropy of a linear classifier on the backbone feature of the query view (Eq. 2)."""
+        labels = torch.searchsorted(self.classes, batch.fine) if self.variant == "supfine" else batch.coarse
         return F.cross_entropy(self.classifier(h_BF), labels)
 
 
 def _relations_of(variant: str, weight: float, tau: float) -> tuple[float, float]:
-    """The w and tau that make each baseline a case of Eq. 11 to 15."""
+    """The w and tau with which Eq. 11-15 give the variant."""
     return {
         "grafit": (weight, torch.inf),
         "supcon": (1.0, torch.inf),
@@ -136,14 +143,32 @@ def _relations_of(variant: str, weight: float, tau: float) -> tuple[float, float
     }.get(variant, (weight, tau))
 
 
-def _check(variant: str, weight: float, tau: float, tau0: float, num_coarse: int, num_fine: int) -> None:
+def _check(
+    variant: str, weight: float, tau: float, tau0: float, momentum: float, num_coarse: int, num_train: int
+) -> None:
     if not 0 <= weight <= 1:
-        raise UserError(f"model.weight is {weight}; w of Eq. 15 lies within [0, 1].")
-    if tau < 0:
-        raise UserError(f"model.tau is {tau}; a temperature is at least 0 (0 and inf are allowed).")
-    if tau0 <= 0:
-        raise UserError(f"model.tau0 is {tau0}; the projections' temperature is above 0.")
-    if variant == "supfine" and not num_fine:
-        raise UserError("model.variant supfine needs fine labels, and the data set has none (model.num_fine is 0).")
+        raise UserError(f"model.weight is {weight}; it must be in [0, 1].")
+    if not tau >= 0:
+        raise UserError(f"model.tau is {tau}; it must be 0 or more (0 and inf are allowed).")
+    if not 0 < tau0 < torch.inf:
+        raise UserError(f"model.tau0 is {tau0}; it must be above 0 and finite.")
+    if not 0 <= momentum <= 1:
+        raise UserError(f"model.momentum is {momentum}; it must be in [0, 1].")
+    if variant == "supfine" and not num_train:
+        raise UserError("model.variant supfine needs fine labels; the data set has none (train_classes is empty).")
     if variant not in ("supfine", "selfcon") and not num_coarse:
-        raise UserError(f"model.variant {variant} needs coarse labels, and the data set has none (num_coarse is 0).")
+        raise UserError(
+            f"model.variant {variant} needs coarse labels; the data set has none (model.num_coarse is 0). "
+            "Choose data with coarse labels or --model.variant selfcon."
+        )
+    limits: dict[tuple[str, float], str] = {
+        ("coins", 0): "selfcon",
+        ("coins", 1): "supce",
+        ("grafit", 0): "selfcon",
+        ("grafit", 1): "supcon",
+    }
+    if (variant, weight) in limits:
+        rank_zero_warn(
+            f"model.variant {variant} at model.weight {weight:g} is {limits[variant, weight]}. The paper's w for each "
+            "data set is in experiments/maskcon_baselines/."
+        )

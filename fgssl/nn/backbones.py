@@ -72,12 +72,15 @@ def of_any_size(backbone: Backbone) -> Any:
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
-    """Replace a ResNet's stem for small images (MaskCon, section 4; MoCo's CIFAR practice)."""
+    """Replace a ResNet's stem for small images (MaskCon, Sec. 4).
+
+    The new convolution keeps PyTorch's default initialisation, U(-1/sqrt(27), 1/sqrt(27)), as in MaskCon's released
+    code; a pretrained network keeps its other weights.
+    """
     conv1 = getattr(network, "conv1", None)
     if not isinstance(conv1, nn.Conv2d) or not hasattr(network, "maxpool"):
         raise UserError(f"model.backbone.small_input: '{name}' has no single-convolution stem to replace; set it false")
     network.conv1 = nn.Conv2d(conv1.in_channels, conv1.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
 
 

@@ -1,5 +1,7 @@
 """Teacher and queue under the real Trainer: accumulation, wrap-around, filling, resume."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -102,15 +104,18 @@ def test_accumulated_batches_equal_the_one_they_stand_for():
     assert len(watch_halves.teacher) == 2 * len(watch_whole.teacher)
 
 
-def test_a_memory_longer_than_the_data_says_so():
-    with pytest.warns(UserWarning, match="Lower model.memory"):
+def test_memory_warns_only_above_two_epochs_of_images():
+    with pytest.warns(UserWarning, match="memory is 100, more than twice the 32 images of an epoch"):
         train(Toy(memory=100))
+    with warnings.catch_warnings():  # Stanford Cars: 8,192 keys, 8,064 images an epoch
+        warnings.filterwarnings("error", message="model.memory")
+        train(Toy(memory=40))
 
 
 def make_maskcon() -> MaskCon:
     torch.manual_seed(0)
     optim = Optim(lr=0.05, warmup_epochs=1)
-    return MaskCon(BACKBONE, dim=6, hidden=8, memory=20, num_coarse=2, num_fine=4, optim=optim)
+    return MaskCon(BACKBONE, dim=6, hidden=8, memory=20, num_coarse=2, optim=optim)
 
 
 def test_a_resumed_run_ends_with_the_same_weights_teacher_memory_and_schedule(tmp_path):

@@ -95,6 +95,16 @@ def test_small_and_large_tau_approach_the_limits():
     close(targets(1e9, 0.7), targets(math.inf, 0.7), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("tau", "limit"), [(1e-46, 0), (1e-300, 0), (5e-324, 0), (1e39, math.inf), (1e300, math.inf)])
+def test_tau_beyond_the_range_of_the_dtype_gives_the_limit(tau, limit, dtype):
+    ours, theirs = (
+        soft_targets(K.to(dtype), QUEUE.to(dtype), COARSE, QUEUE_COARSE, tau=t, weight=0.7) for t in (tau, limit)
+    )
+    assert torch.isfinite(ours).all()
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_rows_sum_to_one_and_memory_order_does_not_matter():
     generator = torch.Generator().manual_seed(0)
     keys = normalize(torch.randn(16, 8, generator=generator, dtype=torch.float64), dim=1)
@@ -123,7 +133,7 @@ def test_targets_carry_no_gradient_and_keep_float32_under_autocast():
     close(z, GOLDEN["maskcon"]["tau=0.05,w=1.0"]["target"], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("tau", "weight"), [(-0.1, 0.5), (0.1, 1.5)])
+@pytest.mark.parametrize(("tau", "weight"), [(-0.1, 0.5), (0.1, 1.5), (math.nan, 0.5), (0.1, math.nan)])
 def test_values_out_of_range_are_named(tau, weight):
     with pytest.raises(ValueError, match="tau must be at least 0 and weight within"):
         targets(tau, weight)
