@@ -1,7 +1,7 @@
 """``fgssl probe``: a linear classifier on the frozen features of a checkpoint, a public or an untrained network.
 
-It is ``fgssl fit`` of the method ``Probe``, with a configuration made here: network and data from the run, views and
-recipe from the paper (CMD). So its run folder is like any other, and it resumes like any other.
+It is ``fgssl fit`` of the method ``Probe`` with a configuration made here: network and data from the run, views and
+settings from a published recipe. Its run folder is like any other, and it resumes like any other.
 """
 
 import argparse
@@ -14,7 +14,23 @@ from fgssl.cli.compose import assign, read_yaml
 from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
 from fgssl.errors import UserError
 
-EPOCHS, BATCH = 100, 128
+EPOCHS = 100
+RECIPES: dict[str, dict[str, Any]] = {
+    # eval_linear.py of EsViT and CMD; the optimiser is Probe's default
+    "cmd": {"model": {"blocks": 4}, "data": {"batch_size": 128, "eval_resample": "bicubic"}},
+    # main_lincls.py of LCR, whose numbers are the ResNet-50 rows of CMD's Table I; there the rate is not scaled
+    "lcr": {
+        "model": {
+            "blocks": 1,
+            "unit_length": True,
+            "optim": {
+                "name": "sgd", "lr": 30.0, "momentum": 0.9, "weight_decay": 0.0, "warmup_epochs": 0,
+                "reference_batch": None, "schedule": "steps", "milestones": [60, 80], "gamma": 0.1,
+            },
+        },
+        "data": {"batch_size": 256, "eval_resample": "bilinear"},
+    },
+}  # fmt: skip
 SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
 OF_ANY_FIT = ("accelerator", "precision")  # of a run's trainer section, what a probe of it keeps
 
@@ -25,9 +41,11 @@ def main(argv: list[str]) -> int:
     args, flags = parser.parse_known_args(argv)
     refuse_misspelt(flags, [action.dest for action in parser._actions])
     if not (args.ckpt_path or args.model or args.config):
-        raise UserError("probe what? Give --ckpt_path RUN, --model timm/NAME, or --config FILE (an untrained network).")
+        raise UserError(
+            "fgssl probe needs a network: --ckpt_path RUN, --model timm/NAME, or --config FILE (an untrained one)."
+        )
     if args.ckpt_path and args.model:
-        raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
+        raise UserError("--ckpt_path and --model exclude each other: a checkpoint has its own network.")
 
     from fgssl.cli.main import start  # torch from here on
     from fgssl.commands.restore import configuration
@@ -47,31 +65,60 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fgssl probe",
-        description="Train a linear classifier on frozen features; top-1 and top-5 of the last epoch's.",
+        description="Train a linear classifier on frozen features. Reports top-1 and top-5 after the last epoch.",
         epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
         "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", help="a run folder or .ckpt file of ours, of any method")
-    parser.add_argument("--model", metavar="timm/NAME", help="a public network instead, with its own input size")
-    parser.add_argument("--pretrained", choices=("true", "false"), default="true", help="of --model; default true")
+    parser.add_argument("--ckpt_path", metavar="RUN", help="run folder or .ckpt file of a trained method")
     parser.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="experiment instead of the run's own"
-    )
-    parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
-    parser.add_argument(
-        "--data.eval_size", metavar="PX", dest="eval_size", type=int, help="of crops; default: as it was trained"
+        "--model", metavar="timm/NAME", help="public network instead of a checkpoint, at its own input size"
     )
     parser.add_argument(
-        "--network", choices=("student", "teacher"), help="of a checkpoint; default: the teacher where it has one"
+        "--pretrained",
+        choices=("true", "false"),
+        default="true",
+        help="load the published weights of --model; default true",
     )
     parser.add_argument(
-        "--blocks", type=int, default=4, help="outputs of so many last blocks; 1: the pooled feature; default 4"
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="experiment file; replaces the run's configuration",
+    )
+    parser.add_argument(
+        "--data", metavar="NAME|FILE", help="another data set: its name (cub) or a file of configs/data/"
+    )
+    parser.add_argument(
+        "--data.eval_size",
+        metavar="PX",
+        dest="eval_size",
+        type=int,
+        help="side of the crops in px; default: that of training",
+    )
+    parser.add_argument(
+        "--network",
+        choices=("student", "teacher"),
+        help="network of the checkpoint to probe; default: the teacher where there is one",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="cmd",
+        help="cmd (EsViT's and CMD's code): 4 blocks, batch 128, rate 0.001 x batch / 256, cosine, bicubic test view; "
+        "lcr (LCR's code): pooled feature of unit length, batch 256, rate 30, divided by 10 after 60 and 80 epochs, "
+        "bilinear test view; default cmd",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        help="number of last blocks whose outputs are taken; 1: the pooled feature; default: the recipe's",
     )
     parser.add_argument(
         "--augment",
         choices=("true", "false"),
         default="true",
-        help="random crops and flips; false: the features are computed once; default true",
+        help="train on random crops and flips; false: on central crops, whose features are computed once; default true",
     )
     return parser
 
@@ -81,10 +128,13 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     probed = config.get("model") or {}
     probed = probed if isinstance(probed, dict) else {"class_path": probed}
     config.pop("ckpt_path", None)
-    model = {"backbone": backbone_of(probed), "blocks": args.blocks, "augment": args.augment == "true"}
+    recipe = RECIPES[args.recipe]
+    model = {"backbone": backbone_of(probed), **recipe["model"], "augment": args.augment == "true"}
+    model |= {"blocks": args.blocks} if args.blocks else {}
     model |= {"init_from": args.ckpt_path, "network": args.network, "of": name_of(probed, args)}
     config["model"] = {"class_path": "Probe", "init_args": model}
     set_views(config.setdefault("data", {}))
+    config["data"] |= recipe["data"]
     trainer = config.get("trainer") or {}
     config["trainer"] = {option: trainer[option] for option in OF_ANY_FIT if option in trainer}
     config["trainer"] |= {"max_epochs": EPOCHS, "log_every_n_steps": 10}
@@ -131,7 +181,6 @@ def set_views(data: dict[str, Any]) -> None:
     data["eval_size"] = size
     data["eval_resize"] = data.get("eval_resize") or round(SHRINK * size)
     data["views"] = {"class_path": "SingleView", "init_args": {"size": size}}
-    data["batch_size"] = BATCH
     data |= {"images_per_class": None, "replacement": False}
 
 

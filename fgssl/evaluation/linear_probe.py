@@ -1,7 +1,7 @@
-"""What a linear probe classifies: pooled outputs of a frozen network's last blocks, computed once where they stay.
+"""Features of a linear probe: pooled outputs of a frozen network's last blocks.
 
 A block is one residual block: a transformer block of a ViT or Swin, a basic block or bottleneck of a ResNet, a
-ConvNeXt block. They are counted over the stages: the last four of Swin-T are the last two of its third stage and the
+ConvNeXt block. Blocks are counted across stages: the last four of Swin-T are the last two of its third stage and the
 two of its fourth.
 """
 
@@ -20,21 +20,21 @@ from fgssl.evaluation.embedding import Embeddings
 
 
 def block_features(network: Any, images: Tensor, blocks: int) -> Tensor:
-    """Pooled outputs of the last blocks, concatenated, the last block's at the end (EsViT's protocol).
+    """Pooled outputs of the last blocks, concatenated in the order of the blocks (EsViT's protocol).
 
-    Each is treated as the network treats its last: final normalisation, then its pooling, which is the class token of
-    a ViT that has one. An earlier stage's, which has another shape, is averaged over its places as it is.
+    An output of the last stage goes through the network's final normalisation and pooling (the class token of a ViT
+    that has one). An output of an earlier stage, which has another shape, is averaged over its positions.
 
     Args:
         network: a timm network without classifier (``Backbone.build``).
         images: [B, 3, H, W].
-        blocks: how many; 1: the network's own feature, whatever it is made of.
+        blocks: number of blocks; 1: the network's own pooled feature.
 
     Returns:
         [B, F]; Swin-T's last four have 384 + 384 + 768 + 768 = 2304, ResNet-50's 1024 + 3 x 2048 = 7168.
 
     Raises:
-        UserError: it has no such blocks.
+        UserError: the network has fewer blocks.
     """
     if blocks == 1:
         return network(images)
@@ -44,10 +44,10 @@ def block_features(network: Any, images: Tensor, blocks: int) -> Tensor:
 
 @torch.no_grad()
 def feature_width(network: Any, blocks: int) -> int:
-    """F of ``block_features``, by one small image.
+    """Width F of ``block_features``, measured with one small image.
 
     Raises:
-        UserError: the network has fewer blocks, or its feature is made of more than its last block.
+        UserError: the network has fewer blocks, or its own feature uses more than its last block.
     """
     if blocks == 1:
         return network.num_features
@@ -61,14 +61,14 @@ def feature_width(network: Any, blocks: int) -> int:
     pooled = [_pooled(network, output, outputs[-1]) for output in outputs]
     if pooled[-1].shape != last.shape or not torch.allclose(pooled[-1], last, rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"model.blocks is {blocks}, and the feature of {type(network).__name__} is made of more than the output of "
-            "its last block. Take --blocks 1, its own pooled feature."
+            f"model.blocks is {blocks}, but the feature of {type(network).__name__} uses more than the output of its "
+            "last block. Use --blocks 1, its own pooled feature."
         )
     return sum(feature.shape[1] for feature in pooled)
 
 
 def blocks_of(network: Any) -> list[nn.Module]:
-    """The network's blocks, first to last; empty where it does not keep them as timm mostly does."""
+    """Blocks of a network, first to last; empty where the network stores them in another way than most of timm."""
     if hasattr(network, "layer4"):
         return [block for stage in range(1, 5) for block in getattr(network, f"layer{stage}")]
     for name in ("layers", "stages", "blocks"):
@@ -78,7 +78,7 @@ def blocks_of(network: Any) -> list[nn.Module]:
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
-    """Stages taken apart, down to the blocks."""
+    """Blocks of a stage or of nested stages."""
     if isinstance(module, nn.Sequential | nn.ModuleList):
         for child in module:
             yield from _flat(child)
@@ -89,11 +89,11 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _run(network: Any, images: Tensor, blocks: int) -> tuple[list[Tensor], Tensor]:
-    """Outputs of the last blocks, and the network's feature, in one forward."""
+    """Outputs of the last blocks and the network's feature, from one forward pass."""
     found = blocks_of(network)
     if len(found) < blocks:
         raise UserError(
-            f"model.blocks is {blocks}, and {type(network).__name__} shows {len(found)} blocks. Take fewer, or "
+            f"model.blocks is {blocks}, but {type(network).__name__} has {len(found)} readable blocks. Use fewer, or "
             "--blocks 1, its own pooled feature."
         )
     outputs: list[Tensor] = []
@@ -116,7 +116,7 @@ def _pooled(network: Any, output: Tensor, last: Tensor) -> Tensor:
 
 
 def _image_size(network: Any) -> tuple[int, int]:
-    """Height and width that the network takes, px; small where it takes any."""
+    """Input height and width of the network in px; 64 x 64 where it takes any size."""
     size = getattr(getattr(network, "patch_embed", None), "img_size", None)
     if size is None:
         known = getattr(network, "default_cfg", {})
@@ -125,11 +125,11 @@ def _image_size(network: Any) -> tuple[int, int]:
 
 
 class Features(Dataset):
-    """Batches of features, computed before, in the place of a loader's images.
+    """Batches of precomputed features in place of a loader's images.
 
     Args:
-        images: what the loader would read: rows and labels.
-        rows: the features of these rows; what could not be read is not among them, and the next row takes its place.
+        images: the loader's data set, for its rows and labels.
+        rows: features of these rows. A row that could not be read is missing; the next row takes its place.
     """
 
     def __init__(self, images: Images, rows: Embeddings):
@@ -140,7 +140,7 @@ class Features(Dataset):
         return len(self.rows)
 
     def __getitem__(self, pairs: np.ndarray) -> Batch:
-        """A batch of [B, 2] (position, draw) pairs, whose one view is [B, F]."""
+        """Batch of [B, 2] (position, draw) pairs; its one view has shape [B, F]."""
         positions, draws = pairs.T
         place = np.searchsorted(self.known, self.rows[positions]) % len(self.known)
         rows = self.known[place]
@@ -150,5 +150,5 @@ class Features(Dataset):
 
 
 def with_features(loader: Loader, rows: Embeddings) -> Loader:
-    """The loader's batches, in its order and from where it begins, of features instead of images."""
+    """Loader of features instead of images, with the same order and start."""
     return Loader(Features(loader.dataset, rows), loader.sampler)  # type: ignore[arg-type]  # it reads none

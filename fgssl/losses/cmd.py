@@ -1,6 +1,6 @@
 """CMD's losses (Bi et al., 2024, section IV): distillation within a level and between levels.
 
-Shapes: B batch, T patches of a crop (its instances), K prototypes, C feature. A crop is one entry of a list.
+Shapes: B batch, T patches of a crop (its instances), K prototypes, C feature. Lists have one entry for each crop.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,25 @@ def image_distillation(
     tau_t: float,
     pairs: Pairs,
 ) -> Tensor:
-    """Eq. 11 in DINO's direction: - sum p_teacher log p_student, mean over the batch, then over the pairs.
+    """L_I (Eq. 11): cross-entropy of teacher probabilities against student log-probabilities, mean over the pairs.
 
-    The paper prints the logarithm on the teacher's side, which has no gradient. 2 teacher and 10 student crops make 18
-    pairs, equal indices left out.
+    The direction is DINO's. The paper prints the logarithm on the teacher's side, where no gradient flows. 2 teacher
+    crops and 10 student crops make 18 pairs, without those of equal index.
 
     Args:
-        student_logits, teacher_logits: [B, K] a crop.
-        center: [K], taken off the teacher's logits.
-        tau_s, tau_t: temperatures.
-        pairs: (teacher crop, student crop).
+        student_logits: student logits [B, K] of each crop.
+        teacher_logits: teacher logits [B, K] of each crop.
+        center: centre [K], subtracted from the teacher's logits.
+        tau_s: student temperature.
+        tau_t: teacher temperature.
+        pairs: index pairs (teacher crop, student crop).
     """
     teacher = [posterior(logits, center=center, tau=tau_t) for logits in teacher_logits]
     return bag_distillation([log_posterior(logits, tau=tau_s) for logits in student_logits], teacher, pairs=pairs)
 
 
 def bag_distillation(student_log_bags: list[Tensor], teacher_bags: list[Tensor], *, pairs: Pairs) -> Tensor:
-    """Eq. 11 of what are distributions already: the student's logarithms and the teacher's probabilities [B, K]."""
+    """L_I (Eq. 11) of student log-probabilities and teacher probabilities [B, K]."""
     terms = [-(teacher_bags[t] * student_log_bags[s]).sum(dim=-1).mean() for t, s in pairs]
     return torch.stack(terms).mean()
 
@@ -54,17 +56,20 @@ def region_distillation(
     tau_t: float,
     pairs: Pairs,
 ) -> Tensor:
-    """Eq. 12 and 13: each student patch learns from the teacher patch whose backbone feature is the most alike.
+    """L_R (Eq. 12, 13): cross-entropy of each student patch with the teacher patch of the most similar feature.
 
-    Mean over the patches, the batch, then the pairs. Beside the logits that it is given, one copy of the teacher's
-    probabilities exists at a time, and of the student's only one crop's, in the backward pass too.
+    Mean over patches, batch and pairs. In the forward and in the backward pass, memory holds one copy of the teacher's
+    probabilities and the student's probabilities of one crop, besides the given logits.
 
     Args:
-        student_logits, teacher_logits: [B, T, K] a crop; T may differ between crops.
-        student_features, teacher_features: [B, T, C] a crop.
-        center: [K], taken off the teacher's logits.
-        tau_s, tau_t: temperatures.
-        pairs: (teacher crop, student crop).
+        student_logits: student logits [B, T, K] of each crop; T may differ between crops.
+        teacher_logits: teacher logits [B, T, K] of each crop.
+        student_features: student backbone features [B, T, C] of each crop.
+        teacher_features: teacher backbone features [B, T, C] of each crop.
+        center: centre [K], subtracted from the teacher's logits.
+        tau_s: student temperature.
+        tau_t: teacher temperature.
+        pairs: index pairs (teacher crop, student crop).
     """
     teacher = [posterior(logits, center=center, tau=tau_t) for logits in teacher_logits]
     loss = torch.zeros_like(center.flatten()[0])
@@ -82,17 +87,17 @@ def region_distillation(
 
 @torch.no_grad()
 def nearest_patches(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """j* of Eq. 13: [B, Ts, C] and [B, Tt, C] to [B, Ts], the teacher patch of the highest cosine."""
+    """j* of Eq. 13: index of the teacher patch [B, Tt, C] of the highest cosine, for each student patch [B, Ts, C]."""
     cosine_BST = F.normalize(student_features, dim=-1) @ F.normalize(teacher_features, dim=-1).transpose(1, 2)
     return cosine_BST.argmax(dim=-1)
 
 
 def patch_loss(log_p_BTK: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The pairs of one student crop in Eq. 12, summed: mean over its patches and the batch of - sum p_t[j*] log p_s.
+    """Sum over the pairs of one student crop in Eq. 12; each pair is a mean over patches and batch.
 
     Args:
-        log_p_BTK: logarithms of the student's probabilities.
-        teachers: of each teacher crop that it learns from, the probabilities [B, Tt, K] and j* [B, T].
+        log_p_BTK: student log-probabilities of the crop.
+        teachers: teacher probabilities [B, Tt, K] and j* [B, T] for each teacher crop of the pairs.
     """
     images_B1 = torch.arange(len(log_p_BTK), device=log_p_BTK.device)[:, None]
     target_BTK = torch.zeros_like(log_p_BTK)
@@ -102,14 +107,13 @@ def patch_loss(log_p_BTK: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> Tens
 
 
 def inter_level(bags: list[Tensor], *, pairs: Pairs) -> Tensor:
-    """Eq. 14, L_S: the Kullback-Leibler divergence KL(bag i || bag j), mean over the batch, then over the pairs (i, j).
+    """L_S (Eq. 14) of student bags, L_T (Eq. 15) of teacher bags: KL(bag i || bag j), mean over batch and pairs.
 
-    Of the teacher's bags it is Eq. 15, L_T: a number to log, whose gradient is zero, since no gradient reaches the
-    teacher. Of a teacher's bags first and a student's second it trains the student.
+    L_T has no gradient, since none reaches the teacher.
 
     Args:
-        bags: [B, K] distributions.
-        pairs: indices of two bags; Eq. 14 has all ordered pairs of two different ones.
+        bags: distributions [B, K].
+        pairs: index pairs (i, j) of bags; in Eq. 14 all ordered pairs with i != j.
     """
     logs = [log_of(bag) for bag in bags]
     divergence = torch.zeros_like(bags[0][0, 0])
@@ -121,20 +125,20 @@ def inter_level(bags: list[Tensor], *, pairs: Pairs) -> Tensor:
 
 
 def posterior(logits: Tensor, *, center: Tensor, tau: float) -> Tensor:
-    """The teacher's softmax((logits - center) / tau)."""
+    """Teacher probabilities, softmax((logits - center) / tau)."""
     return ((logits - center) / tau).softmax(dim=-1)
 
 
 def log_posterior(logits: Tensor, *, tau: float) -> Tensor:
-    """The student's log softmax(logits / tau)."""
+    """Student log-probabilities, log softmax(logits / tau)."""
     return (logits / tau).log_softmax(dim=-1)
 
 
 def bag_of(instances_BTK: Tensor) -> Tensor:
-    """Eq. 4, 5: the mean over a crop's instances, [B, T, K] to [B, K]: in no order, and a distribution again."""
+    """Bag of a crop (Eq. 4, 5): mean over its instances, [B, T, K] to [B, K]."""
     return instances_BTK.mean(dim=1)
 
 
 def log_of(bag: Tensor) -> Tensor:
-    """Its logarithm; a probability too small for its type counts as the smallest, so that 0 log 0 is 0."""
+    """Logarithm of a distribution, finite at 0: probabilities are clamped to the smallest normal number."""
     return bag.clamp(min=torch.finfo(bag.dtype).tiny).log()

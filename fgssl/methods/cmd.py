@@ -1,4 +1,4 @@
-"""CMD: cross-level multi-instance distillation, and DINO and EsViT, of whose losses it is made."""
+"""CMD: cross-level multi-instance distillation. DINO and EsViT are settings of it."""
 
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
@@ -28,29 +28,29 @@ from fgssl.nn.center import Center
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.heads import DINOHead
 
-IMAGE_CROPS = 2  # the first views; those after them are region crops
-PATCHES = 512  # at a time through the last layer: 134 MB of logits at K = 65536
+IMAGE_CROPS = 2  # the first views; all later views are region crops
+PATCHES = 512  # patches per call of the last layer: 134 MB of logits at K = 65536
 OTHERS: dict[tuple[float, ...], str] = {(1, 0, 0, 0, 0): "DINO", (0.5, 0.5, 0, 0, 0): "EsViT"}  # weights -> method
 Level = Literal["image", "region"]
-Name = tuple[Literal["student", "teacher"], Level, int]  # of a bag: whose, level, crop
+Name = tuple[Literal["student", "teacher"], Level, int]  # names a bag: network, level, crop
 
 
 class Features(NamedTuple):
-    """Of one crop: pooled [B, F], and by patch [B, T, F]."""
+    """Features of one crop: pooled [B, F] and of each patch [B, T, F]."""
 
     pooled: Tensor
     patches: Tensor
 
 
 class Bags(NamedTuple):
-    """One level's distributions [B, K], one a crop."""
+    """Bags of one level: one distribution [B, K] for each crop."""
 
     student: list[Tensor]
     teacher: list[Tensor]
 
 
 class Networks(nn.Module):
-    """Backbone and heads, of student or teacher."""
+    """Backbone and heads of the student or of the teacher."""
 
     def __init__(self, backbone: nn.Module, heads: dict[str, DINOHead]):
         super().__init__()
@@ -58,7 +58,7 @@ class Networks(nn.Module):
         self.heads: Any = nn.ModuleDict(heads)  # level -> DINOHead
 
     def features(self, crops: list[Tensor]) -> list[Features]:
-        """Of each crop, [B, 3, S, S]; crops of one size that follow each other in one forward."""
+        """Features of each crop [B, 3, S, S]; consecutive crops of one size share a forward pass."""
         found = []
         for _, same in groupby(crops, key=lambda crop: crop.shape):
             same_size = list(same)
@@ -72,34 +72,38 @@ class Networks(nn.Module):
 class CMD(SelfDistillation):
     """Cross-level multi-instance distillation (Bi et al., 2024).
 
-    A crop is a bag, its patches are the instances. Two DINO heads turn features into distributions over K prototypes:
-    ``image`` the pooled feature, ``region`` each patch; a region-level bag is the mean over the patches'. Within a
-    level the student learns the teacher's distributions of other crops (L_I, L_R); between crops or levels its own bags
-    have to agree (L_S). Views: 2 image crops, then any number of region crops.
+    A crop is a bag and its patches are the instances. Two DINO heads map features to distributions over K prototypes:
+    the image head maps the pooled feature, the region head maps each patch. The region-level bag of a crop is the mean
+    over its patches. Within a level, the student predicts the teacher's distributions of other crops (L_I, L_R).
+    Between levels, the student's own bags have to agree (L_S). Views: 2 image crops, then any number of region crops.
 
         loss = l_i L_I + l_r L_R + l_s L_S + l_t L_T + l_ts L_TS
 
-    L_I alone is DINO, L_I + L_R is EsViT; a head that no weighted loss needs is not built. L_T is of the teacher, which
-    has no gradient: it is logged, and trains nothing.
+    DINO is L_I alone, EsViT is (L_I + L_R) / 2. A head that no loss of positive weight needs is not built.
 
     Shapes: B batch, T patches of a crop, F pooled feature, C patch feature, K prototypes.
 
     Args:
-        backbone: the network; drop path is the student's alone. Swin needs ``strict_img_size: false`` for two sizes.
-        l_i, l_r: weights of L_I (Eq. 11) and L_R (Eq. 12), 1/2 each in Eq. 16.
-        l_s, l_t: of L_S (Eq. 14) and L_T (Eq. 15), lambda1 both.
-        l_ts: of KL(teacher's bag || student's bag), over the pairs of L_S: L_T's idea with a gradient; not the paper's.
-        teacher_crops: ``global``: the teacher sees the image crops (DINO's practice; 18 pairs of 2 + 8 crops).
-            ``all``: both see all crops, as the paper writes (90 pairs).
-        inter_level: what L_S compares. ``pairs``: bags of two crops, all ordered pairs (Eq. 14). ``within_crop``: the
-            image-level bag of a crop with its region-level bag (the words of section IV-C).
-        bags: which bags ``pairs`` are of; the paper says "either image-level or region-level".
-        image_bag: ``pooled``: the image head on the pooled feature (the released code). ``instances``: the mean of what
-            the image head says of each patch (Eq. 4 to the letter).
-        prototypes: K.
-        hidden, bottleneck: widths inside the heads.
-        tau_s, tau_t_start, tau_t, tau_t_epochs, momentum, freeze_last_layer: see ``SelfDistillation``.
-        optim: optimiser and schedule.
+        backbone: the network. Drop path acts in the student only. A Swin needs ``strict_img_size: false`` to take crops
+            of two sizes.
+        l_i: weight of L_I, the image-level distillation (Eq. 11); 1/2 in Eq. 16.
+        l_r: weight of L_R, the region-level distillation (Eq. 12); 1/2 in Eq. 16.
+        l_s: weight of L_S, the divergence between the student's bags (Eq. 14); lambda1 in Eq. 16.
+        l_t: weight of L_T, the divergence between the teacher's bags (Eq. 15); lambda1 in Eq. 16. L_T has no gradient:
+            it is logged and trains nothing.
+        l_ts: weight of KL(teacher bag || student bag) over the pairs of L_S. Not in the paper: L_T with a gradient.
+        teacher_crops: crops that the teacher sees. ``global``: the two image crops, as in DINO and the released code
+            (18 pairs with 8 region crops). ``all``: all crops, as the paper writes (90 pairs).
+        inter_level: bags that L_S compares. ``pairs``: all ordered pairs of two crops (Eq. 14). ``within_crop``: the
+            image-level and the region-level bag of the same crop (the text of section IV-C).
+        bags: level of the bags that ``pairs`` compares; the paper says "either image-level or region-level".
+        image_bag: image-level bag. ``pooled``: the image head on the pooled feature (released code). ``instances``: the
+            mean over the image head's distributions of the patches (Eq. 4).
+        prototypes: number of prototypes K.
+        hidden: width of the two hidden layers of a head.
+        bottleneck: width before the last layer of a head.
+        norm_last_layer: keep the prototypes at length 1; false, the default, trains their lengths too (the released
+            commands of CMD and EsViT).
     """
 
     default_views = {"class_path": "MultiCrop"}
@@ -120,6 +124,7 @@ class CMD(SelfDistillation):
         prototypes: int = 65536,
         hidden: int = 2048,
         bottleneck: int = 256,
+        norm_last_layer: bool = False,
         **base,
     ):
         super().__init__(**base)
@@ -140,7 +145,9 @@ class CMD(SelfDistillation):
         for level, weight in own_weights.items():
             trains = weight > 0 or (level in self.levels and l_s + l_ts > 0)
             if trains or (level in self.levels and l_t > 0):
-                heads[level] = DINOHead(network.num_features, prototypes, hidden, bottleneck).requires_grad_(trains)
+                heads[level] = DINOHead(
+                    network.num_features, prototypes, hidden, bottleneck, norm_last_layer
+                ).requires_grad_(trains)
         self.student = Networks(network, heads)
         self.centers: Any = nn.ModuleDict({level: Center(prototypes) for level in heads})
         self.make_teacher()
@@ -175,7 +182,7 @@ class CMD(SelfDistillation):
     # ---- within a level -----------------------------------------------------------------------------------------
 
     def image_level(self, student: list[Features], teacher: list[Features], pairs: Pairs) -> tuple[Tensor, Bags]:
-        """L_I (Eq. 11), and the image-level bags."""
+        """L_I (Eq. 11) and the image-level bags."""
         if self.image_bag == "instances":
             _, bags = self.by_patch("image", student, teacher, pairs=[])
             return bag_distillation([log_of(bag) for bag in bags.student], bags.teacher, pairs=pairs), bags
@@ -189,80 +196,87 @@ class CMD(SelfDistillation):
         return loss, Bags(list(log_p_nBK.exp()), list(p_nBK))
 
     def region_level(self, student: list[Features], teacher: list[Features], pairs: Pairs) -> tuple[Tensor, Bags]:
-        """L_R (Eq. 12, 13), and the region-level bags (Eq. 5)."""
+        """L_R (Eq. 12, 13) and the region-level bags (Eq. 5)."""
         total, bags = self.by_patch("region", student, teacher, pairs=pairs if self.l_r > 0 else [])
         return total / len(pairs), bags
 
     def by_patch(
         self, level: Level, student: list[Features], teacher: list[Features], pairs: Pairs
     ) -> tuple[Tensor, Bags]:
-        """Eq. 12's sum over the pairs, and the bags of what a level's head says of each patch.
+        """Sum over the pairs in Eq. 12, and the bags, from a level's head applied to each patch.
 
-        The logits of all patches at once would be 1.4 GB at batch 32 and K = 65536, and several times that with what
-        their gradient needs. So the last layer and all after it run for a few images of a crop at a time, and again in
-        the backward pass. The teacher's probabilities are there once.
+        The logits of all patches would take 1.4 GB at batch 32 and K = 65536, and several times that in the backward
+        pass. So the last layer and the loss run on PATCHES patches at a time and are recomputed in the backward pass.
+        The teacher's probabilities are kept once.
         """
         ours, theirs, center = self.student.heads[level], self.teacher.heads[level], self.centers[level]
         with torch.no_grad():
             z_BTD = [theirs.project(f.patches) for f in teacher]
-            directions_KD = theirs.directions()
+            weight_KD = theirs.weight()
             p_BTK = [
-                torch.cat([posterior(F.linear(z[few], directions_KD), center=center.value, tau=self.tau_t)
+                torch.cat([posterior(F.linear(z[few], weight_KD), center=center.value, tau=self.tau_t)
                            for few in few_images(z)])
                 for z in z_BTD
             ]  # fmt: skip
             mean_D = torch.cat([z.flatten(0, 1) for z in z_BTD]).mean(dim=0)
-            center.update(F.linear(mean_D, directions_KD)[None])  # the mean of the logits, as the last layer is linear
-        directions_KD = ours.directions()
+            center.update(F.linear(mean_D, weight_KD)[None])  # the mean of the logits: the last layer is linear
+        weight_KD = ours.weight()
         total, bags = torch.zeros((), device=self.device), []
         for s, features in enumerate(student):
             own = [(p_BTK[t], nearest_patches(features.patches, teacher[t].patches)) for t, i in pairs if i == s]
             z, bag = ours.project(features.patches), []
             for few in few_images(z):
-                of_few = (z[few], directions_KD, [(p[few], nearest[few]) for p, nearest in own])
-                loss, bag_of_few = checkpoint(self.patches, *of_few, use_reentrant=False, preserve_rng_state=False)
-                total = total + loss * len(bag_of_few) / len(z)
-                bag.append(bag_of_few)
+                parts = []
+                for part in slices(z.shape[1], PATCHES):
+                    of_part = (z[few, part], weight_KD, [(p[few], nearest[few, part]) for p, nearest in own])
+                    loss, bag_of_part = checkpoint(
+                        self.patches, *of_part, use_reentrant=False, preserve_rng_state=False
+                    )
+                    total = total + loss * z[few, part].numel() / z.numel()
+                    parts.append(bag_of_part * z[few, part].shape[1] / z.shape[1])
+                bag.append(sum(parts))
             bags.append(torch.cat(bag))
         return total, Bags(bags, [bag_of(p) for p in p_BTK])
 
-    def patches(
-        self, z_BTD: Tensor, directions_KD: Tensor, teachers: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """A few images' part of Eq. 12's sum, of one student crop, and their bags."""
-        log_p_BTK = log_posterior(F.linear(z_BTD, directions_KD), tau=self.tau_s)
+    def patches(self, z_BTD: Tensor, weight_KD: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Part of the sum in Eq. 12 for some images and patches of one student crop, and their bags."""
+        log_p_BTK = log_posterior(F.linear(z_BTD, weight_KD), tau=self.tau_s)
         loss = patch_loss(log_p_BTK, teachers) if teachers else log_p_BTK.new_zeros(())
         return loss, bag_of(log_p_BTK.exp())
 
     # ---- between crops and levels -------------------------------------------------------------------------------
 
     def named(self, net: Literal["student", "teacher"], found: dict[Level, Bags]) -> dict[Name, Tensor]:
-        """The bags that L_S compares, of student or teacher."""
+        """Bags of one network by name, restricted to the levels that L_S compares."""
         return {
             (net, level, crop): bag for level in self.levels if level in found
             for crop, bag in enumerate(getattr(found[level], net))
         }  # fmt: skip
 
     def between(self, first: dict[Name, Tensor], second: dict[Name, Tensor]) -> Tensor:
-        """Mean of KL(a || b) over the bags a of ``first`` and b of ``second`` that ``inter_level`` compares."""
+        """Mean of KL(a || b) over the pairs of a bag a of ``first`` and a bag b of ``second`` that L_S compares."""
         bags = first | second
         number = {name: i for i, name in enumerate(bags)}
         pairs = [(number[a], number[b]) for a in first for b in second if self.compares(a[1:], b[1:])]
         return inter_level(list(bags.values()), pairs=pairs)
 
     def compares(self, a: tuple[Level, int], b: tuple[Level, int]) -> bool:
-        """Whether L_S holds bag a (level, crop) against bag b."""
+        """Whether L_S compares bag a (level, crop) with bag b (level, crop)."""
         if self.inter_level == "within_crop":
             return a[0] == "image" and b == ("region", a[1])
         return a != b
 
     def watched(self, bags: Bags) -> dict[str, Tensor]:
-        """Entropy of the teacher's image crops and their divergence from the student's of the other image crop."""
+        """Entropy of the teacher's image crops, and their divergence from the student's other image crop."""
         p, other = torch.stack(bags.teacher[:IMAGE_CROPS]), torch.stack(bags.student[:IMAGE_CROPS][::-1])
         return watch(log_of(other.detach()) * self.tau_s, p, tau_s=self.tau_s)
 
 
 def few_images(x_BTD: Tensor) -> list[slice]:
-    """The images of a crop, PATCHES patches at a time."""
-    step = max(1, PATCHES // x_BTD.shape[1])
-    return [slice(first, first + step) for first in range(0, len(x_BTD), step)]
+    """Slices over the images of a crop, each of at most PATCHES patches (or one image)."""
+    return slices(len(x_BTD), max(1, PATCHES // x_BTD.shape[1]))
+
+
+def slices(length: int, step: int) -> list[slice]:
+    """Slices of ``step`` elements that cover ``length``."""
+    return [slice(first, first + step) for first in range(0, length, step)]

@@ -1,4 +1,4 @@
-"""What CMD and FLSL have of DINO: a student and its EMA teacher, schedules, the frozen last layer."""
+"""Parts of DINO that CMD and FLSL share: student and EMA teacher, schedules, frozen last layer."""
 
 from typing import Any
 
@@ -13,17 +13,18 @@ from fgssl.optim import cosine
 
 
 class SelfDistillation(Method):
-    """Base of the methods whose student learns what its own moving average says (DINO: Caron et al., ICCV 2021).
+    """Base class of methods with a student and an EMA teacher (DINO: Caron et al., ICCV 2021).
 
     A method builds ``self.student``, with its network as ``student.backbone`` and DINO heads, then calls
-    ``make_teacher``. Evaluation sees the teacher's features.
+    ``make_teacher``. Evaluation uses the teacher's features.
 
     Args:
-        tau_s: temperature of the student.
-        tau_t_start, tau_t, tau_t_epochs: that of the teacher: from the first linearly to the second, which the last of
-            ``tau_t_epochs`` epochs reaches; constant after it.
-        momentum: of the teacher's moving average after the first step; by a cosine to 1 at the end of the run.
-        freeze_last_layer: epochs in which the heads' prototypes stay as they are.
+        tau_s: student temperature.
+        tau_t_start: teacher temperature in the first epoch.
+        tau_t: teacher temperature after the warm-up: linear from tau_t_start to tau_t over tau_t_epochs, then constant.
+        tau_t_epochs: epochs of the teacher temperature's warm-up; 0: tau_t from the start.
+        momentum: momentum of the teacher's moving average at the first step; rises to 1 by a cosine over the run.
+        freeze_last_layer: number of first epochs in which the heads' last layer is not trained.
     """
 
     evaluates = "teacher"
@@ -44,13 +45,13 @@ class SelfDistillation(Method):
         super().__init__(**base)
         for name, value in {"tau_s": tau_s, "tau_t_start": tau_t_start, "tau_t": tau_t}.items():
             if not value > 0:
-                raise UserError(f"model.{name} is {value}; a temperature is above 0.")
+                raise UserError(f"model.{name} is {value}; a temperature must be above 0.")
         at_least(0, momentum=momentum, tau_t_epochs=tau_t_epochs, freeze_last_layer=freeze_last_layer)
         self.tau_s, self.tau_t_start, self.tau_t_end, self.tau_t_epochs = tau_s, tau_t_start, tau_t, tau_t_epochs
         self.momentum, self.freeze_last_layer = momentum, freeze_last_layer
 
     def make_teacher(self) -> None:
-        """The teacher starts as the student is, without stochastic depth."""
+        """Make the teacher, a copy of the student without stochastic depth."""
         self.teacher = without_drop_path(teacher_of(self.student))
 
     def teachers(self) -> list[Pair]:
@@ -61,18 +62,19 @@ class SelfDistillation(Method):
 
     @property
     def tau_t(self) -> float:
-        """The teacher's temperature in this epoch."""
+        """Teacher temperature in the current epoch."""
         return teacher_temperature(self.current_epoch, self.tau_t_start, self.tau_t_end, self.tau_t_epochs)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *kind: Any, **options: Any) -> None:
         super().configure_gradient_clipping(optimizer, *kind, **options)
-        if self.current_epoch < self.freeze_last_layer:  # after the clipping, as in DINO's code: they count in the norm
+        if self.current_epoch < self.freeze_last_layer:  # after the clipping, as in DINO's code
             for head in dino_heads(self.student):
-                head.prototypes_KC.grad = None
+                for weight in head.last_layer():
+                    weight.grad = None
 
 
 def dino_heads(network: nn.Module) -> list[DINOHead]:
-    """The DINO heads in it."""
+    """DINO heads in a network."""
     return [module for module in network.modules() if isinstance(module, DINOHead)]
 
 
@@ -83,11 +85,16 @@ def teacher_temperature(epoch: int, start: float, end: float, epochs: int) -> fl
 
 @torch.no_grad()
 def watch(student_logits: Tensor, teacher_probs: Tensor, *, tau_s: float) -> dict[str, Tensor]:
-    """What tells a collapse from learning, of aligned rows [..., K]: a collapse has an entropy of 0 or log K.
+    """Signs of collapse, from matching rows [..., K] of student and teacher.
+
+    Args:
+        student_logits: logits of the student.
+        teacher_probs: probabilities of the teacher.
+        tau_s: student temperature.
 
     Returns:
-        ``teacher_entropy``: entropy of the teacher's distributions, nats, mean over the rows; ``teacher_student_kl``:
-        their Kullback-Leibler divergence from the student's, nats.
+        ``teacher_entropy``: entropy of the teacher's distributions in nats, mean over rows; 0 or log K in a collapse.
+        ``teacher_student_kl``: Kullback-Leibler divergence of the student from the teacher in nats, mean over rows.
     """
     log_s = (student_logits.float() / tau_s).log_softmax(dim=-1)
     entropy = torch.special.entr(teacher_probs.float()).sum(dim=-1).mean()

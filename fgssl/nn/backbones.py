@@ -35,6 +35,8 @@ class Backbone:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
         import timm  # takes seconds to import, and the command line has none to give
 
+        from fgssl.nn.swin import pad_before_rolling  # imports timm
+
         if not timm.is_model(self.name):
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
@@ -49,6 +51,7 @@ class Backbone:
                 f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
                 "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
             ) from fault
+        pad_before_rolling(network)
         if self.small_input:
             _shrink_stem(network, self.name)
         if self.pooling:

@@ -1,4 +1,4 @@
-"""The centre of a DINO teacher."""
+"""Centre of a DINO teacher."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from fgssl.distributed import mean_over_ranks
 
 
 class Center(nn.Module):
-    """Running mean of a teacher's raw logits, taken off them before the softmax (DINO, Eq. 4).
+    """Running mean of a teacher's raw logits, subtracted from them before the softmax (DINO, Eq. 4).
 
-    The same on every rank, and in the checkpoint.
+    It is the same on every rank and is saved in the checkpoint.
 
     Args:
-        prototypes: K.
-        momentum: share of the old value at an update.
+        prototypes: number of logits K.
+        momentum: share of the old value kept at an update, between 0 and 1.
     """
 
     value: Tensor
@@ -25,9 +25,9 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Move towards the mean of [..., K] logits over all ranks; call it once a batch, after the loss.
+        """Move towards the mean of [..., K] logits over all ranks. Call it once per batch, after the loss.
 
-        A batch whose logits are not finite leaves it alone: its step is left out too.
+        A batch with a logit that is not finite leaves the centre unchanged; its optimiser step is skipped too.
         """
         mean_K = mean_over_ranks(logits.flatten(0, -2).mean(dim=0).to(self.value))
         moved_K = torch.lerp(mean_K, self.value, self.momentum)

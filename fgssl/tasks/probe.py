@@ -1,10 +1,11 @@
-"""Linear probe: how well a linear classifier tells the classes apart by the features of a frozen network."""
+"""Linear probe: a linear classifier trained on the features of a frozen network."""
 
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.embedding import embed_rows
@@ -13,27 +14,27 @@ from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
 from fgssl.tasks.finetune import Finetune
 
-# CMD, after DINO's and EsViT's code, whose cosine steps by epoch, ours by step.
+# eval_linear.py of DINO, EsViT and CMD. Their cosine decays by epoch, ours by step.
 RECIPE = Optim(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, warmup_epochs=0, reference_batch=256)
 
 
 class Probe(Finetune):
-    """A linear classifier of a frozen network's features (CMD, Bi et al., section V; EsViT, Li et al., ICLR 2022).
+    """Linear classifier on the features of a frozen network (CMD, Bi et al., section V; EsViT, Li et al., ICLR 2022).
 
-    ``fgssl probe`` writes its configuration for a checkpoint of any method, or a public network. Views:
+    ``fgssl probe`` writes its configuration for a checkpoint of any method or a public network. Views:
     ``batch.views = [view]``. Shapes: B batch, F feature, C classes.
 
     Args:
         backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: checkpoint or run folder of any method; null: ``backbone`` as it is.
-        network: of the checkpoint. null: the teacher where it has one that follows the student step by step (CMD
-            reports its features), else the student.
-        blocks: the pooled outputs of so many last blocks, concatenated (EsViT: 4; a block is a residual block, see
-            ``evaluation/linear_probe.py``); 1: the network's own pooled feature, as DINO and EsViT take of a ResNet.
-        augment: train on random views (``data.views``). false: on the plain view of evaluation, whose features are
-            computed once.
-        of: what is probed, for the tables (``MaskCon``).
-        num_fine: C; the data set's where the command line builds both.
+        init_from: checkpoint or run folder of any method; null: ``backbone`` as it is built.
+        network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where there is one that
+            follows the student step by step (CMD reports its features), else the student.
+        blocks: number of last residual blocks whose pooled outputs are concatenated (EsViT: 4); 1: the network's own
+            pooled feature, which DINO and EsViT take of a ResNet.
+        unit_length: scale the features to unit length, as LCR's released probe does.
+        augment: train on random views (``data.views``); false: on the evaluation view, with features computed once.
+        of: name of the probed method in the tables (``MaskCon``).
+        num_fine: number of classes C; by default the data set's.
         optim: optimiser and schedule.
     """
 
@@ -43,6 +44,7 @@ class Probe(Finetune):
         init_from: str | None = None,
         network: Literal["student", "teacher"] | None = None,
         blocks: int = 4,
+        unit_length: bool = False,
         augment: bool = True,
         of: str | None = None,
         num_fine: int = 0,
@@ -51,19 +53,20 @@ class Probe(Finetune):
     ):
         at_least(1, blocks=blocks)
         if network and not init_from:
-            raise UserError(f"--network {network} is of a checkpoint, and there is none: give --ckpt_path RUN.")
+            raise UserError(f"--network {network} chooses a network of a checkpoint: give --ckpt_path RUN too.")
         super().__init__(backbone, init_from, network, frozen=True, num_fine=num_fine, optim=optim, **base)
-        self.blocks, self.augment, self.variant = blocks, augment, of
+        self.blocks, self.unit_length, self.augment, self.variant = blocks, unit_length, augment, of
         self.classifier = nn.Linear(feature_width(self.backbone, blocks), num_fine)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] images to [B, F]; features, computed before, stay as they are."""
+        """Features [B, F] of images [B, 3, H, W]; precomputed features [B, F] are returned as they are."""
         if images.ndim == 2:
             return images.to(self.dtype)
-        return block_features(self.backbone, images, self.blocks)
+        features_BF = block_features(self.backbone, images, self.blocks)
+        return F.normalize(features_BF, dim=1) if self.unit_length else features_BF
 
     # ---- features computed once ---------------------------------------------------------------------------------
 
@@ -73,7 +76,7 @@ class Probe(Finetune):
             self._compute_features()
 
     def _compute_features(self) -> None:
-        """Have the training and validation loaders give features, in the order in which they would give images."""
+        """Replace the images of the training and validation loaders by their features, in the same order."""
         trainer: Any = self.trainer
         data = trainer.datamodule
         train, val = data.train_dataloader, data.val_dataloader

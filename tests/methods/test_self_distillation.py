@@ -53,6 +53,53 @@ def test_dino_head():
     torch.testing.assert_close(head(golden["x"]), golden["logits"], rtol=1e-6, atol=0)
 
 
+def reference_head(head: DINOHead) -> nn.Module:
+    """The released head: torch's weight norm on the last layer, its lengths filled with 1 or whatever they are now."""
+    last = nn.Linear(head.prototypes_KC.shape[1], len(head.prototypes_KC), bias=False).double()
+    last.weight.data.copy_(head.prototypes_KC.detach())
+    last = nn.utils.parametrizations.weight_norm(last)
+    lengths = torch.ones(len(head.prototypes_KC), 1) if head.lengths_K1 is None else head.lengths_K1
+    last.parametrizations.weight.original0.data.copy_(lengths.detach())
+    return last
+
+
+@pytest.mark.parametrize("norm_last_layer", [True, False])
+def test_dino_head_is_weight_norm(norm_last_layer):
+    """Logits and gradients of an independent formulation, at lengths that have moved from 1."""
+    torch.manual_seed(0)
+    head = DINOHead(6, 9, hidden=8, bottleneck=5, norm_last_layer=norm_last_layer).double()
+    with torch.no_grad():
+        for layer in head.mlp[::2]:
+            layer.weight *= 30  # far enough from 0 for the GELU to bend
+            layer.bias.normal_()
+        if not norm_last_layer:
+            head.lengths_K1.uniform_(0.5, 2)
+    last, x = reference_head(head), torch.randn(4, 3, 6, dtype=torch.float64)
+    hidden = head.mlp(x)
+    reference = last(hidden / hidden.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(head(x), reference, rtol=1e-9, atol=0)
+    direction = torch.randn_like(reference)
+    g, v = last.parametrizations.weight.original0, last.parametrizations.weight.original1
+    theirs = torch.autograd.grad((reference * direction).sum(), [v, g, *head.mlp.parameters()])
+    ours = torch.autograd.grad((head(x) * direction).sum(), [*head.last_layer(), *head.mlp.parameters()])
+    theirs = [theirs[0], *theirs[2:]] if norm_last_layer else theirs
+    for our_gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_dino_head_starts_as_the_released_one():
+    """Prototypes of nn.Linear's length, 0.58 = sqrt(1/3), at g = 1; the other layers truncated normal of 0.02."""
+    torch.manual_seed(0)
+    head = DINOHead(64, 512, hidden=128, bottleneck=256, norm_last_layer=False)
+    assert head.prototypes_KC.norm(dim=1).mean().item() == pytest.approx(math.sqrt(1 / 3), rel=0.01)
+    assert head.prototypes_KC.abs().max() <= 1 / 16  # uniform between -1 and 1 over sqrt(256)
+    assert torch.equal(head.lengths_K1, torch.ones(512, 1))
+    assert torch.equal(head.weight().norm(dim=1), head.weight().norm(dim=1).clamp(1 - 1e-5, 1 + 1e-5))
+    assert head.mlp[2].weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not any(layer.bias.any() for layer in head.mlp[::2])
+    assert DINOHead(64, 512).lengths_K1 is None
+
+
 def test_clipping_of_each_parameter():
     golden = GOLDEN["clip"]
     parameters = [nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in golden["grads"]]
@@ -81,7 +128,7 @@ class Distilled(SelfDistillation):
     def __init__(self, **base):
         super().__init__(**base)
         backbone = Backbone("vit_tiny_patch16_224", options=VIT).build()
-        self.student = nn.Sequential(backbone, DINOHead(8, 5, hidden=6, bottleneck=4))
+        self.student = nn.Sequential(backbone, DINOHead(8, 5, hidden=6, bottleneck=4, norm_last_layer=False))
         self.make_teacher()
         self.decays, self.gradients, self.last_layers = [], [], []
 
@@ -95,7 +142,7 @@ class Distilled(SelfDistillation):
     def on_train_batch_end(self, *_):
         (group,) = [group for group in self.optimizers().param_groups if group.get("decayed")]
         self.decays.append(group["weight_decay"])
-        self.last_layers.append(self.student[1].prototypes_KC.detach().clone())
+        self.last_layers.append([weight.detach().clone() for weight in self.student[1].last_layer()])
 
     def on_before_zero_grad(self, optimizer):
         self.gradients += [p.grad.norm().item() for p in self.parameters() if p.grad is not None]
@@ -124,8 +171,11 @@ def test_each_gradient_is_clipped(trained):
 
 def test_the_last_layer_is_frozen_in_the_first_epoch(trained):
     first, *_, last_of_epoch_0 = trained.last_layers[:4]
-    assert torch.equal(first, last_of_epoch_0)
-    assert not torch.equal(last_of_epoch_0, trained.last_layers[4])
+    for before, after, later in zip(first, last_of_epoch_0, trained.last_layers[4], strict=True):
+        assert torch.equal(before, after)
+        assert not torch.equal(after, later)
+    lengths = dict(trained.teacher.named_parameters())["1.lengths_K1"]
+    assert not torch.equal(lengths, torch.ones_like(lengths))  # the teacher's follow
 
 
 def test_stochastic_depth_is_the_students_alone(trained):

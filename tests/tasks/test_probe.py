@@ -114,6 +114,14 @@ def test_the_recipe_is_the_papers():
     assert optim.peak(1024) == 4e-3
 
 
+def test_features_are_scaled_to_unit_length_on_demand():
+    images = torch.randn(3, 3, 32, 32)
+    method, plain = (probe(blocks=1, unit_length=unit).eval() for unit in (True, False))
+    plain.load_state_dict(method.state_dict())
+    features = plain.embed(images)
+    torch.testing.assert_close(method.embed(images), features / features.norm(dim=1, keepdim=True))
+
+
 # ---- which network --------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +166,7 @@ def test_a_checkpoint_without_a_teacher_is_refused_when_its_teacher_is_asked_for
     assert started(probe(init_from=path))
     with pytest.raises(UserError, match=r"maskcon.ckpt.*MaskCon, holds no teacher"):
         fit(probe(init_from=path, network="teacher"), data())
-    with pytest.raises(UserError, match="--network teacher is of a checkpoint"):
+    with pytest.raises(UserError, match="--network teacher chooses a network of a checkpoint"):
         probe(network="teacher")
 
 
@@ -205,6 +213,8 @@ def test_a_run_is_probed_resumed_and_compared(run, capsys):
     assert config["run"]["paper"] == "maskcon, Table 6"
     data = config["data"]
     assert (data["eval_size"], data["eval_resize"], data["views"]["init_args"]["size"]) == (32, 37, 32)
+    assert data["eval_resample"] == "bicubic"
+    assert config["model"]["init_args"]["optim"]["reference_batch"] == 256
     assert data["mean"] == [0.5, 0.5, 0.5], "the run's own"
 
     assert main([*line, "--run.resume", "true", "--trainer.max_epochs", "3"]) == 0
@@ -221,13 +231,20 @@ def test_a_run_is_probed_resumed_and_compared(run, capsys):
 def test_public_and_untrained_networks_are_probed(tmp_path):
     root = ("--run.root", str(tmp_path), "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0")
     public = ("--model", "timm/resnet10t", "--pretrained", "false", "--data", "digits", "--data.eval_size", "32")
-    assert main(["probe", *public, "--augment", "false", "--blocks", "1", *root, *SHORT]) == 0
+    assert main(["probe", *public, "--augment", "false", "--recipe", "lcr", *root, *SHORT]) == 0
     said = results(tmp_path / "probe" / "resnet10t_digits")
     assert said["variant"] == "timm/resnet10t (random weights)"
     config = yaml.safe_load((tmp_path / "probe" / "resnet10t_digits" / "config.yaml").read_text())
     data = config["data"]
     assert (data["eval_size"], data["eval_resize"], data["views"]["init_args"]["size"]) == (32, 37, 32)
     assert data["mean"] == [0.485, 0.456, 0.406]
+    assert data["eval_resample"] == "bilinear"
+    model = config["model"]["init_args"]
+    assert (model["blocks"], model["unit_length"]) == (1, True)
+    optim = Optim(**model["optim"])
+    assert (optim.name, optim.momentum, optim.weight_decay, optim.warmup_epochs) == ("sgd", 0.9, 0, 0)
+    assert optim.peak(16) == optim.peak(256) == 30
+    assert (optim.schedule, optim.milestones, optim.gamma) == ("steps", [60, 80], 0.1)
 
     assert main(["probe", "--config", "experiments/maskcon_digits.yaml", *root, *SHORT]) == 0  # with its crops
     said = results(tmp_path / "probe" / "untrained_digits")
@@ -238,11 +255,11 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "probe what?"),
+        ([], "fgssl probe needs a network"),
         (["--ckpt_path", "absent"], "no checkpoint at"),
         (["--model", "timm/resnet18", "--data", "digitts"], "Did you mean 'digits'?"),
         (["--model", "timm/resnet81", "--data", "digits", "--pretrained", "false"], "Did you mean 'resnet18'?"),
-        (["--model", "timm/resnet18", "--data", "digits", "--network", "teacher"], "is of a checkpoint"),
+        (["--model", "timm/resnet18", "--data", "digits", "--network", "teacher"], "of a checkpoint"),
         (["--model", "timm/resnet18", "--data", "digits", "--network", "techer"], "Did you mean 'teacher'?"),
         (["--model", "timm/resnet18", "--data", "digits", "--block", "2"], "unknown option --block. Did you mean"),
         (["--model", "timm/resnet18", "--data", "digits", "--blocks", "0", "--pretrained", "false"], "blocks is 0"),
