@@ -1,10 +1,10 @@
-"""``fgssl davis``: video object segmentation by label propagation, by the patches of a trained network."""
+"""``fgssl davis``: video object segmentation by label propagation with the patch features of a trained network."""
 
 import argparse
 import hashlib
 import os
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,16 @@ import yaml
 from fgssl.cli.command_parser import Parser
 from fgssl.commands.embed import set_public_network
 from fgssl.errors import UserError
+from fgssl.evaluation.davis import Davis, check, evaluate, sequences
 
 
 def main(argv: list[str]) -> int:
     """Run ``fgssl davis <argv>``."""
-    import fgssl.evaluation.davis as davis
-
-    parser = _parser()
-    davis.add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if bool(args.ckpt_path) == bool(args.model):
         raise UserError("evaluate what? Give --ckpt_path RUN or --model timm/NAME, one of them.")
-    args.root = args.root or os.path.join(os.environ.get("FGSSL_DATA", "."), "DAVIS")
-    davis.check(args)
+    options = options_of(args)
+    check(options)
     folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
     if (folder / "results.json").is_file():
         raise UserError(f"{folder} holds a result already. Choose another --run.name.")
@@ -46,15 +43,17 @@ def main(argv: list[str]) -> int:
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return normalise(images.to(device).float().div_(255), mean, std)
 
-    figures = davis.evaluate(network, args, prepare)
+    figures = evaluate(network, options, prepare)
     results = {
         "experiment": "davis", "run": folder.name, "method": name_of(args), "dataset": "davis2017", "seed": 0,
         "status": "finished", "metrics": {f"test/{name}": value for name, value in figures.items()},
-        "ckpt_path": args.ckpt_path, "data": described(args), "duration_s": round(time.time() - began, 1),
+        "ckpt_path": args.ckpt_path, "data": described(options), "duration_s": round(time.time() - began, 1),
         **provenance(),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"davis": vars(args), "model": config.get("model")}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"davis": {**vars(args), "root": options.root}, "model": config.get("model")})
+    )
     write_json(folder / "results.json", results)
     print_summary(results, folder)
     return 0
@@ -63,26 +62,53 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fgssl davis",
-        description="DAVIS 2017: carry the first frame's objects through each video by the likeness of patches; "
-        "region similarity J and contour accuracy F.",
+        description="Video object segmentation on DAVIS 2017: the objects of the first frame are propagated by the "
+        "similarity of patch features. Region similarity J and contour accuracy F.",
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", help="a run folder or .ckpt file of ours, of any method")
-    parser.add_argument("--model", metavar="timm/NAME", help="a public network instead")
-    parser.add_argument("--pretrained", choices=("true", "false"), default="true", help="of --model; default true")
+    parser.add_argument("--ckpt_path", metavar="RUN", help="run folder or .ckpt file of any method")
+    parser.add_argument("--model", metavar="timm/NAME", help="public network instead of a run")
     parser.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="where a checkpoint is in no run folder"
+        "--pretrained", choices=("true", "false"), default="true", help="load timm's weights of --model; default true"
     )
     parser.add_argument(
-        "--network", choices=("student", "teacher"), help="of a checkpoint; default: the teacher where it has one"
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="configuration of a checkpoint that is not in a run folder; can be repeated",
     )
-    parser.add_argument("--root", metavar="FOLDER", help="holds JPEGImages/ ...; default: $FGSSL_DATA/DAVIS")
-    parser.add_argument("--run.root", dest="run_root", default="runs", metavar="FOLDER", help="of all runs")
-    parser.add_argument("--run.name", dest="name", metavar="NAME", help="of this one; default: the network's")
+    parser.add_argument(
+        "--network",
+        choices=("student", "teacher"),
+        help="network of the checkpoint; default: the teacher where it has one",
+    )
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="folder with JPEGImages, Annotations and ImageSets; default: $FGSSL_DATA/DAVIS"
+    )
+    parser.add_argument("--run.root", dest="run_root", default="runs", metavar="FOLDER", help="folder of all runs")
+    parser.add_argument("--run.name", dest="name", metavar="NAME", help="name of this run; default: the network's name")
+    parser.add_argument(
+        "--short_side", type=int, default=480, metavar="PX", help="shorter side of the resized frames; default 480"
+    )
+    parser.add_argument("--topk", type=int, default=5, help="patches that vote for the label of a patch; default 5")
+    parser.add_argument(
+        "--radius", type=int, default=12, help="largest distance of a voting patch, in patches; default 12"
+    )
+    parser.add_argument("--frames", type=int, default=7, help="previous frames that vote, beside the first; default 7")
+    parser.add_argument("--temperature", type=float, default=0.1, help="temperature of the votes' softmax; default 0.1")
+    parser.add_argument("--partial", action="store_true", help="accept a val.txt that does not name 30 sequences")
+    parser.add_argument("--save", metavar="FOLDER", help="folder for the predicted masks, as palette PNGs")
     return parser
 
 
+def options_of(args: argparse.Namespace) -> Davis:
+    """The flags that concern the data and the rule."""
+    given = {field.name: getattr(args, field.name) for field in fields(Davis)}
+    return Davis(**{**given, "root": args.root or os.path.join(os.environ.get("FGSSL_DATA", "."), "DAVIS")})
+
+
 def name_of(args: argparse.Namespace) -> str:
-    """Of the network: ``vit_small_patch16_224.dino``, or that of the run."""
+    """Name of the network: ``vit_small_patch16_224.dino``, or the name of the run."""
     if args.model:
         return args.model.partition("/")[2] + ("" if args.pretrained == "true" else "_random")
     path = Path(args.ckpt_path)
@@ -90,7 +116,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 
 def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The run's, or one made of the public network."""
+    """The configuration of the run, or one made for the public network."""
     from fgssl.commands.restore import configuration
 
     config = configuration(args.ckpt_path, args.config)
@@ -113,11 +139,9 @@ def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     return network
 
 
-def described(args: argparse.Namespace) -> dict[str, Any]:
-    """What was evaluated, so that ``fgssl compare`` sets like beside like."""
-    import fgssl.evaluation.davis as davis
-
-    names = davis.sequences(args)
+def described(options: Davis) -> dict[str, Any]:
+    """The evaluated data, for ``fgssl compare``, which puts only equal data side by side."""
+    names = sequences(options)
     rows = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     nothing = {"images": 0, "classes": 0, "rows_hash": "-"}
     return {

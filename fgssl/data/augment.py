@@ -38,6 +38,8 @@ class Photometric:
         grey: probability of a grey image.
         blur: probability of a Gaussian blur, sigma uniform in 0.1 .. 2 px.
         solarise: probability that values of 128 and more are inverted.
+        other_half: probabilities of blur and solarisation for a random half of the images (FLSL's released code); the
+            other half has ``blur`` and ``solarise``. null: all images have those.
     """
 
     perspective: float = 0.0
@@ -49,6 +51,7 @@ class Photometric:
     grey: float = 0.0
     blur: float = 0.0
     solarise: float = 0.0
+    other_half: tuple[float, float] | None = None
 
 
 @torch.no_grad()
@@ -76,10 +79,13 @@ def augment(
         [B, 3, H, W] float32.
     """
     height, width = images.shape[-2:]
-    numbers = uniform(seed, draws, stream, 18)
-    chance, amount, corners = numbers[:, :5], numbers[:, 5:10], numbers[:, 10:]
+    numbers = uniform(seed, draws, stream, 19)
+    chance, amount, corners, half = numbers[:, :5], numbers[:, 5:10], numbers[:, 10:18], numbers[:, 18]
     p = photometric
-    chosen = chance < [p.perspective, p.jitter, p.grey, p.blur, p.solarise]
+    probabilities = np.tile([p.perspective, p.jitter, p.grey, p.blur, p.solarise], (len(numbers), 1))
+    if p.other_half is not None:
+        probabilities[half < 0.5, 3:] = p.other_half
+    chosen = chance < probabilities
     factors = (2 * amount[:, :4] - 1) * [p.brightness, p.contrast, p.saturation, p.hue] + [1, 1, 1, 0]
     sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * amount[:, 4]
     parameters = [

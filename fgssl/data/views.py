@@ -185,18 +185,22 @@ class MultiCrop(Views):
 
 
 class NestedCrops(Views):
-    """Teacher views, and student views taken out of them (FLSL).
+    """Teacher views, and student views taken out of them (FLSL). No view is flipped: student and teacher stay aligned.
 
     Order: T teacher views; T large student views; T x ``local_crops`` small ones, those of the first teacher view
-    first. ``crops[i].inside`` is the teacher view of student view i.
+    first. ``crops[i].inside`` is the teacher view that student view i is a part of. All teacher views of an image
+    show the same part of it; the colours of every view are drawn independently.
 
     Args:
         size: side of teacher and large student views, px.
-        teacher_scale: share of the image that a teacher view takes.
-        student_scale: share of the teacher view that a large student view takes.
-        local_size, local_scale: the same for the small views.
+        teacher_scale: smallest and largest share of the image's area that the teacher views take.
+        student_scale: smallest and largest share of the teacher view that a large student view takes.
+        local_size: side of the small views, px.
+        local_scale: smallest and largest share of the teacher view that a small view takes.
         local_crops: small views for each teacher view (2 in the released code, 0 in the paper).
-        teacher_views: T; 2 gives the two symmetric pairs of the paper's pseudo-code.
+        teacher_views: T (1 in the released code, 2 in the paper).
+        recipe: ``paper``: blur with probability 0.5, solarisation with 0.2 (appendix E.3). ``code``: a random half of
+            the views has blur with 0.5 and no solarisation, the other half blur with 0.1 and solarisation with 0.2.
     """
 
     def __init__(
@@ -208,16 +212,24 @@ class NestedCrops(Views):
         local_scale: tuple[float, float] = (0.05, 0.4),
         local_crops: int = 2,
         teacher_views: int = 1,
+        recipe: Literal["paper", "code"] = "paper",
     ):
-        photometric = replace(_DINO, blur=0.5, solarise=0.2)
-        teacher = Crop(size, teacher_scale, resample="bicubic", photometric=photometric)
+        of_paper, of_code = replace(_DINO, blur=0.5, solarise=0.2), replace(_DINO, blur=0.5, other_half=(0.1, 0.2))
+        photometric = of_paper if recipe == "paper" else of_code
+        teacher = Crop(size, teacher_scale, flip=0.0, resample="bicubic", photometric=photometric)
         student, local = replace(teacher, scale=student_scale), replace(teacher, size=local_size, scale=local_scale)
+        self.teacher_views = teacher_views
         parents = range(teacher_views)
         super().__init__(
             [teacher for _ in parents]
             + [replace(student, inside=parent) for parent in parents]
             + [replace(local, inside=parent) for parent in parents for _ in range(local_crops)]
         )
+
+    def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
+        numbers_BVN = super().numbers(seed, draws)
+        numbers_BVN[:, 1 : self.teacher_views] = numbers_BVN[:, :1]  # the same box for all teacher views
+        return numbers_BVN
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------

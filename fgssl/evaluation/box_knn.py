@@ -17,9 +17,9 @@ def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Ten
     """The patches nearest to the centres of a box's 3 x 3 cells.
 
     Args:
-        boxes_B4: the object's box (x0, y0, x1, y1), pixels of the stored image.
-        seen_B4: the part of the image that the network sees, likewise; it fills the grid of patches. A centre outside
-            of it counts to the nearest patch.
+        boxes_B4: boxes of the objects (x0, y0, x1, y1), pixels of the stored image. What lies outside of the seen part
+            is cut off first (eval_bbox_aligned_knn.py:310-311).
+        seen_B4: the part of the image that the network sees, in the same pixels; it fills the grid of patches.
         grid: rows and columns of patches.
 
     Returns:
@@ -28,8 +28,9 @@ def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Ten
     cell_S = (torch.arange(SIDE, device=boxes_B4.device, dtype=torch.float64) + 0.5) / SIDE
     places = []
     for low, count in ((1, grid[0]), (0, grid[1])):  # y, x
-        start_B1, end_B1 = boxes_B4[:, low, None].double(), boxes_B4[:, low + 2, None].double()
         first_B1, last_B1 = seen_B4[:, low, None].double(), seen_B4[:, low + 2, None].double()
+        start_B1 = boxes_B4[:, low, None].double().clamp(first_B1, last_B1)
+        end_B1 = boxes_B4[:, low + 2, None].double().clamp(first_B1, last_B1)
         centre_BS = start_B1 + (end_B1 - start_B1) * cell_S
         place_BS = (centre_BS - first_B1) / (last_B1 - first_B1) * count
         places.append(place_BS.floor().long().clamp(0, count - 1))
@@ -40,13 +41,15 @@ def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Ten
 def box_knn_right(
     queries_NPD: Tensor, labels_N: Tensor, bank_MPD: Tensor, bank_labels_M: Tensor, *, k: int, temperature: float
 ) -> Tensor:
-    """Whether any patch of a test image is classified right by its neighbours among all training patches.
+    """Whether any patch of a test image is classified correctly by its neighbours among all training patches.
 
     Args:
-        queries_NPD, labels_N: the test images' patches and classes.
-        bank_MPD, bank_labels_M: the training images'.
-        k: voters of a patch, of cosine similarity; each votes with exp(cosine / temperature).
-        temperature: of the votes.
+        queries_NPD: patches of the test images.
+        labels_N: classes of the test images.
+        bank_MPD: patches of the training images.
+        bank_labels_M: classes of the training images.
+        k: nearest neighbours of a patch, by cosine similarity; each votes with exp(cosine / temperature).
+        temperature: temperature of the votes.
 
     Returns:
         [N] bool.
@@ -60,16 +63,16 @@ def box_knn_right(
 
 
 def nearest(queries_QD: Tensor, bank: Tensor, k: int, *, at_once: int = MAX_ROWS) -> tuple[Tensor, Tensor]:
-    """``search`` in a bank of any length, by parts that it can rank: ImageNet's boxes have more patches than that.
+    """``search`` in a bank of any length, part by part: ImageNet's boxes have more patches than one search can rank.
 
     Args:
-        queries_QD: what to find the neighbours of.
-        bank: [rows, D].
+        queries_QD: query features.
+        bank: [rows, D] features to search in.
         k: neighbours of a query.
         at_once: rows of a part.
 
     Returns:
-        Cosines [Q, k] and rows of the bank [Q, k], nearest first, ties by row: what one search would give.
+        Cosines [Q, k] and rows of the bank [Q, k], nearest first, ties by row: the result of a single search.
     """
     found = [search(queries_QD, part, min(k, len(part))) for part in bank.split(at_once)]
     cosine_QC = torch.cat([cosine for cosine, _ in found], dim=1)

@@ -1,15 +1,15 @@
-"""DAVIS 2017: carry the first frame's objects through a video by the likeness of frozen patches.
+"""DAVIS 2017: objects of the first frame propagated through a video by the similarity of frozen patch features.
 
-Source: FLSL, section 5.3 (Table 4); the rule is that of Jabri et al., Space-Time Correspondence as a Contrastive Random
-Walk, NeurIPS 2020, as DINO uses it.
+FLSL, section 5.3 and Table 4, with DINO's evaluation code; the rule comes from Jabri et al., Space-Time Correspondence
+as a Contrastive Random Walk, NeurIPS 2020. The one difference from DINO's code: its green standard deviation is 0.228.
 
-Shapes: F features; H x W patches; S sources, which are frames whose labels are known or were predicted; K labels, the
+Shapes: F features; H x W patches; S sources, the frames whose labels are given or predicted already; K labels, the
 background and then the objects; h x w pixels of a frame.
 """
 
-import argparse
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from fgssl.errors import UserError, at_least
 
 SEQUENCES = 30  # of the official val.txt
 VOID = 255  # in annotations: belongs to no object
+GRANULARITY = 64  # of the longer side of a resized frame, px (eval_video_segmentation.py:205-211 of DINO)
 
 
 class Video(NamedTuple):
@@ -30,30 +31,47 @@ class Video(NamedTuple):
     masks: list[Path]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the rule; the defaults are the published ones."""
-    parser.add_argument("--short_side", type=int, default=480, metavar="PX", help="of the frames; default 480")
-    parser.add_argument("--topk", type=int, default=5, help="patches that vote for the label of one; default 5")
-    parser.add_argument("--radius", type=int, default=12, help="how far away those may be, in patches; default 12")
-    parser.add_argument("--frames", type=int, default=7, help="previous frames to look at beside the first; default 7")
-    parser.add_argument("--temperature", type=float, default=0.1, help="of the votes' softmax; default 0.1")
-    parser.add_argument("--partial", action="store_true", help=f"accept a val.txt of other than {SEQUENCES} sequences")
-    parser.add_argument("--save", metavar="FOLDER", help="write the predicted masks there, as palette PNGs")
+@dataclass(frozen=True)
+class Davis:
+    """The data and the rule of DAVIS 2017; the defaults are the published ones.
+
+    Args:
+        root: folder that holds ``JPEGImages/480p``, ``Annotations/480p`` and ``ImageSets/2017/val.txt``.
+        short_side: shorter side of the resized frames, px; the longer side is rounded down to a multiple of 64.
+        topk: patches that vote for the label of a patch.
+        radius: largest distance of a voting patch, in rows and in columns of patches.
+        frames: previous frames that vote, beside the first frame.
+        temperature: temperature of the softmax over the votes.
+        partial: accept a val.txt that does not name 30 sequences.
+        save: folder for the predicted masks, written as palette PNGs; null: they are not written.
+    """
+
+    root: str
+    short_side: int = 480
+    topk: int = 5
+    radius: int = 12
+    frames: int = 7
+    temperature: float = 0.1
+    partial: bool = False
+    save: str | None = None
+
+    def __post_init__(self):
+        at_least(1, **{"--short_side": self.short_side, "--topk": self.topk})
+        at_least(0, **{"--radius": self.radius, "--frames": self.frames})
+        at_least(1e-3, **{"--temperature": self.temperature})
 
 
-def check(args: argparse.Namespace) -> None:
-    """Look at the options and at every file's header.
+def check(options: Davis) -> None:
+    """Look at the header of every file.
 
     Raises:
-        UserError: an option out of its bounds, or a file that is missing or of another size.
+        UserError: a file is missing or of another size, or the folder for the masks is not empty.
     """
-    at_least(1, **{"--short_side": args.short_side, "--topk": args.topk})
-    at_least(0, **{"--radius": args.radius, "--frames": args.frames})
-    at_least(1e-3, **{"--temperature": args.temperature})
-    if args.save and Path(args.save).exists() and (Path(args.save).is_file() or any(Path(args.save).iterdir())):
-        raise UserError(f"--save: {args.save} exists and is not an empty folder. Choose another.")
-    for name in sequences(args):
-        video = video_of(args.root, name)
+    save = options.save
+    if save and Path(save).exists() and (Path(save).is_file() or any(Path(save).iterdir())):
+        raise UserError(f"--save: {save} exists and is not an empty folder. Choose another.")
+    for name in sequences(options):
+        video = video_of(options.root, name)
         size = _header(video.frames[0]).size
         for path in (*video.frames, *video.masks):
             header = _header(path)
@@ -65,13 +83,13 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"{video.masks[0]} shows no object: there is nothing to follow.")
 
 
-def sequences(args: argparse.Namespace) -> list[str]:
+def sequences(options: Davis) -> list[str]:
     """Names of the sequences in the official list.
 
     Raises:
         UserError: no list, or one that is not the official one though ``--partial`` is not given.
     """
-    path = Path(args.root) / "ImageSets" / "2017" / "val.txt"
+    path = Path(options.root) / "ImageSets" / "2017" / "val.txt"
     if not path.is_file():
         raise UserError(
             f"{path} not found. --root has to be the folder DAVIS, which holds JPEGImages/480p/, Annotations/480p/ "
@@ -80,17 +98,17 @@ def sequences(args: argparse.Namespace) -> list[str]:
     names = path.read_text().split()
     if not names:
         raise UserError(f"{path} names no sequence.")
-    if len(names) != SEQUENCES and not args.partial:
+    if len(names) != SEQUENCES and not options.partial:
         raise UserError(f"{path} names {len(names)} sequences instead of {SEQUENCES}. If so intended, give --partial.")
     return names
 
 
-def evaluate(network: Any, args: argparse.Namespace, normalise: Callable) -> dict[str, float]:
+def evaluate(network: Any, options: Davis, normalise: Callable) -> dict[str, float]:
     """Follow the objects of every sequence.
 
     Args:
         network: a timm network without classifier, in eval mode, that takes images of any size.
-        args: of ``add_arguments``, and ``root``.
+        options: data and rule.
         normalise: [B, 3, H, W] uint8 -> float on the network's device.
 
     Returns:
@@ -104,21 +122,21 @@ def evaluate(network: Any, args: argparse.Namespace, normalise: Callable) -> dic
     from fgssl.metrics.video import video_metrics
 
     objects: list[tuple[list[float], list[float]]] = []
-    for name in track(sequences(args), "DAVIS 2017"):
-        objects += _scores_of(network, video_of(args.root, name), args, normalise)
+    for name in track(sequences(options), "DAVIS 2017"):
+        objects += _scores_of(network, video_of(options.root, name), options, normalise)
     return video_metrics(objects)
 
 
-def _scores_of(network: Any, video: Video, args: argparse.Namespace, normalise: Callable) -> list:
+def _scores_of(network: Any, video: Video, options: Davis, normalise: Callable) -> list:
     """J and F of each object in the frames that count: all but the first, which was given, and the last."""
     from fgssl.metrics.video import contour_accuracy, region_similarity
 
     numbers = _objects(_read_mask(video.masks[0]))
     scores: list[tuple[list[float], list[float]]] = [([], []) for _ in numbers]
-    for place, found_hw in enumerate(follow(network, video, args, normalise)):
+    for place, found_hw in enumerate(follow(network, video, options, normalise)):
         path = video.masks[place]
-        if args.save:
-            _write_mask(Path(args.save) / video.name / path.name, found_hw)
+        if options.save:
+            _write_mask(Path(options.save) / video.name / path.name, found_hw)
         if place in (0, len(video.masks) - 1):
             continue
         truth_hw = _read_mask(path)
@@ -128,25 +146,30 @@ def _scores_of(network: Any, video: Video, args: argparse.Namespace, normalise: 
     return scores
 
 
-def follow(network: Any, video: Video, args: argparse.Namespace, normalise: Callable) -> Iterator[np.ndarray]:
+def follow(network: Any, video: Video, options: Davis, normalise: Callable) -> Iterator[np.ndarray]:
     """Yield each frame's mask [h, w], uint8 numbers of the objects; the first is the annotation itself."""
     import torch
 
     given_hw = _read_mask(video.masks[0])
     numbers = np.array([0, *_objects(given_hw)], np.uint8)
-    previous: deque = deque(maxlen=args.frames)
+    previous: deque = deque(maxlen=options.frames)
     first: tuple = ()
     for path in video.frames:
         with torch.inference_mode():
-            features_HWF = _features(network, path, args.short_side, normalise)
+            features_HWF, resized = _features(network, path, options.short_side, normalise)
             if not first:
                 first = (features_HWF, _first_labels(given_hw, numbers, features_HWF))
                 found_hw = np.where(np.isin(given_hw, numbers), given_hw, 0)
             else:
-                rule = {"topk": args.topk, "radius": args.radius, "temperature": args.temperature}
+                rule: dict[str, Any] = {
+                    "topk": options.topk,
+                    "radius": options.radius,
+                    "temperature": options.temperature,
+                }
                 labels_HWK = propagate(features_HWF, [first, *previous], **rule)
                 previous.append((features_HWF, labels_HWK))
-                found_hw = numbers[upsample(labels_HWK, given_hw.shape).argmax(dim=2).cpu().numpy()]
+                found = Image.fromarray(numbers[upsample(labels_HWK, resized).argmax(dim=2).cpu().numpy()])
+                found_hw = np.array(found.resize(given_hw.shape[::-1], Image.Resampling.NEAREST))
         yield found_hw
 
 
@@ -184,7 +207,7 @@ def propagate(target_HWF: Any, sources: list[tuple[Any, Any]], *, topk: int, rad
 
 
 def upsample(labels_HWK: Any, size: tuple[int, ...]) -> Any:
-    """[h, w, K]: the labels over a frame's pixels, each label stretched to 0 .. 1 unless it is the same everywhere."""
+    """[h, w, K]: labels interpolated to ``size``, each label scaled to 0 .. 1 unless it is the same everywhere."""
     import torch
     from torch.nn import functional as F
 
@@ -195,29 +218,42 @@ def upsample(labels_HWK: Any, size: tuple[int, ...]) -> Any:
     return stretched.permute(1, 2, 0)
 
 
-def _features(network: Any, path: Path, short_side: int, normalise: Callable) -> Any:
-    """[H, W, F] patches of unit length of one frame, its shorter side resized and both rounded to whole patches."""
+def frame_size(height: int, width: int, short_side: int, patch: int) -> tuple[int, int]:
+    """Height and width to which a frame is resized, as in DINO's code.
+
+    The shorter side becomes ``short_side``, the longer one is rounded down to a multiple of 64 px. Both are then
+    rounded down to whole patches, which changes nothing for patches of 8, 16 and 32 px.
+    """
+    scaled = max(height, width) * short_side / min(height, width)
+    longer = max(int(scaled // GRANULARITY) * GRANULARITY, GRANULARITY)
+    rows, columns = (short_side, longer) if width >= height else (longer, short_side)
+    return max(rows // patch, 1) * patch, max(columns // patch, 1) * patch
+
+
+def _features(network: Any, path: Path, short_side: int, normalise: Callable) -> tuple[Any, tuple[int, int]]:
+    """[H, W, F] patch features of unit length of one resized frame, and its height and width."""
     import torch
     from torch.nn import functional as F
 
     from fgssl.nn.feature_map import as_map
 
     image = _read(path, "RGB")
-    patch, scale = network.feature_info[-1]["reduction"], short_side / min(image.size)
-    width, height = (max(round(side * scale / patch), 1) * patch for side in image.size)
-    pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
-    images = normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    height, width = frame_size(image.height, image.width, short_side, network.feature_info[-1]["reduction"])
+    pixels_1Fhw = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    # DINO's code resizes by OpenCV: bilinear, without smoothing where it shrinks.
+    resized = F.interpolate(pixels_1Fhw, (height, width), mode="bilinear", align_corners=False)
+    images = normalise(resized.round().to(torch.uint8))
     try:
         features_FHW = as_map(network, network.forward_features(images), images)[0]
-    except AssertionError as fault:  # timm's, of a network of one size only
+    except AssertionError as fault:  # raised by timm's networks of one image size
         raise UserError(f"{type(network).__name__} takes no images of {height} x {width} px: {fault}") from fault
     if not features_FHW.isfinite().all():
         raise UserError(f"the network gives NaN or Inf for {path}.")
-    return F.normalize(features_FHW.float(), dim=0).permute(1, 2, 0).contiguous()
+    return F.normalize(features_FHW.float(), dim=0).permute(1, 2, 0).contiguous(), (height, width)
 
 
 def _first_labels(mask_hw: np.ndarray, numbers: np.ndarray, features_HWF: Any) -> Any:
-    """[H, W, K]: 1 for the label at the middle of a patch, as DINO takes it, 0 for the others."""
+    """[H, W, K]: 1 for the label at the centre of a patch (nearest-neighbour resizing, as DINO), 0 for the others."""
     import torch
 
     height, width, _ = features_HWF.shape

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgssl.losses.contrastive import contrastive_logits
+from fgssl.losses.precision import at_least_float32
 
 
 @torch.no_grad()
@@ -45,11 +46,11 @@ def soft_targets(
 def _relations(keys: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, tau: float) -> Tensor:
     """exp((d - max d) / tau) for entries of the same coarse label, 0 for the others [B, K] (Eq. 11-13)."""
     same_BK = labels[:, None] == queue_labels[None, :]
-    dtype = _at_least_float32(keys).dtype
+    dtype = at_least_float32(keys).dtype
     if tau > torch.finfo(dtype).max or len(queue) == 0:
         return same_BK.to(dtype)
     with torch.autocast(keys.device.type, enabled=False):  # bfloat16 rounds cosines by up to 0.004; tau is 0.05
-        d_BK = _at_least_float32(keys) @ _at_least_float32(queue).T
+        d_BK = at_least_float32(keys) @ at_least_float32(queue).T
     d_BK = d_BK.masked_fill(~same_BK, -torch.inf)
     # Maximum over the same coarse label only: with the others at 0, all-negative cosines would underflow to 0 / 0.
     d_max_B, nearest_B = d_BK.max(dim=1)
@@ -73,7 +74,3 @@ def soft_contrastive_loss(queries: Tensor, keys: Tensor, queue: Tensor, targets:
         Scalar, mean over the batch.
     """
     return F.cross_entropy(contrastive_logits(queries, keys, queue, tau=tau0), targets)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

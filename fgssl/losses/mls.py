@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fgssl.losses.precision import at_least_float32
+
 
 @torch.no_grad()
 def pseudo_labels(features: Tensor, feature_queue: Tensor, *, k: int) -> Tensor:
@@ -24,7 +26,7 @@ def pseudo_labels(features: Tensor, feature_queue: Tensor, *, k: int) -> Tensor:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     with torch.autocast(features.device.type, enabled=False):  # a bf16 product would not tell near entries apart
-        scores_BD = _at_least_float32(features) @ _at_least_float32(feature_queue).T
+        scores_BD = at_least_float32(features) @ at_least_float32(feature_queue).T
     nearest_Bk = scores_BD.topk(min(k, len(feature_queue)), dim=1).indices
     return torch.zeros_like(scores_BD).scatter_(1, nearest_Bk, 1.0)
 
@@ -68,7 +70,3 @@ def _logits(z_BC: Tensor, queue_DC: Tensor, tau: float) -> Tensor:
 def _mean(terms_BD: Tensor) -> Tensor:
     """Mean; 0, not NaN, of nothing."""
     return terms_BD.sum() / max(terms_BD.numel(), 1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fgssl.losses.precision import at_least_float32
+
 
 @torch.no_grad()
 def diffused_targets(
@@ -44,7 +46,7 @@ def diffused_targets(
     if not 0 <= omega < 1 or tau <= 0 or tau_d <= 0:
         raise ValueError(f"omega lies in [0, 1), tau and tau_d above 0: got {omega}, {tau}, {tau_d}")
     with torch.autocast(teacher_similarity.device.type, enabled=False):
-        d_BB = _at_least_float32(teacher_similarity)
+        d_BB = at_least_float32(teacher_similarity)
         if omega == 0 or len(d_BB) == 1:
             return torch.softmax(d_BB / tau, dim=1)
         if normalization == "softmax":
@@ -81,7 +83,7 @@ def relation_distillation(student_similarity: Tensor, targets: Tensor, *, tau: f
     Returns:
         Scalar, mean over the rows. float32 at least, also under autocast.
     """
-    log_student_BB = F.log_softmax(_at_least_float32(student_similarity) / tau, dim=1)
+    log_student_BB = F.log_softmax(at_least_float32(student_similarity) / tau, dim=1)
     return F.kl_div(log_student_BB, targets.detach().to(log_student_BB.dtype), reduction="batchmean")
 
 
@@ -174,7 +176,3 @@ def _conjugate_gradients(s_NN: Tensor, omega: float, right_Nn: Tensor, tolerance
         former_n, square_n = square_n, rest_Nn.square().sum(dim=0)
         step_Nn = rest_Nn + square_n / former_n.clamp(min=torch.finfo(right_Nn.dtype).tiny) * step_Nn
     return x_Nn
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -30,36 +30,44 @@ TOKENS = {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic
 class FLSL(SelfDistillation):
     """Feature-level self-supervised learning (Su, Netchaev, Li & Ji, NeurIPS 2023).
 
-    Mean-shift by self-attention (SA) takes some tokens z of a student's view to the modes z_hat around them; by
-    cross-attention (CA) it takes the same z to modes z_hat_plus of the teacher's view. Within a view z is drawn to
-    z_hat; across views both modes are assigned to the same of K centroids, all of which are to be used.
+    Mean-shift by self-attention (SA) moves query tokens z of a student view to the modes z_hat of the view;
+    cross-attention (CA) moves the same z to modes z_hat_plus of a teacher view. The intra-view term draws z to z_hat.
+    The inter-view term assigns z_hat and z_hat_plus to the same of K centroids, and the volume term keeps all centroids
+    in use.
 
-    Views: ``NestedCrops``, the teacher's first; each student's is a part of a teacher's, which it is compared with.
-    With two teacher views the paper cuts all from one place and compares crosswise; here the two places differ and each
-    student is compared with the teacher that it was cut from, its colours drawn independently all the same.
+    Views: ``NestedCrops``, the teacher views first, then the student views, which are parts of them. With one teacher
+    view, all student views are compared with it (released code). With two, both show one place in different colours,
+    and the students of one are compared with the other; each pair has a loss of its own, and the step takes their mean
+    (paper, algorithm 1).
 
-    Shapes: B batch, N tokens, Q queries, D channels, K centroids.
+    Shapes: T teacher views, B batch, N tokens, Q queries of a teacher's students, D channels, K centroids.
 
     Args:
-        backbone: a timm ViT without class token, its positions fixed sines and cosines unless ``pretrained``. The
-            paper's are ViT-S/16, S/8 and B/16, with ``drop_path_rate: 0.1`` (in the student alone).
-        v: weight of the intra-view term, Eq. 13.
-        eta: weight of the inter-view term.
-        gamma: weight of the volume term.
+        backbone: a timm ViT without class token. Its position embeddings are fixed sines and cosines unless
+            ``pretrained``. The paper's are ViT-S/16, ViT-S/8 and ViT-B/16, with ``drop_path_rate: 0.1`` in the student.
+        v: weight of the intra-view term (Eq. 13).
+        eta: weight of the inter-view term (Eq. 13).
+        gamma: weight of the volume term (Eq. 13).
         tau_sa: inverse temperature of SA, in units of 1 / sqrt(D).
-        tau_ca: that of CA; below ``tau_sa`` the features collapse.
-        prototypes: K.
-        hidden, bottleneck: widths of the head.
-        window: w; one query of each w x w tokens.
-        queries: which of them: ``random`` (paper) or ``top_left`` (released code).
-        teacher_views: teacher views an image: 1, or 2 for two symmetric pairs. As ``data.views`` has them.
-        local_crops: small student views for each teacher view: 0 in the paper, 2 in the released code. Likewise.
-        targets: ``plain``: the teacher's softmax. ``sinkhorn``: softmax along the batch of all processes first (Table
-            5), whose rows are then made to sum to 1, so that they are distributions. ``center``: DINO's running centre.
-        tau_s, tau_t_start, tau_t, tau_t_epochs: temperatures of the student's and the teacher's assignments.
-        momentum: of the teacher.
+        tau_ca: inverse temperature of CA, in units of 1 / sqrt(D); below ``tau_sa`` the features collapse.
+        prototypes: number of centroids K.
+        hidden: width of the hidden layers of the head.
+        bottleneck: width of the head before the centroids.
+        window: side of a window, in tokens; one token of each window is a query.
+        queries: which token of a window is the query: a random one (``random``, paper) or the first (``top_left``,
+            released code).
+        teacher_views: teacher views of an image: 1 (released code) or 2 (paper). The same as in ``data.views``.
+        local_crops: small student views for each teacher view: 0 in the paper, 2 in the released code. The same as in
+            ``data.views``.
+        targets: teacher assignments. ``plain``: softmax of the teacher's logits. ``sinkhorn``: softmax over the global
+            batch first (Table 5), then rows scaled to sum to 1. ``center``: DINO's running centre subtracted.
+        tau_s: student temperature.
+        tau_t_start: teacher temperature in the first epoch.
+        tau_t: teacher temperature from epoch ``tau_t_epochs`` on.
+        tau_t_epochs: epochs in which the teacher temperature goes linearly from ``tau_t_start`` to ``tau_t``.
+        momentum: momentum of the teacher's moving average after the first step; by a cosine to 1 at the end.
         freeze_last_layer: epochs in which the centroids stay as they are.
-        optim: optimiser and schedule.
+        optim: optimiser and learning rate schedule.
     """
 
     default_views = {"class_path": "NestedCrops", "init_args": {"local_crops": 0}}
@@ -111,54 +119,76 @@ class FLSL(SelfDistillation):
     def step(self, batch: Batch) -> StepResult:
         with torch.no_grad():
             teacher_BND = [self.teacher.backbone.forward_features(x) for x in batch.views[: self.teacher_views]]
-        z, z_hat, z_hat_plus = [], [], []
-        for number, parent in enumerate(self.parents, start=self.teacher_views):
+        # Both teacher views show one place: the students of one are compared with the other (1 view: with itself).
+        pairs = [self.modes(batch, parent, teacher_BND[-1 - parent]) for parent in range(self.teacher_views)]
+        z, z_hat, z_hat_plus = (torch.stack(of_pairs) for of_pairs in zip(*pairs, strict=True))
+        return self.objective(z, z_hat, z_hat_plus)
+
+    def modes(self, batch: Batch, parent: int, teacher_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries z of the students of a teacher view, their modes z_hat, and modes z_hat_plus in ``teacher_BND``."""
+        z, z_hat = [], []
+        for number in self.students_of(parent):
             s_BND = self.student.backbone.forward_features(batch.views[number])
             z_BQD = s_BND.take_along_dim(self.query_tokens(batch, number)[..., None], dim=1)
             z.append(z_BQD)
             z_hat.append(mean_shift(z_BQD, s_BND, temperature=self.temperature_sa))  # SA, Eq. 4
-            with torch.no_grad():
-                z_hat_plus.append(mean_shift(z_BQD, teacher_BND[parent], temperature=self.temperature_ca))  # CA, Eq. 12
-        return self.objective(torch.cat(z, dim=1), torch.cat(z_hat, dim=1), torch.cat(z_hat_plus, dim=1))
+        z_BQD = torch.cat(z, dim=1)
+        with torch.no_grad():
+            z_hat_plus_BQD = mean_shift(z_BQD, teacher_BND, temperature=self.temperature_ca)  # CA, Eq. 12
+        return z_BQD, torch.cat(z_hat, dim=1), z_hat_plus_BQD
+
+    def students_of(self, teacher_view: int) -> list[int]:
+        """Numbers of the views that are parts of a teacher view."""
+        numbered = enumerate(self.parents, start=self.teacher_views)
+        return [number for number, parent in numbered if parent == teacher_view]
 
     def objective(self, z: Tensor, z_hat: Tensor, z_hat_plus: Tensor) -> StepResult:
-        """Eq. 13 of the queries of all views, their modes, and the teacher's modes, each [B, Q, D]."""
-        student_BQK = self.student.head(z_hat)
+        """Eq. 13, mean over T pairs of views.
+
+        Args:
+            z: [T, B, Q, D] queries.
+            z_hat: [T, B, Q, D] their modes in the student views.
+            z_hat_plus: [T, B, Q, D] their modes in the teacher views.
+        """
+        student_TBQK = self.student.head(z_hat)
         with torch.no_grad():
-            raw_BQK = self.teacher.head(z_hat_plus)
-            teacher_BQK = self.balanced(raw_BQK)
-            p_plus_BQK = (teacher_BQK / self.tau_t).softmax(dim=-1)
-        p_BQK = (student_BQK / self.tau_s).softmax(dim=-1)
-        p_bar_RK = gather_with_gradient(p_BQK.mean(dim=(0, 1))[None])  # of the R processes
+            raw_TBQK = self.teacher.head(z_hat_plus)
+            teacher_TBQK = self.balanced(raw_TBQK)
+            p_plus_TBQK = (teacher_TBQK / self.tau_t).softmax(dim=-1)
+        p_TBQK = (student_TBQK / self.tau_s).softmax(dim=-1)
+        p_bar_RTK = gather_with_gradient(p_TBQK.mean(dim=(1, 2))[None])  # R processes
         intra = intra_view(z, z_hat)
-        inter = inter_view(student_BQK, teacher_BQK, tau_s=self.tau_s, tau_t=self.tau_t)
-        spread = volume(p_bar_RK)
+        inter = inter_view(student_TBQK, teacher_TBQK, tau_s=self.tau_s, tau_t=self.tau_t)
+        spread = torch.stack([volume(p_bar_RK) for p_bar_RK in p_bar_RTK.unbind(1)]).mean()
         if self.center is not None:
-            self.center.update(raw_BQK)
+            self.center.update(raw_TBQK)
         loss = self.v * intra + self.eta * inter + self.gamma * spread
-        watched = watch(student_BQK, p_plus_BQK, tau_s=self.tau_s)
+        watched = watch(student_TBQK, p_plus_TBQK, tau_s=self.tau_s)
         return StepResult(loss, {"intra": intra, "inter": inter, "volume": spread, **watched})
 
     def balanced(self, logits: Tensor) -> Tensor:
-        """The teacher's logits [B, Q, K], less what favours some centroids over others in every row."""
+        """Teacher logits [T, B, Q, K] after ``targets``: what all rows of a pair share is subtracted."""
         if self.center is not None:
             return logits - self.center.value
         if self.targets == "sinkhorn":
-            (mass_RK,) = gather_rows(batch_mass(logits, tau=self.tau_t)[None])
-            return logits - self.tau_t * mass_RK.logsumexp(dim=0)
+            mass_TK = torch.stack([batch_mass(of_pair, tau=self.tau_t) for of_pair in logits])
+            (mass_RTK,) = gather_rows(mass_TK[None])
+            return logits - self.tau_t * mass_RTK.logsumexp(dim=0)[:, None, None]
         return logits
 
     def query_tokens(self, batch: Batch, number: int) -> Tensor:
-        """[B, Q] numbers of the tokens of view ``number`` that are queries; drawn from the seed and the samples."""
+        """[B, Q] numbers of the query tokens of view ``number``; a function of the seed and the samples."""
         view = batch.views[number]
         grid = token_grid(self.student.backbone, view.shape[-2:])
         count = window_count(grid, self.window)
         if not count:
             raise UserError(f"model.window is {self.window}: a view of {grid[0]} x {grid[1]} tokens holds none.")
-        draws_BQ = np.zeros((len(view), count))
-        if self.queries == "random":  # streams that the data module does not use: those of its views are before them
-            draws_BQ = uniform(self._seed, batch.draw.cpu().numpy(), 2 * len(batch.views) + number, count)
-        return window_tokens(grid, self.window, draws_BQ).to(view.device)
+        # The data module draws a view from the streams 2 * view and 2 * view + 1; these are the next ones.
+        numbers = uniform(self._seed, batch.draw.cpu().numpy(), 2 * len(batch.views) + number, count + 2)
+        draws_BQ, corners_B2 = numbers[:, :count], numbers[:, count:] < 0.5
+        if self.queries == "top_left":
+            draws_BQ = np.zeros_like(draws_BQ)
+        return window_tokens(grid, self.window, draws_BQ, corners_B2).to(view.device)
 
     def check_views(self, crops: list[Crop]) -> None:
         """Refuse views that are not those of NestedCrops with the same ``teacher_views`` and ``local_crops``."""

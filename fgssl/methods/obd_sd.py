@@ -14,6 +14,7 @@ from fgssl.distributed import gather_rows, gather_with_gradient
 from fgssl.errors import UserError
 from fgssl.evaluation.embedding import collect
 from fgssl.losses.obd_sd import diffused_targets, distillation_weight, global_similarity, relation_distillation
+from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import Method, StepResult
 from fgssl.nn.backbones import Backbone, Encoder
 from fgssl.nn.dml import Margin, MultiSimilarity, Spec, build_dml
@@ -182,7 +183,7 @@ class OBDSD(Method):
     def metric_loss(self, loss: nn.Module, z_BD: Tensor, labels_B: Tensor) -> Tensor:
         """L_DML, in float32 at least."""
         with torch.autocast(z_BD.device.type, enabled=False):
-            z_BD = _at_least_float32(z_BD)
+            z_BD = at_least_float32(z_BD)
             mined = () if self.miner is None else (self.miner(z_BD, labels_B),)
             return loss(z_BD, labels_B, *mined)
 
@@ -286,12 +287,8 @@ class OBDSD(Method):
 def similarity(z_BD: Tensor) -> Tensor:
     """[B, B] cosines of unit rows; a bf16 product would be off by 0.004."""
     with torch.autocast(z_BD.device.type, enabled=False):
-        z_BD = _at_least_float32(z_BD)
+        z_BD = at_least_float32(z_BD)
         return z_BD @ z_BD.T
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _loss_label(loss: nn.Module) -> str:

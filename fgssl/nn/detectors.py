@@ -32,6 +32,9 @@ from fgssl.errors import UserError
 
 Neck = Literal["c4", "fpn", "simple"]
 STRIDES = (4, 8, 16, 32)  # of the levels of a pyramid; a fifth is taken from the last
+# Depths of a ViT that become the levels, in twelfths: blocks 2, 5, 8, 11 of 12 (Semantic FPN), or 3, 5, 7, 11 (Mask
+# R-CNN; mask_rcnn_vit_small_12_p16_1x_coco.py:23 of FLSL's code).
+EVEN, UNEVEN = (3, 6, 9, 12), (4, 6, 8, 12)
 Parts = tuple[nn.Module, dict[str, Any]]  # what makes the maps, and torchvision's other parts by their names
 
 
@@ -57,7 +60,8 @@ def build_detector(
         sizes: shorter side of an image, px: in training one of them at random, in evaluation the last.
         long_side: the longer side is never larger, px.
         width: channels of a pyramid's levels and of the heads' convolutions.
-        norm: BatchNorm in what is new in ``c4`` and ``fpn``, as MoCo has it; it has to be trained on enough images.
+        norm: BatchNorm in what is new in ``c4`` and ``fpn``, as MoCo has it; of a ViT's ``fpn`` between deconvolutions
+            alone. It has to be trained on enough images.
 
     Returns:
         torchvision's module: in training, images and targets to losses; in evaluation, images to detections. The images
@@ -194,19 +198,22 @@ class Top(nn.Module):
         return OrderedDict(zip(names, maps, strict=True))
 
 
-def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn.Module], list[int]]:
+def four_levels(
+    network: Any, norm: type[nn.Module], depths: tuple[int, ...] = EVEN
+) -> tuple[list[int], list[nn.Module], list[int]]:
     """Which maps of the network become the levels of strides 4 to 32, what scales each, and their channels.
 
     Args:
         network: of four stages, or a ViT; what of a ViT makes no map is frozen.
         norm: between two deconvolutions of a ViT's map.
+        depths: blocks of a ViT whose outputs become the levels, in twelfths of its depth.
 
     Raises:
         UserError: the network is neither.
     """
     if is_vit(network):
         depth, dim = len(network.blocks), network.embed_dim
-        indices = [depth * (level + 1) // 4 - 1 for level in range(4)]  # 12 blocks: 2, 5, 8, 11
+        indices = [depth * twelfths // 12 - 1 for twelfths in depths]
         scale = [rescale(dim, patch_side(network) / stride, norm) for stride in STRIDES]
         _freeze_unused(network)
         return indices, scale, [dim] * 4
@@ -218,8 +225,9 @@ def four_levels(network: Any, norm: type[nn.Module]) -> tuple[list[int], list[nn
 
 
 def _fpn(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
-    indices, scale, channels = four_levels(network, nn.BatchNorm2d if norm else nn.Identity)
-    join = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d if norm else None)
+    indices, scale, channels = four_levels(network, nn.BatchNorm2d if norm else nn.Identity, UNEVEN)
+    norm_layer = nn.BatchNorm2d if norm and not is_vit(network) else None  # FLSL's code has none in a ViT's pyramid
+    join = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer=norm_layer)
     parts: dict[str, Any] = {
         "box_head": TwoMLPHead(width * 7 * 7, 4 * width),
         "box_predictor": FastRCNNPredictor(4 * width, classes + 1),

@@ -1,8 +1,8 @@
-"""Heads of semantic segmentation on top of any of our backbones, images in and a score of each class and place out.
+"""Heads of semantic segmentation on any of our backbones: images in, a score of each class and pixel out.
 
-- ``linear``: a 1x1 convolution on the last map, which asks what the features hold as they are;
-- ``fpn``: Semantic FPN (Kirillov et al., CVPR 2019; FLSL, Table 10): a feature pyramid over four stages of a network,
-  or four depths of a ViT; each level is convolved and doubled until all are of stride 4, and summed.
+- ``linear``: a 1x1 convolution on the last map: linear probing of the patch features;
+- ``fpn``: Semantic FPN (Kirillov et al., CVPR 2019) as FLSL's Table 10 has it: a feature pyramid over four stages of a
+  network, or four depths of a ViT; each level is convolved and upsampled to stride 4, and the levels are summed.
 """
 
 import math
@@ -17,16 +17,17 @@ from fgssl.nn.detectors import STRIDES, four_levels, is_vit, levels_of, patch_si
 from fgssl.nn.feature_map import as_map
 
 Head = Literal["linear", "fpn"]
-# What networks do with the last map, by the head that does not use it. Several processes would wait for its gradients.
+DROPOUT = 0.1  # of whole channels before the classifier (semfpn_vit-s16_512x512_40k_ade20k.py:41 of FLSL's code)
+# Parameters after the last map that a head uses, by the head. They are frozen: DDP waits for the gradient of each.
 POOLING = ("fc_norm.", "attn_pool.", "norm_head.", "head.")
 UNUSED: dict[Head, tuple[str, ...]] = {"linear": POOLING, "fpn": (*POOLING, "norm.", "conv_head.", "bn2.")}
 
 
 def build_head(network: Any, head: Head, classes: int, width: int) -> "LinearHead | SemanticFPN":
-    """The head of a timm network without classifier; what the network does with its last map is frozen.
+    """The head for a timm network without classifier; the parameters of the network that it does not use are frozen.
 
     Raises:
-        UserError: the head does not go with the network.
+        UserError: the head does not fit the network.
     """
     for name, parameter in network.named_parameters():
         if name.startswith(UNUSED[head]):
@@ -35,7 +36,7 @@ def build_head(network: Any, head: Head, classes: int, width: int) -> "LinearHea
 
 
 def class_scores(network: Any, head: "LinearHead | SemanticFPN", images: Tensor) -> Tensor:
-    """[B, 3, H, W] to [B, C, H, W], interpolated from the head's stride; images of any size are padded to fit."""
+    """[B, 3, H, W] to [B, C, H, W], interpolated from the head's stride; images are padded to whole strides."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % head.divisor, 0, -height % head.divisor))
     scores = F.interpolate(head(network, padded), padded.shape[-2:], mode="bilinear", align_corners=False)
@@ -46,8 +47,8 @@ class LinearHead(nn.Module):
     """A 1x1 convolution on the last map.
 
     Args:
-        network: the backbone, which the head is called with and does not hold.
-        classes: C.
+        network: the backbone; it is passed to ``forward`` and is not part of the head.
+        classes: number of classes C.
     """
 
     def __init__(self, network: Any, classes: int):
@@ -61,15 +62,15 @@ class LinearHead(nn.Module):
 
 
 class SemanticFPN(nn.Module):
-    """Kirillov et al., Figure 3: 256 channels in the pyramid, half of them after it, GroupNorm of 32 groups.
+    """Semantic FPN (Kirillov et al., Figure 3), with BatchNorm and dropout as in FLSL's code.
 
     Args:
-        network: the backbone, which the head is called with and does not hold: four stages, or a ViT.
-        classes: C.
-        width: channels of the pyramid's levels.
+        network: the backbone, with four stages or a ViT; it is passed to ``forward`` and is not part of the head.
+        classes: number of classes C.
+        width: channels of the pyramid's levels; the branches after it have half of them.
 
     Raises:
-        UserError: no pyramid fits the network.
+        UserError: the network has neither four stages nor is it a ViT.
     """
 
     def __init__(self, network: Any, classes: int, width: int):
@@ -79,23 +80,20 @@ class SemanticFPN(nn.Module):
         self.scale = nn.ModuleList(scale)
         self.join = FeaturePyramidNetwork(channels, width)
         self.branches = nn.ModuleList(_branch(width, width // 2, round(math.log2(stride / 4))) for stride in STRIDES)
+        self.dropout = nn.Dropout2d(DROPOUT)
         self.classify = nn.Conv2d(width // 2, classes, 1)
 
     def forward(self, network: Any, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, C, H / 4, W / 4]; H and W are multiples of ``divisor``."""
         levels = self.join(levels_of(network, images, self.indices, self.scale)).values()
         branches = [branch(level) for branch, level in zip(self.branches, levels, strict=True)]
-        return self.classify(torch.stack(branches).sum(0))
+        return self.classify(self.dropout(torch.stack(branches).sum(0)))
 
 
 def _branch(into: int, out: int, doublings: int) -> nn.Sequential:
-    """A level of stride 4 * 2**doublings to stride 4, a convolution before each doubling and at least one.
-
-    Groups are of two channels or more: one channel of a map of one place has nothing to be normalised by.
-    """
+    """Stride 4 * 2**doublings to stride 4: convolution, BatchNorm, ReLU before each upsampling, and at least once."""
     layers: list[nn.Module] = []
     for number in range(max(1, doublings)):
-        layers += [nn.Conv2d(out if number else into, out, 3, padding=1, bias=False)]
-        layers += [nn.GroupNorm(math.gcd(32, out // 2), out), nn.ReLU()]
+        layers += [nn.Conv2d(out if number else into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
         layers += [nn.Upsample(scale_factor=2, mode="bilinear")] if doublings else []
     return nn.Sequential(*layers)

@@ -33,11 +33,39 @@ def test_golden_patches_of_the_shorter_side_resized_and_cropped():
     assert patches.tolist() == [expected]
 
 
-def test_centres_outside_of_the_crop_count_to_its_border():
-    everything = torch.tensor([[0, 0, 400, 400]])
+def test_box_is_cut_to_the_seen_part_before_its_centres_are_taken():
+    """Seen is 100 to 300 at 4 patches; 0 to 200 leaves 100 to 200, whose centres are at 0.33, 1 and 1.67 patches."""
     part = torch.tensor([[100, 100, 300, 300]])
-    corners = box_patches(everything, part, (4, 4))[0, [0, 2, 6, 8]]
-    assert corners.tolist() == [0, 3, 12, 15]
+    assert box_patches(torch.tensor([[0, 0, 200, 200]]), part, (4, 4)).tolist() == [[0, 1, 1, 4, 5, 5, 4, 5, 5]]
+    assert box_patches(torch.tensor([[0, 0, 400, 400]]), part, (4, 4)).tolist() == [[0, 2, 3, 8, 10, 11, 12, 14, 15]]
+    outside = torch.tensor([[0, 0, 50, 400], [350, 350, 360, 390]])
+    assert box_patches(outside, part.expand(2, 4), (4, 4)).tolist() == [[0, 0, 0, 8, 8, 8, 12, 12, 12], [15] * 9]
+
+
+def centre_patches_of_the_code(width, height, box, crop=224, resize=256, patch=16) -> list[int]:
+    """The released code's order: scale, shift, cut to the crop, centres; the image keeps its aspect ratio.
+
+    The code ends the crop 0.001 px earlier, which decides the tie of a box over the whole crop the other way.
+    """
+    scale = resize / min(width, height)
+    shift = [(side * scale - crop) / 2 for side in (width, height)]
+    x0, y0, x1, y1 = (min(max(value * scale - shift[n % 2], 0), crop) / patch for n, value in enumerate(box))
+    last = crop // patch - 1
+    rows = [min(int(y0 + (y1 - y0) * (j + 0.5) / 3 + 1e-9), last) for j in range(3)]
+    columns = [min(int(x0 + (x1 - x0) * (i + 0.5) / 3 + 1e-9), last) for i in range(3)]
+    return [row * (last + 1) + column for row in rows for column in columns]
+
+
+def test_patches_of_random_boxes_are_those_of_the_released_code():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        width, height = generator.integers(200, 700, 2).tolist()
+        (x0, x1), (y0, y1) = (sorted(generator.integers(0, side + 1, 2).tolist()) for side in (width, height))
+        side = min(width, height) * 224 / 256
+        left, top = (width - side) / 2, (height - side) / 2
+        part = torch.tensor([[left, top, left + side, top + side]], dtype=torch.float64)
+        found = box_patches(torch.tensor([[x0, y0, x1, y1]]), part, (14, 14))
+        assert found.tolist() == [centre_patches_of_the_code(width, height, (x0, y0, x1, y1))]
 
 
 def test_the_whole_image_squeezed():

@@ -1,6 +1,5 @@
 """DAVIS: golden numbers of the propagation, made videos whose answer is known, and faults of the files."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fgssl.errors import UserError
 from fgssl.evaluation import davis
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "davis.json").read_text())
-HEIGHT, WIDTH, SIDE = 32, 48, 8
+HEIGHT, WIDTH, SIDE = 32, 64, 8
 COLOURS = np.array([[128, 20, 20], [20, 200, 20], [20, 20, 200]], np.uint8)  # background, object 1, object 2
 
 
@@ -56,10 +55,8 @@ def make_davis(root: Path, **videos: tuple[int, int]) -> Path:
     return root
 
 
-def options(root: Path, *flags: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    davis.add_arguments(parser)
-    return argparse.Namespace(root=str(root), **vars(parser.parse_args([*flags, "--partial", "--short_side", "32"])))
+def options(root: Path, **given) -> davis.Davis:
+    return davis.Davis(str(root), **({"partial": True, "short_side": 32} | given))
 
 
 def test_golden_propagation():
@@ -110,7 +107,7 @@ def test_static_objects_are_kept_whole(tmp_path):
 
 def test_moving_objects_are_followed_and_saved(tmp_path):
     root = make_davis(tmp_path / "DAVIS", right=(3, 0), apart=(4, -3))
-    args = options(root, "--save", str(tmp_path / "masks"))
+    args = options(root, save=str(tmp_path / "masks"))
     davis.check(args)
     figures = davis.evaluate(Colours(), args, fractions)
     assert figures["j_mean"] > 0.9
@@ -131,8 +128,8 @@ def test_moving_objects_are_followed_and_saved(tmp_path):
 def test_without_previous_frames_and_out_of_reach_objects_are_lost(tmp_path):
     """Only the first frame as a source and one patch of radius: squares that move by 2 patches a frame are left."""
     root = make_davis(tmp_path, fast=(4, -4))
-    near = options(root, "--radius", "2")
-    lost = options(root, "--frames", "0", "--radius", "1")
+    near = options(root, radius=2)
+    lost = options(root, frames=0, radius=1)
     follow = (davis.evaluate(Colours(), args, fractions)["j_mean"] for args in (near, lost))
     assert next(follow) == 1
     assert next(follow) < 0.5
@@ -143,7 +140,7 @@ def test_the_first_frame_stays_a_source(tmp_path):
     root = make_davis(tmp_path, hidden=(0, 0))
     Image.new("RGB", (WIDTH, HEIGHT), tuple(COLOURS[0].tolist())).save(root / "JPEGImages/480p/hidden/00002.jpg")
     video = davis.video_of(str(root), "hidden")
-    found = list(davis.follow(Colours(), video, options(root, "--frames", "1"), fractions))
+    found = list(davis.follow(Colours(), video, options(root, frames=1), fractions))
     assert (found[3] == found[0]).all()
 
 
@@ -172,7 +169,7 @@ def test_of_a_vision_transformer(tmp_path):
 
 def test_a_network_of_one_size_is_said(tmp_path):
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT).eval()
-    with pytest.raises(UserError, match="VisionTransformer takes no images of 32 x 48 px"):
+    with pytest.raises(UserError, match="VisionTransformer takes no images of 32 x 64 px"):
         davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), fractions)
 
 
@@ -188,8 +185,7 @@ def root(tmp_path) -> Path:
 
 
 def test_the_official_list_is_asked_for(root):
-    args = options(root)
-    args.partial = False
+    args = options(root, partial=False)
     with pytest.raises(UserError, match="val.txt names 1 sequences instead of 30.*--partial"):
         davis.check(args)
 
@@ -234,7 +230,7 @@ def spoil_bytes(root):
         (spoil_names, "val.txt names no sequence"),
         (spoil_frames, "JPEGImages/480p/one holds 0 frames"),
         (spoil_first, "annotation not found: .*one/00000.png"),
-        (spoil_size, r"one/00003.png is \(10, 10\) px, but .*one/00000.jpg is \(48, 32\)"),
+        (spoil_size, r"one/00003.png is \(10, 10\) px, but .*one/00000.jpg is \(64, 32\)"),
         (spoil_colours, "one/00004.png is an image of mode RGB"),
         (spoil_objects, "one/00000.png shows no object"),
         (spoil_bytes, "one/00002.jpg cannot be read"),
@@ -246,7 +242,47 @@ def test_a_fault_of_the_files_is_said_before_the_network_runs(root, spoil, said)
         davis.check(options(root))
 
 
-@pytest.mark.parametrize("flags", [("--topk", "0"), ("--radius", "-1"), ("--frames", "-1"), ("--temperature", "0")])
-def test_options_out_of_bounds_are_refused_by_name(root, flags):
-    with pytest.raises(UserError, match=flags[0]):
-        davis.check(options(root, *flags))
+@pytest.mark.parametrize("given", [{"topk": 0}, {"radius": -1}, {"frames": -1}, {"temperature": 0}, {"short_side": 0}])
+def test_options_out_of_bounds_are_refused_by_name(given):
+    with pytest.raises(UserError, match=f"--{next(iter(given))}"):
+        davis.Davis("DAVIS", **given)
+
+
+@pytest.mark.parametrize(
+    ("frame", "patch", "expected"),
+    [
+        ((480, 854), 16, (480, 832)),  # DAVIS: 854 is rounded down to 13 * 64
+        ((480, 854), 8, (480, 832)),
+        ((480, 910), 16, (480, 896)),
+        ((720, 1280), 16, (480, 832)),
+        ((854, 480), 16, (832, 480)),
+        ((480, 854), 32, (480, 832)),
+        ((480, 854), 14, (476, 826)),  # whole patches
+    ],
+)
+def test_frames_are_resized_as_by_dinos_code(frame, patch, expected):
+    assert davis.frame_size(*frame, 480, patch) == expected
+
+
+def test_features_are_of_the_frame_in_dinos_size(tmp_path):
+    """OpenCV's bilinear interpolation, which does not smooth: 4 columns of 128 become 2 of 64 between their centres."""
+    columns = np.tile(np.array([0, 100, 40, 200], np.uint8), 64)
+    Image.fromarray(np.repeat(np.tile(columns, (64, 1))[:, :, None], 3, axis=2)).save(tmp_path / "frame.png")
+    pixels = []
+    keep = lambda images: pixels.append(images) or images.float() + 1  # noqa: E731
+    features_HWF, size = davis._features(Colours(), tmp_path / "frame.png", 32, keep)
+    assert size == (32, 128)
+    assert features_HWF.shape == (16, 64, 3)
+    assert pixels[0][0, 0, 5, :4].tolist() == [50, 120, 50, 120]
+
+
+def test_mask_of_a_frame_has_the_size_of_its_file(tmp_path):
+    """A frame of 40 x 90 px is labelled at 64 x 128 px."""
+    make_video(tmp_path, "odd", (0, 0))
+    for path in [*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.png")]:
+        with Image.open(path) as image:
+            image.resize((90, 40), Image.Resampling.NEAREST).save(path, quality=100)
+    video = davis.video_of(str(tmp_path), "odd")
+    for found_hw in davis.follow(Colours(), video, options(tmp_path, short_side=64), fractions):
+        assert found_hw.shape == (40, 90)
+        assert set(np.unique(found_hw)) == {0, 1, 2}

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -72,7 +73,8 @@ def test_step_gives_the_golden_loss_and_gradient(monkeypatch):
 
 @pytest.mark.parametrize("teachers", [1, 2])
 @pytest.mark.parametrize("local", [0, 2])
-def test_each_student_meets_the_teacher_whose_view_it_is_a_part_of(teachers, local, monkeypatch):
+def test_each_student_is_compared_with_the_other_teacher_view(teachers, local, monkeypatch):
+    """Algorithm 1: M(s1, t2) and M(s2, t1). With one teacher view, all students are compared with it."""
     method = flsl(teacher_views=teachers, local_crops=local)
     crops = NestedCrops(8, local_size=4, local_crops=local, teacher_views=teachers).crops
     assert [crop.inside for crop in crops] == [None] * teachers + method.parents
@@ -80,15 +82,76 @@ def test_each_student_meets_the_teacher_whose_view_it_is_a_part_of(teachers, loc
     keep = lambda _, z, z_hat, z_hat_plus: seen.update(z=z, z_hat=z_hat, z_hat_plus=z_hat_plus)  # noqa: E731
     monkeypatch.setattr(FLSL, "objective", keep)
     method.step(batch)
-    assert seen["z"].shape[1] == teachers * (4 + local)  # 4 x 4 tokens, and 2 x 2 of a local crop; windows of 2 x 2
-    at = 0
-    for view, crop in list(zip(batch.views, crops, strict=True))[teachers:]:
-        size = slice(at, at := at + (crop.size // 4) ** 2)
-        z = seen["z"][:, size]
-        s, t = method.student.backbone.forward_features(view), batch.views[crop.inside]
-        torch.testing.assert_close(seen["z_hat"][:, size], mean_shift(z, s, temperature=0.1 / 8**0.5))
-        t = method.teacher.backbone.forward_features(t)
-        torch.testing.assert_close(seen["z_hat_plus"][:, size], mean_shift(z, t, temperature=0.2 / 8**0.5))
+    assert seen["z"].shape == (teachers, 3, 4 + local, 8)  # 4 x 4 tokens, and 2 x 2 of a local crop; windows of 2 x 2
+    for pair in range(teachers):
+        other = 1 - pair if teachers == 2 else 0
+        t = method.teacher.backbone.forward_features(batch.views[other])
+        at = 0
+        for view, crop in zip(batch.views, crops, strict=True):
+            if crop.inside != pair:
+                continue
+            part = slice(at, at := at + (crop.size // 4) ** 2)
+            z = seen["z"][pair, :, part]
+            s = method.student.backbone.forward_features(view)
+            torch.testing.assert_close(seen["z_hat"][pair, :, part], mean_shift(z, s, temperature=0.1 / 8**0.5))
+            torch.testing.assert_close(seen["z_hat_plus"][pair, :, part], mean_shift(z, t, temperature=0.2 / 8**0.5))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def algorithm_1(students, teachers, asked, constant) -> float:
+    """The paper's pseudo-code in numpy, query by query, with the volume term's log K.
+
+    ``constant`` are the students' tokens as the teacher's queries, through which no gradient flows.
+    """
+    head_s, head_t = np.array(LOSS["W_student"]), np.array(LOSS["W_teacher"])
+
+    def pair(s_BND, t_BND, asked_BQ, constant_BND):
+        intra, inter, assignments = [], [], []
+        for image, numbers_Q in enumerate(asked_BQ):
+            s_ND, t_ND = s_BND[image], t_BND[image]
+            for number in numbers_Q:
+                z = s_ND[number]
+                z_hat = softmax(SHIFT["temp_sa"] * s_ND @ z) @ s_ND
+                z_hat_plus = softmax(SHIFT["temp_ca"] * t_ND @ constant_BND[image, number]) @ t_ND
+                intra.append(((z / np.linalg.norm(z) - z_hat / np.linalg.norm(z_hat)) ** 2).sum())
+                p, p_plus = softmax(z_hat @ head_s / 0.1), softmax(z_hat_plus @ head_t / 0.04)
+                inter.append(-(p_plus * np.log(p)).sum())
+                assignments.append(p)
+        p_bar = np.mean(assignments, axis=0)
+        return 0.03 * np.mean(intra) + 1.0 * np.mean(inter) + 5.0 * ((p_bar * np.log(p_bar)).sum() + np.log(len(p_bar)))
+
+    (s1, s2), (t1, t2) = students, teachers
+    return 0.5 * pair(s1, t2, asked[0], constant[0]) + 0.5 * pair(s2, t1, asked[1], constant[1])
+
+
+def test_two_teacher_views_give_the_loss_and_gradient_of_algorithm_1(monkeypatch):
+    generator, rows = np.random.default_rng(0), torch.arange(2)
+    _, count, width = np.array(SHIFT["s"]).shape
+    teachers, students = generator.normal(size=(2, 2, 2, count, width))
+    asked = generator.permuted(np.tile(np.arange(count), (2, 2, 1)), axis=2)[..., :3]  # of 2 views of 2 images
+    method = flsl(teacher_views=2).double()
+    method.temperature_sa, method.temperature_ca = SHIFT["temp_sa"], SHIFT["temp_ca"]
+    for network, head in ((method.student, LOSS["W_student"]), (method.teacher, LOSS["W_teacher"])):
+        network.backbone.forward_features = lambda tokens: tokens
+        network.head.forward = lambda z, matrix=of(head): z @ matrix
+    monkeypatch.setattr(FLSL, "query_tokens", lambda _, batch, number: torch.tensor(asked[number - 2]))
+    s1, s2 = (torch.tensor(view).requires_grad_() for view in students)
+    loss = method.step(Batch([*torch.tensor(teachers), s1, s2], rows, rows, rows, rows)).loss
+    assert loss.item() == pytest.approx(algorithm_1(students, teachers, asked, students), rel=1e-6)
+
+    loss.backward()
+    for number, gradient in enumerate((s1.grad, s2.grad)):
+        for place in ((0, 0, 0), (1, count - 1, width - 1), (0, asked[number, 0, 0], 1)):
+            around = []
+            for step in (1e-6, -1e-6):
+                moved = students.copy()
+                moved[(number, *place)] += step
+                around.append(algorithm_1(moved, teachers, asked, students))
+            assert gradient[place].item() == pytest.approx((around[0] - around[1]) / 2e-6, rel=1e-5, abs=1e-8)
 
 
 def test_views_of_another_kind_are_one_clear_error():
@@ -116,16 +179,19 @@ def test_queries_are_drawn_from_the_seed_and_the_sample_alone():
     assert asked.unique().numel() == 16
     top_left = flsl(queries="top_left").query_tokens(batch, 1)
     assert torch.equal(top_left, torch.tensor([[0, 2, 8, 10]]).expand(40, 4))
+    corners = flsl(queries="top_left", window=3).query_tokens(batch, 1)  # one window of 3 x 3 of 4 x 4 tokens
+    assert corners.unique().tolist() == [0, 1, 4, 5]
+    assert flsl(window=3).query_tokens(batch_of(8, 8, images=400), 1).unique().numel() == 16
     with pytest.raises(UserError, match="model.window is 5"):
         flsl(window=5).query_tokens(batch, 1)
 
 
 def test_targets():
-    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     tau = 0.04  # the teacher's in the first epoch
     assert torch.equal(flsl().balanced(logits), logits)
-    columns = (logits / tau).flatten(0, 1).softmax(dim=0)
-    expected = (columns / columns.sum(dim=1, keepdim=True)).view(3, 4, 6)
+    columns = (logits / tau).flatten(1, 2).softmax(dim=1)  # each pair of views by itself
+    expected = (columns / columns.sum(dim=2, keepdim=True)).view(2, 3, 4, 6)
     sinkhorn = (flsl(targets="sinkhorn").balanced(logits) / tau).softmax(dim=-1)
     torch.testing.assert_close(sinkhorn, expected, rtol=1e-4, atol=1e-6)
     centred = flsl(targets="center")
@@ -264,16 +330,36 @@ def test_the_ablations_numbers_are_the_published_ones_and_their_flags_the_method
     assert named <= set(inspect.signature(FLSL).parameters)
 
 
-@pytest.mark.parametrize(
-    ("experiment", "peak", "local", "queries"),
-    [("flsl_imagenet", 5e-4, 0, "random"), ("flsl_imagenet_code", 1e-3, 2, "top_left")],
-)
-def test_experiments_of_paper_and_code(experiment, peak, local, queries):
-    config = compose([ROOT / "experiments" / f"{experiment}.yaml"])
+def test_experiment_of_the_paper_carries_its_numbers():
+    """Appendix E.2 and E.3."""
+    config = compose([ROOT / "experiments" / "flsl_imagenet.yaml"])
     model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
-    assert Optim(**model["optim"]).peak(512) == pytest.approx(peak)
-    assert (model["local_crops"], views["local_crops"], model["queries"]) == (local, local, queries)
-    assert config["data"]["batch_size"] == 512
+    optim = Optim(**model["optim"])
+    assert optim.peak(config["data"]["batch_size"]) == pytest.approx(5e-4)
+    assert (optim.warmup_epochs, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (10, 0.05, 0.5, None)
+    assert (model["teacher_views"], model["local_crops"], model["queries"]) == (2, 0, "random")
+    crops = NestedCrops(**views).crops
+    assert [crop.inside for crop in crops] == [None, None, 0, 1]
+    assert [crop.scale for crop in crops] == [(0.8, 1.0)] * 2 + [(0.5, 1.0)] * 2
+    for crop in crops:
+        assert (crop.size, crop.flip, crop.photometric.blur, crop.photometric.solarise) == (224, 0.0, 0.5, 0.2)
+        assert crop.photometric.other_half is None
+
+
+def test_experiment_of_the_code_carries_its_numbers():
+    """The defaults of main_flsl.py and the README's command."""
+    config = compose([ROOT / "experiments" / "flsl_imagenet_code.yaml"])
+    model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
+    optim = Optim(**model["optim"])
+    assert optim.peak(config["data"]["batch_size"]) == pytest.approx(1e-3)
+    assert (optim.warmup_epochs, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (30, 0.04, 0.4, 3.0)
+    assert (model["teacher_views"], model["local_crops"], model["queries"]) == (1, 2, "top_left")
+    crops = NestedCrops(**views).crops
+    assert [crop.inside for crop in crops] == [None, 0, 0, 0]
+    assert [(crop.size, crop.scale) for crop in crops[2:]] == [(96, (0.05, 0.4))] * 2
+    for crop in crops:
+        assert (crop.flip, crop.photometric.blur, crop.photometric.solarise) == (0.0, 0.5, 0.0)
+        assert crop.photometric.other_half == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,25 @@ def test_moco_adds_batch_norm_and_frozen_statistics_add_none():
     assert added("resnet_c4", norm=False) == added("resnet_fpn", norm=False) == added("vit_fpn", norm=False) == 0
 
 
+def test_fpn_of_a_vit_is_that_of_flsls_code():
+    """Blocks 3, 5, 7 and 11 of 12, BatchNorm between the two deconvolutions alone, no norm of the last block."""
+    backbone = Backbone(VIT.name, options=VIT.options | {"depth": 12, "patch_size": 16, "img_size": 64})
+    detector = build_detector(of_any_size(backbone), "fpn", classes=2, sizes=[64], width=16)
+    pyramid = detector.backbone
+    assert pyramid.indices == [3, 5, 7, 11]
+    assert [name for name, m in detector.named_modules() if isinstance(m, torch.nn.BatchNorm2d)] == [
+        "backbone.scale.0.1"
+    ]
+    blocks, maps = [], []
+    for block in pyramid.network.blocks:
+        block.register_forward_hook(lambda _, given, tokens_BND: blocks.append(tokens_BND))
+    for module in pyramid.scale:
+        module.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+    pyramid(torch.randn(1, 3, 64, 64))
+    expected = [blocks[index].transpose(1, 2).unflatten(2, (4, 4)) for index in (3, 5, 7, 11)]
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("backbone", "neck", "said"),
     [

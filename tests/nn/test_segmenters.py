@@ -47,6 +47,28 @@ def test_what_pads_an_image_is_cut_off():
     )
 
 
+def test_semantic_fpn_is_that_of_flsls_code():
+    """Blocks 2, 5, 8 and 11; 1, 1, 2 and 3 convolutions with BatchNorm a level; dropout of whole channels."""
+    backbone = Backbone(VIT.name, options=VIT.options | {"depth": 12, "patch_size": 16, "img_size": 64})
+    network = of_any_size(backbone)
+    head = build_head(network, "fpn", classes=150, width=256)
+    assert head.indices == [2, 5, 8, 11]
+    for branch, convolutions in zip(head.branches, (1, 1, 2, 3), strict=True):
+        kinds = [type(layer).__name__ for layer in branch]
+        one = ["Conv2d", "BatchNorm2d", "ReLU"] + (["Upsample"] if branch is not head.branches[0] else [])
+        assert kinds == one * convolutions
+        assert branch[0].weight.shape == (128, 256, 3, 3)
+    head.train()
+    seen = []
+    head.classify.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        head(network, torch.randn(40, 3, 64, 64))
+        dropped = (seen[0] == 0).all(dim=(2, 3)).float().mean().item()
+        assert dropped == pytest.approx(0.1, abs=0.02)
+        head.eval()(network, torch.randn(2, 3, 64, 64))
+    assert not (seen[1] == 0).all(dim=(2, 3)).any()
+
+
 def test_a_network_without_stages_has_no_pyramid():
     with pytest.raises(UserError, match="needs four stages or a ViT"):
         build_head(of_any_size(Backbone("mixer_s32_224")), "fpn", classes=3, width=16)

@@ -18,8 +18,8 @@ VIT = {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_im
 VIT |= {"img_size": 12, "patch_size": 4, "depth": 1, "embed_dim": 8, "num_heads": 2}
 
 
-def tokens(grid, window, *draws) -> list[int]:
-    (row,) = window_tokens(grid, window, np.array([draws])).tolist()
+def tokens(grid, window, *draws, corner=(False, False)) -> list[int]:
+    (row,) = window_tokens(grid, window, np.array([draws]), np.array([corner])).tolist()
     return row
 
 
@@ -54,7 +54,7 @@ def test_a_vit_with_fixed_positions():
 def test_counts_of_queries(window, count):
     assert window_count((14, 14), window) == count
     draws = np.random.default_rng(0).random((3, count))
-    found = window_tokens((14, 14), window, draws)
+    found = window_tokens((14, 14), window, draws, np.zeros((3, 2), bool))
     assert found.shape == (3, count)
     places = {(token // 14 // window, token % 14 // window) for token in found[0].tolist()}
     assert len(places) == count  # each in a window of its own
@@ -65,13 +65,30 @@ def test_counts_of_queries(window, count):
 def test_golden_queries():
     assert tokens((14, 14), 2, *[0.0] * 49)[:8] == GRIDS["14x14_w2_first8"]
     assert tokens((14, 14), 3, *[0.0] * 16) == GRIDS["14x14_w3_corner00"]
-    assert tokens((14, 14), 3, *[0.999] * 16) == GRIDS["14x14_w3_corner11"]
+    assert tokens((14, 14), 3, *[0.0] * 16, corner=(True, True)) == GRIDS["14x14_w3_corner11"]
     assert tokens((6, 6), 2, *[0.0] * 9) == GRIDS["6x6_w2"]
     assert sorted(tokens((4, 4), 2, 0.75, 0.0, 0.25, 0.5)) == GRIDS["4x4_w2_offsets_3_0_1_2"]
 
 
 def test_every_place_of_a_window_is_drawn():
     draws = np.random.default_rng(0).random((400, 1))
-    seen, counts = window_tokens((2, 2), 2, draws).unique(return_counts=True)
+    seen, counts = window_tokens((2, 2), 2, draws, np.zeros((400, 2), bool)).unique(return_counts=True)
     assert seen.tolist() == [0, 1, 2, 3]
     assert counts.min() > 70
+
+
+@pytest.mark.parametrize("window", [2, 3, 4, 5])
+@pytest.mark.parametrize("grid", [(14, 14), (6, 6), (7, 10)])
+def test_every_token_of_a_view_can_be_a_query(grid, window):
+    generator = np.random.default_rng(0)
+    draws, corners = generator.random((2000, window_count(grid, window))), generator.random((2000, 2)) < 0.5
+    found = window_tokens(grid, window, draws, corners)
+    assert found.unique().tolist() == list(range(grid[0] * grid[1]))
+    assert all(len(set(row)) == len(row) for row in found[:20].tolist())
+
+
+def test_each_axis_of_a_grid_has_its_own_corner():
+    assert tokens((3, 5), 2, 0.0, 0.0) == [0, 2]
+    assert tokens((3, 5), 2, 0.0, 0.0, corner=(True, False)) == [5, 7]
+    assert tokens((3, 5), 2, 0.0, 0.0, corner=(False, True)) == [1, 3]
+    assert tokens((4, 4), 2, *[0.0] * 4, corner=(True, True)) == [0, 2, 8, 10]
