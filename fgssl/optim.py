@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate's schedule."""
+"""Optimisers and learning-rate schedules."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,12 @@ from fgssl.errors import UserError, at_least
 
 @dataclass(frozen=True)
 class Group:
-    """What some parameters have of their own.
+    """Optimiser settings for one parameter group.
 
     Args:
-        of: which: those whose names begin so.
-        lr: their learning rate, taken as it is; the schedule acts on it too.
-        weight_decay: theirs.
+        of: prefix of the names of its parameters, such as ``dml_loss.beta``.
+        lr: peak learning rate of the group, never scaled by the batch size; follows the schedule.
+        weight_decay: weight decay of the group.
     """
 
     of: str
@@ -28,26 +28,26 @@ class Group:
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimiser and its schedule: linear warm-up from 0, then down to ``min_lr``, by optimiser step.
+    """Optimiser and learning-rate schedule: linear warm-up from 0, then a decay, by optimiser step.
 
     Args:
-        name: which optimiser.
-        lr: peak learning rate; with ``reference_batch`` that of this batch.
-        momentum: of SGD.
-        weight_decay: on every parameter, or not on biases and 1-D ones (``decay_1d: false``).
-        weight_decay_end: where the weight decay ends, by a cosine over the run (DINO: 0.04 to 0.4); null: constant.
-        decay_1d: whether biases and normalisation parameters decay too.
-        warmup_epochs: length of the warm-up.
-        min_lr: where the cosine or the line ends.
-        reference_batch: scale ``lr`` by (global batch / this); null takes ``lr`` as it is.
-        schedule: what follows the warm-up: ``cosine``; ``linear``, a line ("poly" of power 1); or ``steps``: constant,
-            times ``gamma`` at each milestone.
-        milestones: of ``steps``, in epochs.
-        unit: what ``warmup_epochs`` and ``milestones`` count: epochs, or optimiser steps (detection's schedules).
-        gamma: of ``steps``.
-        clip_each: longest gradient of each parameter tensor, scaled down to it where longer (DINO's code: 3.0; the
-            trainer's gradient_clip_val is the other kind, of all tensors together); null: none.
-        groups: parameters with settings of their own, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
+        name: name of the optimiser.
+        lr: peak learning rate, above 0; at a global batch of ``reference_batch`` if that is set.
+        momentum: momentum of SGD.
+        weight_decay: weight decay, 0 or more.
+        weight_decay_end: weight decay at the end of the run, reached by a cosine (DINO: 0.04 to 0.4); null: constant.
+        decay_1d: apply weight decay to biases and normalisation parameters too.
+        warmup_epochs: length of the warm-up, in ``unit``.
+        min_lr: learning rate at the end of the ``cosine`` or ``linear`` schedule.
+        reference_batch: multiply ``lr`` by (global batch / reference_batch); null: use ``lr`` unchanged.
+        schedule: decay after the warm-up. ``cosine``: half a cosine down to ``min_lr``. ``linear``: straight line down
+            to ``min_lr``. ``steps``: multiply by ``gamma`` at each milestone.
+        milestones: times of the steps, in ``unit``, for ``schedule: steps``.
+        unit: unit of ``warmup_epochs`` and ``milestones``: ``epoch`` or optimiser ``step``.
+        gamma: factor at each milestone, for ``schedule: steps``.
+        clip_each: largest gradient norm of each parameter tensor (DINO's code: 3.0); null: no clipping. The trainer's
+            gradient_clip_val limits the norm over all tensors together.
+        groups: parameter groups with their own settings, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -79,11 +79,11 @@ class Optim:
             raise UserError(f"clip_each is {self.clip_each}: nothing would be learnt. null clips nothing.")
 
     def peak(self, global_batch: int) -> float:
-        """The peak learning rate at a global batch (linear scaling rule)."""
+        """Peak learning rate at a global batch size (linear scaling rule)."""
         return self.lr * global_batch / self.reference_batch if self.reference_batch else self.lr
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-        """The optimiser over the module's trainable parameters."""
+        """Build the optimiser over the module's trainable parameters."""
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
         lr = self.peak(global_batch)
@@ -95,7 +95,7 @@ class Optim:
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decay_1d: bool = True
 ) -> list[dict]:
-    """Trainable parameters as optimiser groups: those that decay and, unless ``decay_1d``, the 1-D ones that do not."""
+    """Optimiser groups of the trainable parameters; without ``decay_1d`` the 1-D ones are a group without decay."""
     trainable = [p for _, p in named_parameters if p.requires_grad]
     decayed = [p for p in trainable if decay_1d or p.ndim > 1]
     rest = [p for p in trainable if not decay_1d and p.ndim <= 1]
@@ -107,10 +107,10 @@ def parameter_groups(
 def own_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], groups: Sequence[Group]
 ) -> tuple[list[dict], list[tuple[str, nn.Parameter]]]:
-    """Optimiser groups of the parameters that have settings of their own; and the parameters that are left.
+    """Optimiser groups with their own settings, and the parameters in none of them.
 
     Raises:
-        UserError: no trainable parameter's name begins so.
+        UserError: a group's prefix matches no trainable parameter.
     """
     rest = [(name, p) for name, p in named_parameters if p.requires_grad]
     own = []
@@ -124,7 +124,7 @@ def own_groups(
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Set it for the parameters that decay and have no settings of their own."""
+    """Set the weight decay of the parameters that decay and are in no group of their own."""
     for group in optimizer.param_groups:
         if group.get("decayed"):
             group["weight_decay"] = weight_decay
@@ -132,7 +132,7 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> N
 
 @torch.no_grad()
 def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
-    """Scale each gradient tensor whose L2 norm exceeds ``longest`` down to it, in place (DINO's code)."""
+    """Scale each gradient tensor with an L2 norm above ``longest`` down to that norm, in place (DINO's code)."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         norms = torch.stack(torch._foreach_norm(gradients))
@@ -140,14 +140,14 @@ def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:
-    """Half a cosine from ``start`` at step 0 to ``end`` at step ``total``."""
+    """Half a cosine from ``start`` at step 0 to ``end`` at step ``total``; constant afterwards."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
 
 
 def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float) -> float:
     """Factor of the peak learning rate: linear from 0 to 1 over ``warmup`` steps, then times gamma at each milestone.
 
-    ``step`` and ``milestones`` are optimiser steps, 0-based.
+    ``step`` and ``milestones`` are optimiser steps, counted from 0.
     """
     if step < warmup:
         return step / warmup
@@ -155,14 +155,17 @@ def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float
 
 
 def warmup_linear(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
-    """As ``warmup_cosine``, with a line from 1 to ``floor``."""
+    """Factor of the peak learning rate at an optimiser step, counted from 0.
+
+    Linear from 0 to 1 over ``warmup`` steps, then linear from 1 to ``floor`` at step ``total``.
+    """
     if step < warmup:
         return step / warmup
     return floor + (1 - floor) * (1 - min(1.0, (step - warmup) / max(1, total - warmup)))
 
 
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
-    """Factor of the peak learning rate at an optimiser step (0-based).
+    """Factor of the peak learning rate at an optimiser step, counted from 0.
 
     Linear from 0 to 1 over ``warmup`` steps, then half a cosine from 1 to ``floor`` at step ``total``.
     """

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import fgssl.methods
 import fgssl.tasks  # noqa: F401
-from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401  (makes the callbacks' short names known)
+from fgssl.callbacks.best_on_test import BestOnTest  # noqa: F401  (makes the callbacks' short names known)
+from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401
 from fgssl.callbacks.collapse import Collapse  # noqa: F401
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor

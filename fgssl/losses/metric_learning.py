@@ -1,9 +1,9 @@
-"""Deep-metric-learning losses and triplet sampling as the tables of OBD-SD use them.
+"""Metric-learning losses and triplet selection of OBD-SD's tables.
 
-They differ from pytorch-metric-learning's in what is skipped and what the sums are divided by; those that do not differ
-are taken from there. Shapes: B batch, T triplets, D embedding, C classes.
+Only what differs from pytorch-metric-learning is here: which terms are skipped, what sums are divided by, how triplets
+are drawn. Shapes: B batch, A anchors, T triplets, D embedding, C classes.
 
-A triplet is (anchor, positive, negative): three [T] tensors of rows, as pytorch-metric-learning's miners give them.
+Triplets are three [T] tensors of rows (anchor, positive, negative), as pytorch-metric-learning's miners give them.
 """
 
 from typing import Literal
@@ -23,18 +23,19 @@ def multi_similarity(
     base: float = 0.5,
     epsilon: float = 0.1,
 ) -> Tensor:
-    """Multi-similarity loss with its own mining (Wang et al., CVPR 2019).
+    """Multi-similarity loss with its own selection of pairs (Wang et al., CVPR 2019).
 
     Args:
         embeddings: [B, D] unit rows.
-        labels: [B].
-        alpha, beta: sharpness on positives and negatives.
-        base: similarity at which a pair counts half.
-        epsilon: margin of the mining: negatives above the least similar positive less this, positives below the most
-            similar negative plus this.
+        labels: [B] class labels.
+        alpha: sharpness on positive pairs.
+        beta: sharpness on negative pairs.
+        base: similarity at which a pair has half its weight.
+        epsilon: margin of the selection. Kept are negatives more similar than the least similar positive minus
+            epsilon, and positives less similar than the most similar negative plus epsilon.
 
     Returns:
-        Scalar: mean over the anchors that keep a positive and a negative; 0 where none does.
+        Scalar, mean over the anchors that keep a positive and a negative; 0 if there is none.
         (pytorch-metric-learning divides by all anchors.)
     """
     s_BB = embeddings @ embeddings.T
@@ -50,13 +51,13 @@ def multi_similarity(
 
 
 def _pairs(labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, B] masks of the positives, without the anchor itself, and of the negatives."""
+    """[B, B] masks of positive pairs, without the diagonal, and of negative pairs."""
     same_BB = labels_B[:, None] == labels_B
     return same_BB.clone().fill_diagonal_(False), ~same_BB
 
 
 def _log_one_plus_sum(x_BB: Tensor, mask_BB: Tensor) -> Tensor:
-    """ln(1 + sum of exp over the mask) by rows: [B], finite in value and gradient for an empty mask too."""
+    """[B] ln(1 + sum of exp(x) over the mask) of each row; value and gradient are finite for an empty mask."""
     masked_BB = x_BB.masked_fill(~mask_BB, -torch.inf)
     return torch.cat([masked_BB, x_BB.new_zeros(len(x_BB), 1)], dim=1).logsumexp(dim=1)
 
@@ -74,16 +75,16 @@ def margin_loss(
 
     Args:
         embeddings: [B, D] unit rows.
-        labels: [B] in 0 .. C - 1.
-        triplets: [T] each.
-        beta: [C] boundary of each class; the anchor's counts.
-        margin: half the width of the boundary.
-        average: what the sum of both hinges is divided by. ``triplets``: those with any active term, as the released
-            code does since torch 1.2, where the sum of two masks became their union. ``pairs``: the active terms, as
-            the paper of the loss has it.
+        labels: [B] class labels, 0 to C - 1.
+        triplets: anchors, positives and negatives [T].
+        beta: [C] boundary of each class; the class of the anchor decides.
+        margin: half the width of the zone around the boundary.
+        average: denominator of the sum of both hinges. ``triplets``: triplets with an active hinge, as in the released
+            code (it adds two boolean masks, which has been their union since torch 1.2). ``pairs``: active hinges, as
+            in the paper of the loss.
 
     Returns:
-        Scalar; 0 where nothing is active.
+        Scalar; 0 if no hinge is active.
     """
     anchor_T, positive_T, negative_T = triplets
     beta_T = beta[labels[anchor_T]]
@@ -95,21 +96,32 @@ def margin_loss(
 
 
 def distance(x_TD: Tensor, y_TD: Tensor) -> Tensor:
-    """[T] Euclidean distances, with a finite gradient at 0: sqrt(. + 1e-8)."""
+    """[T] Euclidean distances sqrt(square + 1e-8); the gradient is finite at 0."""
     return ((x_TD - y_TD).square().sum(dim=-1) + 1e-8).sqrt()
 
 
-# ---- triplets: one for each anchor that has a positive and a negative; drawn by torch's generator -------------------
+# ---- triplets, drawn by torch's generator; all but the random ones: one for each anchor that has both partners ------
 
 
 def random_triplets(embeddings: Tensor, labels: Tensor) -> Triplets:
-    """Any positive, any negative."""
-    anchor_A, _, positive_AB, negative_AB = _candidates(embeddings, labels)
-    return anchor_A, _draw(positive_AB), _draw(negative_AB)
+    """B different triplets out of all triplets of the batch, all equally likely; all of them where there are fewer.
+
+    As in the released code: an anchor may come several times or not at all.
+    """
+    positive_BB, negative_BB = _pairs(labels)
+    anchor_P, positive_P = positive_BB.nonzero(as_tuple=True)
+    each_P = negative_BB.sum(dim=1)[anchor_P]  # triplets of each positive pair
+    last_P = each_P.cumsum(dim=0)
+    total = int(each_P.sum())
+    drawn_T = torch.randperm(total, device=labels.device)[: len(labels)]
+    pair_T = torch.searchsorted(last_P, drawn_T, right=True)
+    number_T = drawn_T - (last_P - each_P)[pair_T]  # of the anchor's negatives
+    negatives_first_BB = negative_BB.long().argsort(dim=1, descending=True, stable=True)
+    return anchor_P[pair_T], positive_P[pair_T], negatives_first_BB[anchor_P[pair_T], number_T]
 
 
 def semi_hard_triplets(embeddings: Tensor, labels: Tensor, *, margin: float = 0.2) -> Triplets:
-    """Any positive; a negative farther than it by less than ``margin``, or any (Schroff et al., CVPR 2015)."""
+    """A random positive; a negative farther by less than ``margin``, or any if there is none (Schroff et al., 2015)."""
     anchor_A, distance_AB, positive_AB, negative_AB = _candidates(embeddings, labels)
     chosen_A = _draw(positive_AB)
     farther_AB = distance_AB - distance_AB.gather(1, chosen_A[:, None])
@@ -117,7 +129,10 @@ def semi_hard_triplets(embeddings: Tensor, labels: Tensor, *, margin: float = 0.
 
 
 def soft_hard_triplets(embeddings: Tensor, labels: Tensor) -> Triplets:
-    """A positive beyond the nearest negative, a negative within the farthest positive, or any (MIC, ICCV 2019)."""
+    """A positive farther than the nearest negative, a negative nearer than the farthest positive (MIC, ICCV 2019).
+
+    Any positive or negative where there is none such.
+    """
     anchor_A, distance_AB, positive_AB, negative_AB = _candidates(embeddings, labels)
     farthest_A1 = distance_AB.masked_fill(~positive_AB, -torch.inf).amax(dim=1, keepdim=True)
     nearest_A1 = distance_AB.masked_fill(~negative_AB, torch.inf).amin(dim=1, keepdim=True)
@@ -126,36 +141,36 @@ def soft_hard_triplets(embeddings: Tensor, labels: Tensor) -> Triplets:
 
 
 def distance_weighted_triplets(embeddings: Tensor, labels: Tensor, *, cutoff: float = 0.5) -> Triplets:
-    """Any positive; negatives at all distances alike: weighted by :func:`inverse_density` (Wu et al., ICCV 2017)."""
+    """A random positive; a negative with the probabilities of :func:`inverse_density` (Wu et al., ICCV 2017)."""
     anchor_A, distance_AB, positive_AB, negative_AB = _candidates(embeddings, labels)
     weight_AB = inverse_density(distance_AB, negative_AB, dim=embeddings.shape[1], cutoff=cutoff)
     return anchor_A, _draw(positive_AB), _draw(weight_AB)
 
 
 def inverse_density(distances: Tensor, allowed: Tensor, *, dim: int, cutoff: float = 0.5) -> Tensor:
-    """Probability of each candidate, the inverse of how many points of a sphere lie at its distance r.
+    """Probabilities inverse to the density of the distance r between random points on a sphere.
 
     exp((2 - D) ln r - (D - 3) / 2 ln(1 - r^2 / 4)), normalised over the allowed candidates.
 
     Args:
-        distances: [A, B] between unit vectors.
-        allowed: [A, B] bool, at least one a row.
-        dim: D.
-        cutoff: smaller r count as this.
+        distances: [A, B] distances r between unit vectors.
+        allowed: [A, B] bool, at least one in each row.
+        dim: dimension D of the vectors.
+        cutoff: smallest r; shorter distances count as this one.
 
     Returns:
-        [A, B], rows of sum 1.
+        [A, B] probabilities; each row sums to 1.
     """
     r_AB = distances.detach().clamp(min=cutoff)
-    rest_AB = (1 - r_AB.square() / 4).clamp(min=1e-6)  # r = 2, the opposite point, would weigh infinitely
+    rest_AB = (1 - r_AB.square() / 4).clamp(min=1e-6)  # r = 2 would have infinite weight
     log_AB = (2 - dim) * r_AB.log() - (dim - 3) / 2 * rest_AB.log()
     return log_AB.masked_fill(~allowed, -torch.inf).softmax(dim=1)
 
 
 def without_positives(triplets: Triplets, share: float) -> Triplets:
-    """R-Margin's regularisation (Roth et al., ICML 2020): with probability ``share`` (a, p, n) becomes (a, a, p).
+    """Regularisation of R-Margin (Roth et al., ICML 2020): (a, p, n) becomes (a, a, p) with probability ``share``.
 
-    A sample of the anchor's own class is then pushed away, which keeps classes from collapsing.
+    The loss then pushes a sample of the anchor's own class away, so that classes do not collapse.
     """
     anchor_T, positive_T, negative_T = triplets
     flipped_T = torch.rand(len(anchor_T), device=anchor_T.device) < share
@@ -163,7 +178,7 @@ def without_positives(triplets: Triplets, share: float) -> Triplets:
 
 
 def _candidates(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Anchors [A] with both kinds of partner; their distances to all, and masks of positives and negatives [A, B]."""
+    """Anchors [A] that have a positive and a negative; distances to all, masks of positives and negatives [A, B]."""
     positive_BB, negative_BB = _pairs(labels)
     anchor_A = (positive_BB.any(dim=1) & negative_BB.any(dim=1)).nonzero()[:, 0]
     z_BD = embeddings.detach()
@@ -173,12 +188,12 @@ def _candidates(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def _draw(weights_AB: Tensor) -> Tensor:
-    """[A] one column of each row, by weight."""
+    """[A] one column of each row, with probabilities proportional to the weights."""
     if len(weights_AB) == 0:
         return torch.empty(0, dtype=torch.long, device=weights_AB.device)
     return torch.multinomial(weights_AB.float(), 1)[:, 0]
 
 
 def _draw_among(preferred_AB: Tensor, allowed_AB: Tensor) -> Tensor:
-    """[A] one of the preferred columns of each row; of the allowed ones where it has none."""
+    """[A] a random preferred column of each row, or an allowed one where no column is preferred."""
     return _draw(torch.where(preferred_AB.any(dim=1, keepdim=True), preferred_AB, allowed_AB))

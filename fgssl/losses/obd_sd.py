@@ -1,6 +1,6 @@
-"""The losses of OBD-SD (Zeng et al., 2022). Shapes: B batch, N training rows, D embedding.
+"""Losses of OBD-SD (Zeng et al., 2022). Shapes: B batch, N training images, D embedding.
 
-A similarity matrix is Z Z^T of unit rows, its diagonal (1) included.
+A similarity matrix holds the cosines Z Z^T of unit rows, with the diagonal of ones.
 """
 
 from typing import Literal
@@ -22,26 +22,27 @@ def diffused_targets(
     normalization: Literal["softmax", "symmetric"] = "softmax",
     clamp: bool = True,
 ) -> Tensor:
-    """The teacher's relations, refined by a random walk on the batch: online batch diffusion (OBDP).
+    """Target distributions from the teacher's similarities, diffused by a random walk on the batch (OBDP).
 
-    The two readings of the walk's transition matrix:
+    The paper and the released code differ in the transition matrix of the walk:
 
-    - ``softmax``, the released code: P = softmax of D / tau_d by rows without the diagonal, and the targets
+    - ``softmax``, released code: P = softmax of the rows of D / tau_d without the diagonal; targets
       (1 - omega) (I - omega P)^-1 softmax(D / tau).
-    - ``symmetric``, the paper's Eq. 3 to 6: W = D without its diagonal, S = V^-1/2 W V^-1/2 with V the row sums,
-      A = (1 - omega) (I - omega S)^-1 D, and the targets softmax(A / tau).
+    - ``symmetric``, Eq. 3 to 6 of the paper: W = D with zero diagonal, S = V^-1/2 W V^-1/2 with the row sums V,
+      A = (1 - omega) (I - omega S)^-1 D; targets softmax(A / tau).
 
     Args:
-        teacher_similarity: [B, B] D of the teacher, cosines.
-        omega: probability to walk on, in [0, 1). 0 gives PSD's targets, softmax(D / tau), in both readings.
+        teacher_similarity: [B, B] similarities D of the teacher.
+        omega: probability of a step of the walk, in [0, 1). 0 gives the targets of PSD, softmax(D / tau), in both
+            cases.
         tau: temperature of the targets.
-        tau_d: temperature of the walk, ``softmax`` alone.
-        normalization: which reading.
-        clamp: take negative cosines as 0 in W, ``symmetric`` alone. A row sum below 0 has no root: the paper's formula
-            as it stands (False) then gives NaN.
+        tau_d: temperature of the transition matrix, with ``softmax`` only.
+        normalization: ``softmax`` or ``symmetric``.
+        clamp: set negative cosines in W to 0, with ``symmetric`` only. Without it, as in the paper's formula, a row
+            with a negative sum gives NaN.
 
     Returns:
-        [B, B] targets, each row of sum 1. float32 at least, also under autocast.
+        [B, B] targets; each row sums to 1. float32 at least, also under autocast.
     """
     if not 0 <= omega < 1 or tau <= 0 or tau_d <= 0:
         raise ValueError(f"omega lies in [0, 1), tau and tau_d above 0: got {omega}, {tau}, {tau_d}")
@@ -57,7 +58,7 @@ def diffused_targets(
 
 
 def symmetric_transition(similarity: Tensor, clamp: bool = True) -> Tensor:
-    """S = V^-1/2 W V^-1/2 (section 3.3.1): [B, B] similarities to [B, B]. A row without neighbours stays 0."""
+    """Transition matrix S = V^-1/2 W V^-1/2 [B, B] of similarities [B, B] (Sec. 3.3.1); a row of sum 0 stays 0."""
     w_BB = similarity.clone().fill_diagonal_(0)
     if clamp:
         w_BB = w_BB.clamp(min=0)
@@ -67,47 +68,50 @@ def symmetric_transition(similarity: Tensor, clamp: bool = True) -> Tensor:
 
 
 def _walk(transition_BB: Tensor, start_BB: Tensor, omega: float) -> Tensor:
-    """Where f := omega S f + (1 - omega) f0 converges to (Eq. 3). Solved, not inverted."""
+    """Limit of the iteration f = omega S f + (1 - omega) f0 (Eq. 3), by solving the linear system."""
     identity = torch.eye(len(start_BB), dtype=start_BB.dtype, device=start_BB.device)
     return (1 - omega) * torch.linalg.solve(identity - omega * transition_BB, start_BB)
 
 
 def relation_distillation(student_similarity: Tensor, targets: Tensor, *, tau: float) -> Tensor:
-    """KL divergence of the student's relations from the targets: Eq. 1 and 6.
+    """KL divergence between the targets and the student's similarity distributions (Eq. 1 and 6).
 
     Args:
-        student_similarity: [B, B] cosines of the student; the only input that a gradient reaches.
-        targets: [B, B] of :func:`diffused_targets`.
-        tau: temperature.
+        student_similarity: [B, B] similarities of the student; only they receive a gradient.
+        targets: [B, B] targets from :func:`diffused_targets`.
+        tau: temperature of the student's similarities.
 
     Returns:
-        Scalar, mean over the rows. float32 at least, also under autocast.
+        Scalar, mean over rows. float32 at least, also under autocast.
     """
     log_student_BB = F.log_softmax(at_least_float32(student_similarity) / tau, dim=1)
     return F.kl_div(log_student_BB, targets.detach().to(log_student_BB.dtype), reduction="batchmean")
 
 
 def distillation_weight(epoch: int, max_epochs: int, *, lam: float, tau: float) -> float:
-    """tau^2 (t / T) lambda of Eq. 2 and 7, with t = ``epoch`` counted from 0: nothing in the first epoch."""
+    """Weight tau^2 (t / T) lambda of Eq. 2 and 7 in epoch t = ``epoch`` of T = ``max_epochs``, counted from 0.
+
+    The first epoch has weight 0, the last (T - 1) / T of the whole.
+    """
     return tau**2 * epoch / max_epochs * lam
 
 
-# ---- global manifold (section 5.5) ----------------------------------------------------------------------------------
+# ---- global manifold (Sec. 5.5) -------------------------------------------------------------------------------------
 
-COLUMNS = 2048  # of the refined matrix at a time
+COLUMNS = 2048  # columns of the diffused matrix that are solved for together
 
 
 @torch.no_grad()
 def global_affinity(embeddings: Tensor, *, neighbours: int = 50, power: float = 1.0) -> Tensor:
-    """W of Eq. 12: cosines between mutual nearest neighbours, 0 elsewhere.
+    """Affinity matrix W of Eq. 12: cosines between mutual nearest neighbours, 0 elsewhere.
 
     Args:
         embeddings: [N, D] unit rows.
-        neighbours: k.
-        power: exponent of the cosines, negative ones taken as 0: 1 in the paper, 3 in the released code.
+        neighbours: number of neighbours k, without the image itself. (The released code counts it as one of its k.)
+        power: exponent of the cosines, after negative ones are set to 0: 1 in the paper, 3 in the released code.
 
     Returns:
-        [N, N] sparse (COO), symmetric.
+        [N, N] sparse symmetric matrix (COO).
     """
     n = len(embeddings)
     neighbours = min(neighbours, n - 1)
@@ -125,7 +129,7 @@ def _blocks(embeddings: Tensor) -> tuple[Tensor, ...]:
 
 
 def _nearest(z_ND: Tensor, rows: Tensor, k: int) -> Tensor:
-    """[n, k] nearest rows of each of ``rows``, itself left out."""
+    """[n, k] nearest rows of each of the n ``rows``, without itself."""
     d_nN = z_ND[rows] @ z_ND.T
     d_nN[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
     return d_nN.topk(k, dim=1).indices
@@ -135,18 +139,20 @@ def _nearest(z_ND: Tensor, rows: Tensor, k: int) -> Tensor:
 def global_similarity(
     embeddings: Tensor, *, omega: float, neighbours: int = 50, power: float = 1.0, tolerance: float = 1e-6
 ) -> Tensor:
-    """A of Eq. 5 over the whole training set: diffusion on the global manifold.
+    """Similarities A of Eq. 5, diffused over the whole training set.
 
-    I - omega S is symmetric, positive definite and sparse: conjugate gradients, all columns of a block side by side.
+    The matrix I - omega S is symmetric, positive definite and sparse; it is solved by conjugate gradients for a block
+    of columns at a time.
 
     Args:
-        embeddings: [N, D] unit rows, of the teacher.
-        omega: probability to walk on, in [0, 1).
-        neighbours, power: of :func:`global_affinity`.
-        tolerance: of the solution, relative to the right-hand side.
+        embeddings: [N, D] unit rows of the teacher.
+        omega: probability of a step of the walk, in [0, 1).
+        neighbours: number of nearest neighbours, see :func:`global_affinity`.
+        power: exponent of the cosines, see :func:`global_affinity`.
+        tolerance: norm of the residual relative to the right-hand side.
 
     Returns:
-        [N, N] refined similarities.
+        [N, N] diffused similarities.
     """
     w_NN = global_affinity(embeddings, neighbours=neighbours, power=power)
     degree_N = torch.sparse.sum(w_NN, dim=1).to_dense()
@@ -166,7 +172,7 @@ def _conjugate_gradients(s_NN: Tensor, omega: float, right_Nn: Tensor, tolerance
     x_Nn, rest_Nn = torch.zeros_like(right_Nn), right_Nn.clone()
     step_Nn, square_n = rest_Nn.clone(), rest_Nn.square().sum(dim=0)
     enough_n = tolerance**2 * square_n
-    for _ in range(len(s_NN)):  # exact arithmetic needs no more
+    for _ in range(len(s_NN)):  # in exact arithmetic N steps suffice
         if (square_n <= enough_n).all():
             break
         image_Nn = step_Nn - omega * torch.sparse.mm(s_NN, step_Nn)

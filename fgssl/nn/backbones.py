@@ -35,6 +35,7 @@ class Backbone:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
         import timm  # takes seconds to import, and the command line has none to give
 
+        import fgssl.nn.bn_inception  # noqa: F401  # makes the name known to timm
         from fgssl.nn.swin import pad_before_rolling  # imports timm
 
         if not timm.is_model(self.name):

@@ -1,7 +1,7 @@
 """Metric-learning losses and miners as modules, and how a configuration names them.
 
-Ours follow the formulas that OBD-SD's tables rest on; every other name is pytorch-metric-learning's. Both kinds are
-called alike: ``loss(embeddings, labels)``, or with what a miner picked, ``loss(embeddings, labels, miner(...))``.
+The classes of this file follow the losses of OBD-SD's tables; every other name is pytorch-metric-learning's. All are
+called in the same way: ``loss(embeddings, labels)``, or with a miner ``loss(embeddings, labels, miner(...))``.
 """
 
 import importlib
@@ -25,17 +25,22 @@ from fgssl.losses.metric_learning import (
 
 
 class Spec:
-    """A class by name, with its arguments: ``NAME`` or ``{class_path: NAME, init_args: {...}}`` in a configuration."""
+    """A class named in a configuration, with its arguments: ``NAME`` or ``{class_path: NAME, init_args: {...}}``.
+
+    Args:
+        class_path: name of the class; with its module where it is neither ours nor pytorch-metric-learning's.
+        init_args: arguments of its constructor.
+    """
 
     def __init__(self, class_path: str, init_args: dict[str, Any] | None = None):
         self.class_path, self.init_args = class_path, dict(init_args or {})
 
     @classmethod
     def read(cls, value: Any) -> "Spec":
-        """From a configuration's value.
+        """Read a value of a configuration.
 
         Raises:
-            ValueError: it is of neither form.
+            ValueError: the value has neither of the two forms.
         """
         if isinstance(value, cls):
             return value
@@ -46,7 +51,7 @@ class Spec:
         raise ValueError(f"{value} is neither a class's name nor {{class_path: NAME, init_args: {{...}}}}")
 
     def plain(self) -> str | dict[str, Any]:
-        """For a configuration."""
+        """Value for a configuration."""
         return {"class_path": self.class_path, "init_args": self.init_args} if self.init_args else self.class_path
 
     def __eq__(self, other: object) -> bool:
@@ -57,7 +62,14 @@ class Spec:
 
 
 class MultiSimilarity(nn.Module):
-    """:func:`fgssl.losses.metric_learning.multi_similarity`, which mines for itself."""
+    """Multi-similarity loss with its own selection of pairs: :func:`fgssl.losses.metric_learning.multi_similarity`.
+
+    Args:
+        alpha: sharpness on positive pairs.
+        beta: sharpness on negative pairs.
+        base: similarity at which a pair has half its weight.
+        epsilon: margin of the selection of pairs.
+    """
 
     def __init__(self, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, epsilon: float = 0.1):
         super().__init__()
@@ -68,14 +80,14 @@ class MultiSimilarity(nn.Module):
 
 
 class Margin(nn.Module):
-    """:func:`fgssl.losses.metric_learning.margin_loss` with a boundary that is learnt for each class.
+    """Margin loss with a learnable boundary for each class: :func:`fgssl.losses.metric_learning.margin_loss`.
 
     Args:
-        num_classes: C; the data's training classes where a method builds it.
-        margin: half the width of the boundary.
-        beta: where the boundaries start.
-        average: denominator, see the function.
-        push_own: R-Margin's share of triplets that push a sample of the anchor's own class away.
+        num_classes: number of training classes C; default: those of the data set.
+        margin: half the width of the zone around the boundary.
+        beta: initial boundary, a Euclidean distance.
+        average: denominator of the mean: ``triplets`` with an active term, or active ``pairs``.
+        push_own: probability that a triplet pushes a sample of the anchor's own class away (R-Margin); 0: never.
     """
 
     def __init__(
@@ -97,14 +109,18 @@ class Margin(nn.Module):
 
 
 class RandomTriplets(nn.Module):
-    """:func:`fgssl.losses.metric_learning.random_triplets`."""
+    """As many random triplets as images: :func:`fgssl.losses.metric_learning.random_triplets`."""
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         return random_triplets(embeddings, labels)
 
 
 class SemiHard(nn.Module):
-    """:func:`fgssl.losses.metric_learning.semi_hard_triplets`."""
+    """A semi-hard triplet for each anchor: :func:`fgssl.losses.metric_learning.semi_hard_triplets`.
+
+    Args:
+        margin: largest difference between the distances of the negative and of the positive.
+    """
 
     def __init__(self, margin: float = 0.2):
         super().__init__()
@@ -115,14 +131,18 @@ class SemiHard(nn.Module):
 
 
 class SoftHard(nn.Module):
-    """:func:`fgssl.losses.metric_learning.soft_hard_triplets`."""
+    """A soft-hard triplet for each anchor: :func:`fgssl.losses.metric_learning.soft_hard_triplets`."""
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         return soft_hard_triplets(embeddings, labels)
 
 
 class DistanceWeighted(nn.Module):
-    """:func:`fgssl.losses.metric_learning.distance_weighted_triplets`."""
+    """A distance-weighted triplet for each anchor: :func:`fgssl.losses.metric_learning.distance_weighted_triplets`.
+
+    Args:
+        cutoff: smallest distance in the weights; shorter distances count as this one.
+    """
 
     def __init__(self, cutoff: float = 0.5):
         super().__init__()
@@ -141,30 +161,43 @@ OURS: dict[str, dict[str, type[nn.Module]]] = {
         "DistanceWeighted": DistanceWeighted,
     },
 }
-PARTS = ("distances", "reducers", "regularizers")  # of pytorch-metric-learning; arguments of its losses
+PARTS = ("distances", "reducers", "regularizers")  # modules of pytorch-metric-learning whose classes are arguments
 
 
 def build_dml(dml_loss: Any, miner: Any, **facts: int) -> tuple[nn.Module, nn.Module | None]:
-    """The loss and the miner that a configuration names.
+    """Build the loss and the miner that a configuration names.
 
     Args:
-        dml_loss: the loss, as ``Spec.read`` takes it. Arguments that are objects (a distance, a reducer, a wrapped
-            loss) are named the same way.
-        miner: the miner, or None.
-        facts: ``num_classes`` and ``embedding_size``, given to a class that takes them unless the configuration does.
+        dml_loss: loss, in a form that ``Spec.read`` takes. Arguments that are objects (a distance, a reducer, an inner
+            loss) have the same form.
+        miner: miner in the same form, or None.
+        facts: ``num_classes`` and ``embedding_size``: arguments for a class that takes them, where the configuration
+            does not set them.
+
+    Returns:
+        The loss, and the miner or None.
 
     Raises:
-        UserError: an unknown class or argument, or a loss and a miner that do not go together.
+        UserError: a class or argument is unknown, or loss and miner do not go together.
     """
     loss = _build(dml_loss, "losses", "model.dml_loss", facts)
     picker = None if miner is None else _build(miner, "miners", "model.miner", facts)
     _, _, *third = inspect.signature(loss.forward).parameters.values()
     name = type(loss).__name__
     if picker is None and third and third[0].default is inspect.Parameter.empty:
-        raise UserError(f"model.miner: {name} needs one: {', '.join(OURS['miners'])}, or pytorch-metric-learning's.")
+        raise UserError(
+            f"model.miner: {name} needs one: {', '.join(OURS['miners'])}, or any of pytorch-metric-learning."
+        )
     if picker is not None and not third:
-        raise UserError(f"model.miner: {name} mines for itself; set it null.")
+        raise UserError(f"model.miner: {name} selects its pairs itself; set model.miner to null.")
     return loss, picker
+
+
+def loss_label(loss: nn.Module) -> str:
+    """Name of a loss in OBD-SD's tables; other losses by their class name."""
+    if isinstance(loss, Margin):
+        return "R-Margin" if loss.push_own else "Margin"
+    return "MS" if isinstance(loss, MultiSimilarity) else type(loss).__name__
 
 
 def _build(value: Any, kind: str, option: str, facts: dict[str, int]) -> Any:
@@ -193,7 +226,7 @@ def _is_spec(value: Any) -> bool:
 
 
 def _class_of(path: str, kind: str, option: str) -> type:
-    """A class by its short name, ours or pytorch-metric-learning's, or by its whole path."""
+    """Class of a short name (ours or pytorch-metric-learning's) or of a dotted path."""
     if path in OURS[kind]:
         return OURS[kind][path]
     if "." in path:
@@ -204,7 +237,7 @@ def _class_of(path: str, kind: str, option: str) -> type:
             raise UserError(f"{option}: there is no class '{path}' ({fault}).") from fault
     known: dict[str, type] = dict(OURS[kind])
     for part in (kind, *PARTS):
-        module = importlib.import_module(f"pytorch_metric_learning.{part}")  # slow: only where a method needs it
+        module = importlib.import_module(f"pytorch_metric_learning.{part}")  # imported here because it takes a second
         known |= {name: cls for name, cls in vars(module).items() if inspect.isclass(cls)}
     if path not in known:
         raise UserError(
@@ -215,7 +248,7 @@ def _class_of(path: str, kind: str, option: str) -> type:
 
 
 def _arguments_of(cls: type) -> set[str]:
-    """What the constructor takes, and those that it hands on to."""
+    """Names of the constructor's arguments, with those that it hands on to its parent classes."""
     names: set[str] = set()
     for parent in cls.__mro__:
         if parent not in (nn.Module, object) and "__init__" in vars(parent):

@@ -134,3 +134,23 @@ def test_draws_are_uniform_and_independent():
 
 def test_a_draw_does_not_depend_on_its_batch():
     assert np.array_equal(uniform(3, np.arange(10), 2, 5)[4:6], uniform(3, np.array([4, 5]), 2, 5))
+
+
+def test_with_replacement_a_batch_is_what_the_released_code_of_obd_sd_draws():
+    """56 draws of a class, 2 of its images each, all independent, on CUB's 100 training classes of 50 to 60 images."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(100), np.linspace(50, 60, 100).round().astype(int)))
+    sampler = ClassBalanced(labels, 112, images_per_class=2, replacement=True)
+    assert len(sampler) == len(labels) // 112
+    distinct, positives, own_pair = [], [], []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        for rows in batches(sampler)[..., 0]:
+            drawn = labels[rows]
+            assert (drawn[0::2] == drawn[1::2]).all()
+            distinct.append(len(np.unique(drawn)))
+            positives.append((drawn[:, None] == drawn).sum(axis=1).mean() - 1)
+            own_pair.append((rows[0::2] == rows[1::2]).mean())
+    assert np.mean(distinct) == pytest.approx(100 * (1 - 0.99**56), abs=0.3)  # 43.0; 1000 batches, deviation 2.3 each
+    assert np.mean(positives) == pytest.approx(1 + 2 * 55 / 100, abs=0.02)  # 2.1 an anchor; distinct classes give 1
+    assert np.mean(own_pair) == pytest.approx(1 / 55, abs=0.002)

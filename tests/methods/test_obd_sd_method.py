@@ -349,7 +349,7 @@ def test_a_pretrained_teacher_comes_from_its_checkpoint_and_stays(tmp_path):
 
     with pytest.raises(UserError, match="holds another network"):
         fit(obd_sd(Distillation(**settings, checkpoint=str(tmp_path / "first.ckpt")), dim=4))
-    with pytest.raises(UserError, match="needs checkpoint"):
+    with pytest.raises(UserError, match="needs model.distillation.checkpoint"):
         fit(obd_sd(Distillation(**settings)))
 
 

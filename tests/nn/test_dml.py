@@ -85,7 +85,7 @@ def test_ours_is_the_function_and_theirs_the_class():
         ("MultiSimilarty", None, "model.dml_loss: unknown class 'MultiSimilarty'. Did you mean 'MultiSimilarity'?"),
         ("Margin", "DistanceWeightd", "model.miner: unknown class 'DistanceWeightd'. Did you mean 'DistanceWeighted'?"),
         ("Margin", None, "model.miner: Margin needs one: RandomTriplets"),
-        ("MultiSimilarity", "SemiHard", "model.miner: MultiSimilarity mines for itself"),
+        ("MultiSimilarity", "SemiHard", "model.miner: MultiSimilarity selects its pairs itself"),
         (
             {"class_path": "ProxyAnchorLoss", "init_args": {"alfa": 1}},
             None,
