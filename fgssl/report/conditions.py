@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from fgssl.report.runs import RunFolder
@@ -41,6 +42,7 @@ WHOLE = {
     "pretraining images": 100,
 }  # fmt: skip
 
+FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that have their w whatever the option says
 OBDSD = ("MS+OBD-SD", "Margin+OBD-SD", "R-Margin+OBD-SD")
 PSD = ("MS+PSD",)
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
@@ -120,6 +122,7 @@ class Evidence:
         return self.run.results["data"]
 
 
+IMAGENET_FILES = ("bn_inception-52deb4733",)  # files that are known by name, for networks that timm has no weights of
 SHAPE = ("layers", "channels", "depth", "embed_dim", "num_heads", "patch_size", "stem_width")
 
 
@@ -147,8 +150,9 @@ def _pooling(e: Evidence) -> str:
 
 def _start(e: Evidence) -> str:
     """What the method's training started from: ``imagenet`` (labels of ImageNet-1k), ``none``, or what else."""
-    if e.config.get("model.backbone.weights"):
-        return f"{e.config['model.backbone.weights']}"
+    weights = e.config.get("model.backbone.weights")
+    if weights:
+        return "imagenet" if Path(weights).stem in IMAGENET_FILES else str(weights)
     if not e.config.get("model.backbone.pretrained"):
         return "none"
     tag = str(e.config.get("model.backbone.name")).partition(".")[2]
@@ -315,6 +319,8 @@ def conditions(row: Row) -> dict[str, Any]:
         if all(row[name] in ((value,) if isinstance(value, str) else value) for name, value in columns.items()):
             stated |= known
     stated |= {name: value for name, value in settings(row).items() if name not in REMARKS}
+    if row["method"] in FIXED_W:
+        stated.pop("w", None)
     if stated.get("dynamic_weight") == "no":
         stated.pop("lambda", None)  # the paper chose it by ablation and does not say it
     if stated.get("components", "").count("L") and "LS" not in stated["components"]:

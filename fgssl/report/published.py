@@ -10,7 +10,8 @@ from fgssl.report.conditions import Row, letters, settings, task_of, unmet
 from fgssl.report.runs import RunFolder
 
 NAMES = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBD-SD"}
-METRICS = {"rank1": ("recall@1",), "rank5": ("recall@5",)}  # CMD's names for the same
+METRICS: dict[str, tuple[str, ...]] = {"rank1": ("recall@1",), "rank5": ("recall@5",)}  # CMD's names for the same
+METRICS |= {name: () for name in ("extra_time_percent", "params_m", "throughput")}  # no run measures them
 # VOC2007's mean average precision: the paper does not say which of them it takes
 VOC_MAP = ("map_11point", "map_allpoint", "map_noninterpolated")
 PLAIN = ("density", "spectral_decay")  # printed as they are; everything else in percent
@@ -73,7 +74,7 @@ def reproduced(run: RunFolder) -> list[Row]:
 
 def _rows_of_task(run: RunFolder) -> list[Row]:
     """The named rows of the task that the run is (a probe, a detector); of a method itself those without a task."""
-    return [row for row in named_rows(run) if task_of(row) == _task(run)]
+    return [row for row in named_rows(run) if task_of(row) == _task(run) and metrics_of(row)]
 
 
 def _distance(fault: list[str]) -> tuple[bool, bool, int]:

@@ -1,108 +1,10 @@
-"""Printed numbers beside ours: only where every condition of their row holds, and then always.
-
-``tests/golden/printed.csv`` lists the runs that each printed number stands beside, ``UNREACHABLE`` the numbers that no
-experiment of ours can produce. The runs are the experiments, their ablations and sweeps, and what follows them (probe,
-DAVIS, fine-tuning, detection), each as a folder with the resolved configuration and no training.
-"""
-
-import copy
-import itertools
-import json
-from pathlib import Path
+"""Printed numbers beside ours: only where every condition of their row holds, and then always; see ``printed.py``."""
 
 import pytest
-import yaml
 
-from fgssl.cli.compose import _apply_file, assign, read_yaml
-from fgssl.commands import probe
-from fgssl.data.datasets import ALL
-from fgssl.methods.cmd import OTHERS
-from fgssl.methods.obd_sd import Distillation
-from fgssl.report.conditions import DATASETS, TEST_IMAGES
-from fgssl.report.published import Missing, Number, all_rows, published, reproduced
-from fgssl.report.runs import RunFolder, flatten
-from tests.recipes import EXPERIMENTS, resolve
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "printed.csv"
-KEY = ("paper", "table", "method", "backbone", "dataset", "split", "protocol", "epochs", "setting")
-
-# ---- runs ------------------------------------------------------------------------------------------------------------
-
-
-def changed(experiment: str, *files: str, **options) -> dict:
-    """The configuration of an experiment with ablation files and options (``model__tau=0.1``) on top."""
-    config = copy.deepcopy(resolve(experiment))
-    for name in files:
-        _apply_file(config, EXPERIMENTS / f"{name}.yaml")
-    for option, value in options.items():
-        assign(config, option.replace("__", "."), value)
-    return config
-
-
-def variant_of(config: dict) -> str | None:
-    """The variant that the method of a configuration gives itself."""
-    flat, options = flatten({"model": config["model"]}), config["model"]["init_args"]
-    method = flat["model"]
-    if method == "CMD":
-        return OTHERS.get(tuple(options[name] for name in ("l_i", "l_r", "l_s", "l_t", "l_ts")))
-    if method == "OBDSD":
-        loss, margin = str(flat["model.dml_loss"]), bool(flat.get("model.dml_loss.push_own"))
-        named = {"MultiSimilarity": "MS", "Margin": "R-Margin" if margin else "Margin"}.get(loss, loss)
-        return named + Distillation(**options["distillation"]).label
-    return options.get("variant")
-
-
-class Runs:
-    """Writes run folders below a folder.
-
-    ``add`` gives the run of a configuration; results are those of a whole data set and the configured epochs.
-    """
-
-    def __init__(self, root: Path):
-        self.root, self.numbers = root, itertools.count()
-
-    def add(self, name: str, config: dict, results: dict | None = None, data: dict | None = None) -> RunFolder:
-        folder = self.root / str(next(self.numbers)) / name.replace("/", "_")
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints" / "last.ckpt").touch()
-        flat = flatten(config)
-        dataset = {cls.__name__: cls.name for cls in ALL.values()}[flat["data.dataset"]]
-        protocol = (config["data"].get("protocol") or {}) | {}
-        split = protocol.get("split", "official")
-        paper_names = {ours: theirs for theirs, ours in DATASETS.items()} | {"coco_instances": "coco"}
-        shown = flat.get("data.dataset.variant", split) if dataset == "cifartoy" else split
-        test = TEST_IMAGES.get((paper_names.get(dataset, dataset), shown), 0)
-        described = {"dataset": dataset, "split": split, **protocol, "train": {"images": 1, "rows_hash": "-"}}
-        described["test"] = {"images": test, "rows_hash": "-"}
-        written = {"method": flat["model"], "variant": variant_of(config), "seed": 0, "status": "finished"}
-        written |= {"epochs": config["trainer"]["max_epochs"], "metrics": {}, "data": described | (data or {})}
-        return self.write(folder, config, written | (results or {}))
-
-    def write(self, folder: Path, config: dict, results: dict) -> RunFolder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results))
-        (folder / "config.yaml").write_text(yaml.dump(config, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
-        return RunFolder(folder, results, flatten(config))
-
-    def probe(self, run: RunFolder, config: dict, share: float = 1.0) -> RunFolder:
-        """``fgssl probe --ckpt_path RUN --data.protocol.label_fraction SHARE``."""
-        config = copy.deepcopy(config)
-        args, _ = probe._parser().parse_known_args(["--ckpt_path", str(run.folder)])
-        probe.probe_of(config, args)
-        assign(config, "data.protocol.label_fraction", share)
-        return self.add(f"{run.folder.name} probe {share:g}", config)
-
-    def task(self, run: RunFolder, experiment: str, **options) -> RunFolder:
-        """``fgssl fit --config experiments/EXPERIMENT.yaml --model.init_from RUN``."""
-        config = changed(experiment, model__init_from=str(run.folder), **options)
-        return self.add(f"{run.folder.name} {experiment}", config)
-
-    def davis(self, run: RunFolder, **options) -> RunFolder:
-        """``fgssl davis --ckpt_path RUN``."""
-        config = {"davis": {"topk": 5, "radius": 12} | options, "model": None}
-        data = {"dataset": "davis2017", "split": "val", "train": {"images": 0}, "test": {"images": 30}}
-        results = {"method": run.folder.name, "seed": 0, "metrics": {}, "data": data, "ckpt_path": str(run.folder)}
-        return self.write(self.root / str(next(self.numbers)) / "davis", config, results)
+from fgssl.report.published import Missing, Number, all_rows, published
+from fgssl.report.runs import RunFolder
+from tests.printed import Runs, changed, key, read_golden, table
 
 
 @pytest.fixture
@@ -233,126 +135,59 @@ def test_dino_and_esvit_are_called_so(runs):
 
 # ---- the whole table, both ways -------------------------------------------------------------------------------------
 
-
-def key(row: dict) -> tuple[str, ...]:
-    """A row without its metric and value; its notes left out."""
-    setting = ";".join(part for part in row["setting"].split(";") if not part.startswith("note="))
-    return tuple(setting if name == "setting" else row[name] for name in KEY)
-
-
-def ablations_of(base: str) -> list[tuple[str, ...]]:
-    """What goes on the command line after an experiment: nothing, an ablation, or one and the loss alone."""
-    paper = next(name for name in ("cmd", "obd_sd", "flsl", "mls", "maskcon") if base.startswith(name))
-    folder, dataset = f"{paper}_ablations", base.removeprefix(f"{paper}_").split("_")[0]
-    files = [f"{folder}/{path.stem}" for path in sorted((EXPERIMENTS / folder).glob("*.yaml"))]
-    other = {"cub", "cars", "sop"} - {dataset}
-    files = [name for name in files if name.rsplit("_", 1)[-1] not in other]
-    files = [name for name in files if ("table2" in name) == ("512d" in base)]
-    alone = f"{folder}/table3_alone"
-    return [
-        (),
-        *((name,) for name in files),
-        *(
-            (name, alone)
-            for name in files
-            if paper == "obd_sd" and name.split("/")[1][:6] in ("table1", "table4", "table9")
-        ),
-    ]
-
-
-def cells(sweep: Path) -> list[tuple[str, str, dict]]:
-    """(name, experiment, options) of every cell of a sweep."""
-    content = read_yaml(sweep)
-    names = list(content["parameters"])
-    values = [given.get("values", [given.get("value")]) for given in content["parameters"].values()]
-    base = next(Path(part).stem for part in content["command"] if part.endswith(".yaml"))
-    grid = [dict(zip(names, cell, strict=True)) for cell in itertools.product(*values)]
-    words = [
-        [f"{k.split('.')[-1]}={v}" for k, v in options.items() if "values" in content["parameters"][k]]
-        for options in grid
-    ]
-    return [(f"sweeps/{sweep.stem} {' '.join(w)}", base, options) for w, options in zip(words, grid, strict=True)]
-
-
-# Options that the experiments' headers and the ablations' READMEs name, where no file sets them.
-OPTIONS = {
-    "flsl_imagenet": [
-        {"model__backbone__name": "vit_small_patch8_224"},
-        {"model__backbone__name": "vit_base_patch16_224"},
-        *({"trainer__max_epochs": 100, **more} for more in (
-            {}, {"model__gamma": 1}, *({"model__gamma": 1, "model__targets": "sinkhorn", "model__v": v} for v in (0, 0.01, 0.02, 0.03, 0.1)),
-            *({"model__prototypes": k} for k in (1024, 2048, 8192, 16384)),
-            *({"data__batch_size": size} for size in (64, 128, 256, 1024, 2048)), {"model__window": 4},
-        )),
-    ],
-    "mls_coco": [
-        {"trainer__max_epochs": 800}, {"model__variant": "knn"}, {"model__variant": "bce_pos"},
-        {"model__dictionary": "g"}, {"model__dictionary": "z"}, {"model__k": 1}, {"model__k": 5}, {"model__k": 40},
-    ],
-    "mocov2_coco": [{"trainer__max_epochs": 800}],
-    **{f"cmd_{data}": [
-        {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__options": {}},
-        {"model__backbone__name": "resnet101.tv_in1k", "model__backbone__options": {}},
-        {"model__backbone__name": "swin_small_patch4_window7_224"},
-        {"data__views__local_crops": 2}, {"data__views__local_crops": 4},
-        {"model__backbone__options__patch_size": 1},
-    ] for data in ("cub", "cars", "aircraft")},
-    **{f"obd_sd_{data}_r50_512d": [{"model__backbone__pooling": None}] for data in ("cub", "cars", "sop")},
-}  # fmt: skip
-BASELINES = {  # of MaskCon, by variant and w, on each of its data sets
-    "variants": ("selfcon", "grafit", "supcon", "coins", "supce", "supfine"),
-    "weights": (0.2, 0.5, 0.8, 1.0),
+# Printed numbers that no experiment of ours can produce: the reason, and columns of their rows.
+RIVALS = {
+    "cmd": "Barlow, VICReg, SimCLR, BYOL, SimSiam, MAE, BYOL+LCR, LCR, MoCo v2 + Bilinear, SAM-SSL, "
+    "SAM-SSL + Bilinear, DiLo, CVSA, LEWEL, ContrastiveCrop, LCR + MultiTask",
+    "flsl": "MoCo-v2, DetCo, DenseCL, BYOL, SCRL, MOCO-v3, MoCo-v3, MoBY, DINO, DINO+SelfPatch, ADCLR, None, "
+    "Supervised, MAE, CT, MAST, SwAV, SimCLR-v2, MoCov2, MoCov3, iBOT, EsViT, ReSim",
+    "mls": "ReSim-C4, LEWEL_M, SetSim, SoCo, Self-EMD, BYOL, DenseCL, ORL, SwAV, SimCLR",
+    "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyAnchor, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, "
+    "MS+DAS",
 }
-
-
-def trainings() -> dict[str, dict]:
-    """Name -> configuration of every training that the experiments describe."""
-    found: dict[str, dict] = {}
-    skipped = ("_digits", "_small", "_small_start")
-    for path in sorted(EXPERIMENTS.glob("*.yaml")):
-        name = path.stem
-        if name.endswith(skipped) or name.startswith(("detect", "finetune", "segment")):
-            continue
-        if name.startswith(("dino", "esvit", "mocov2")):
-            found[name] = changed(name)
-        else:
-            found |= {
-                "+".join([name, *(f.split("/")[1] for f in files)]): changed(name, *files)
-                for files in ablations_of(name)
-            }
-        for options in OPTIONS.get(name, []):
-            words = " ".join(f"{option.split('__')[-1]}={value}" for option, value in options.items())
-            found[f"{name} {words}"] = changed(name, **options)
-    for sweep in sorted((EXPERIMENTS / "sweeps").glob("*.yaml")):
-        for name, base, options in cells(sweep):
-            if not base.endswith(skipped):
-                found[name] = changed(base, **{option.replace(".", "__"): value for option, value in options.items()})
-    return found
-
-
-def everything(runs: Runs) -> dict[str, RunFolder]:
-    """Every run that a printed number may stand beside, by name."""
-    found = {}
-    for name, config in trainings().items():
-        run = found[name] = runs.add(name, config)
-        paper = str(run.config.get("run.paper")).split(",")[0]
-        if paper == "cmd":
-            for share in (1.0, 0.5, 0.2) if " " not in name and "+" not in name else (1.0,):
-                found[f"{name} > probe {share:g}"] = runs.probe(run, config, share)
-        if name.startswith("flsl_imagenet") and paper == "flsl":
-            found[f"{name} > davis"] = runs.davis(run)
-        follow = {
-            "mls_coco": ("detect_coco_fpn", "detect_coco_c4", "detect_voc0712"),
-            "flsl_imagenet": ("detect_coco_vit", "segment_ade20k"),
-        }
-        follow["mocov2_coco"] = follow["mls_coco"]
-        follow["mls_coco"] += tuple(
-            sorted(p.stem for p in EXPERIMENTS.glob("finetune_*.yaml") if "digits" not in p.stem)
+UNREACHABLE: list[tuple[str, dict[str, str]]] = [
+    ("a property of the network, measured by nothing that writes results", {"dataset": ""}),
+    ("time of an epoch beside another's, which no run measures", {"protocol": "", "metric": "extra_time_percent"}),
+    *(
+        (
+            "a method that is not built here, or trained on a data set that it has no experiment for",
+            {"paper": p, "method": m},
         )
-        follow["mocov2_coco"] = follow["mls_coco"]
-        for experiment in follow.get(name.split("+")[0].split(" ")[0], ()):
-            found[f"{name} > {experiment}"] = runs.task(run, experiment)
-    for path in sorted(EXPERIMENTS.glob("*.yaml")):
-        if path.stem.startswith(("detect", "finetune", "segment")) and "digits" not in path.stem:
-            found[path.stem] = runs.add(path.stem, changed(path.stem))
-    return found
+        for p, names in RIVALS.items()
+        for m in names.split(", ")
+    ),
+    ("a network trained on the labels, called a linear probe in the table", {"paper": "cmd", "method": "Supervised"}),
+    ("a public network: fgssl probe --model, which names no paper", {"paper": "cmd", "method": "ResNet-50"}),
+    ("timm has no CvT; the stand-in is not the same network", {"paper": "cmd", "backbone": "cvt"}),
+    ("timm has no Vision Longformer; the stand-in is not the same network", {"paper": "cmd", "backbone": "vil"}),
+    ("ViTDet's schedule of 100 epochs has no experiment", {"paper": "flsl", "table": "Table 2"}),
+    ("the table's 1600 and 600 epochs contradict the 300 of section 5", {"paper": "flsl", "table": "Table 9"}),
+    ("Cityscapes is no data set of ours", {"paper": "mls", "table": "Table 3"}),
+]
+
+
+def reason(row: dict) -> str | None:
+    """Why no experiment can produce a printed number; None where one should."""
+    return next(
+        (why for why, columns in UNREACHABLE if all(row[name] == value for name, value in columns.items())), None
+    )
+
+
+def test_every_printed_number_stands_beside_the_runs_listed_for_it_and_no_other():
+    found, listed = table(), read_golden()
+    assert found.keys() == listed.keys(), "run: python -m tests.printed, and read the difference"
+    wrong = [f"{row}: {found[row]}, listed {listed[row]}" for row in found if found[row] != listed[row]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_printed_number_is_listed_with_its_runs_or_has_a_reason_to_be_out_of_reach():
+    listed = read_golden()
+    lost = {key(row) for row in all_rows() if key(row) not in listed and not reason(row)}
+    assert not lost, f"{len(lost)} rows: no experiment reproduces them, and no reason is given: {sorted(lost)}"
+    both = {key(row) for row in all_rows() if key(row) in listed and reason(row)}
+    assert not both, f"reproduced, though said to be out of reach: {sorted(both)}"
+
+
+def test_every_reason_is_of_some_row():
+    for why, columns in UNREACHABLE:
+        assert any(all(row[name] == value for name, value in columns.items()) for row in all_rows()), (why, columns)
