@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import any_rank, mean_over_ranks
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
@@ -42,13 +43,8 @@ def embed_view(trainer: Trainer, method: Any, images: Tensor) -> Tensor:
     return features_BF.to(method.dtype) if method.dtype == torch.float64 else features_BF.float()
 
 
-class OnlineEvaluation(Callback):
-    """Base of both: gathers what validation and the final test embed, and logs a figure of it."""
-
-    name = ""
-
-    def __init__(self) -> None:
-        self._outputs: list[dict] = []
+class OnlineEvaluation(Evaluation):
+    """Base of both: measures the embeddings of the validation rows and of the final test, and logs the figures."""
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
         """Figures of the evaluated rows, the same on every rank."""
@@ -69,23 +65,9 @@ class OnlineEvaluation(Callback):
                 "that it is evaluated once, in the test at the end."
             )
 
-    def on_validation_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._outputs.append(outputs)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "test")
-
-    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
-        outputs, self._outputs = self._outputs, []
+    def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
         figures = self.measure(trainer, method, collect(outputs))
-        # float64: Lightning rounds a plain number to float32
-        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
-        method.log_dict(values, batch_size=1)
+        log_exactly(method, {f"{part}/{name}": value for name, value in figures.items()})
 
 
 class OnlineProbe(OnlineEvaluation):
