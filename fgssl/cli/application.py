@@ -35,7 +35,7 @@ from fgssl.checkpoint import (
     explain_differences,
     read_checkpoint,
 )
-from fgssl.cli.parser import Parser, clean
+from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
@@ -48,16 +48,16 @@ from fgssl.run import Run, default_name, folder_of_checkpoint
 class Application(LightningCLI):
     """One experiment: what the configuration names, built and run in its folder."""
 
-    def __init__(self, args: list[str], experiment: str, data: type[DataModule] = DataModule):
-        self.experiment = experiment
+    def __init__(self, args: list[str], experiment: str, method: type[Method] | None = None):
+        self.experiment, self.method = experiment, method
         super().__init__(
             Method,
-            data,
+            method.data_module if method else DataModule,
             subclass_mode_model=True,
             save_config_callback=None,  # Record keeps the configuration
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
-            parser_class=Parser,
+            parser_class=ExperimentParser,
             auto_configure_optimizers=False,
             args=args,
         )
@@ -94,6 +94,11 @@ class Application(LightningCLI):
         parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
         parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
         parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        parser.method, parser.suggests = self.method, True  # type: ignore[attr-defined]
+        return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -275,13 +280,13 @@ def run(
     args: list[str],
     experiment: str,
     kind: type[Application] = Application,
-    data: type[DataModule] = DataModule,
+    method: type[Method] | None = None,
 ) -> int:
     """Parse and run one command of Lightning's (fit, validate, test, predict), or what ``kind`` makes of it."""
     _quieten()
     torch.set_float32_matmul_precision("high")
     try:
-        application = kind(args, experiment, data)
+        application = kind(args, experiment, method)
     except SIGTERMException:
         rank = getattr(rank_zero_only, "rank", 0)
         rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")

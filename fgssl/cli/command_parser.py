@@ -7,7 +7,7 @@ from typing import NoReturn
 from fgssl.errors import UserError, did_you_mean
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """argparse, whose mistakes are a UserError that suggests what could have been meant."""
 
     def __init__(self, **options):

@@ -7,6 +7,8 @@
 Nothing here imports torch, so that a mistake is said at once.
 """
 
+import copy
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,10 +121,21 @@ def assign(config: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(config.get(last), dict):
             config[last] = {}
         _merge(config[last], value)
+    elif last == "class_path":
+        _choose_class(config, value)
+    elif isinstance(value, str) and isinstance(config.get(last), dict) and "class_path" in config[last]:
+        _choose_class(config[last], value)
     else:
         if last == "name" and isinstance(value, str):
             _leave_options(config, value)
         config[last] = value
+
+
+def _choose_class(section: dict[str, Any], name: str) -> None:
+    """Another class leaves the former class's arguments behind; ``MaskCon`` and its dotted path are one class."""
+    if str(section.get("class_path")).rpartition(".")[2] != name.rpartition(".")[2]:
+        section.clear()
+    section["class_path"] = name
 
 
 def _leave_options(backbone: dict[str, Any], name: str) -> None:
@@ -140,15 +153,17 @@ def _arguments_of(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _merge(config: dict[str, Any], update: dict[str, Any]) -> None:
     """Deep merge; another ``class_path`` leaves the former class's arguments behind."""
-    if "class_path" in update and update["class_path"] != config.get("class_path"):
-        config.clear()
+    if "class_path" in update:
+        _choose_class(config, update["class_path"])
     if isinstance(update.get("name"), str):
         _leave_options(config, update["name"])
     for key, value in update.items():
         assign(config, str(key), value)
 
 
-# ---- the command line ----
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+NUMBERS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -169,15 +184,45 @@ def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, flags
 
 
-def class_of(spec: dict | None) -> tuple[str | None, dict]:
+def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Put ``--model.option VALUE`` and ``--data.option VALUE`` into a copy of the configuration.
+
+    These two sections hold classes, whose options the parser would read as text: ``null`` would be the word "None".
+
+    Returns:
+        The configuration, and the flags that are left for the parser.
+
+    Raises:
+        UserError: an option without a value.
+    """
+    config, left = copy.deepcopy(config), []
+    waiting = iter(flags)
+    for flag in waiting:
+        key, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or key.split(".")[0] not in ("model", "data") or key.endswith(".help"):
+            left.append(flag)
+            continue
+        given = value if equals else next(waiting, None)
+        if given is None or (not equals and given.startswith("--")):
+            raise UserError(f"--{key} needs a value.")
+        assign(config, key, read_value(given))
+    return config, left
+
+
+def read_value(text: str) -> Any:
+    """The value of an option: YAML (``0.1``, ``null``, ``[480, 512]``), or ``inf``."""
+    if text in NUMBERS:
+        return NUMBERS[text]
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def class_of(spec: Any) -> tuple[str | None, dict[str, Any]]:
     """The class that a section names, or None, and its arguments."""
-    spec = spec or {}
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec, dict):
+        return None, {}
     return spec.get("class_path"), spec.get("init_args") or {}
-
-
-def options_of(flags: list[str]):
-    """``--a.b value`` and ``--a.b=value`` as (a.b, value)."""
-    for flag, following in zip(flags, flags[1:] + [""], strict=False):
-        if flag.startswith("--"):
-            key, equals, value = flag[2:].partition("=")
-            yield key, value if equals else following

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from fgssl.cli.compose import assign, class_of, compose, options_of, split_config_files
+from fgssl.cli.compose import apply_flags, class_of, compose, split_config_files
 from fgssl.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -97,24 +97,23 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         experiment: name of the folder above the run's.
         kind: a subclass of ``Application`` that does something else with what is built.
     """
+    config, flags = apply_flags(config, flags)
     if not any(asks_for_help(flag.split("=")[0]) for flag in flags):
-        check_data(config, flags)
+        check_data(config)
     from fgssl.cli.application import Application, run  # torch and Lightning take seconds to import
     from fgssl.cli.defaults import fill_in, method_of
-    from fgssl.data.datamodule import DataModule
 
-    method = method_of(config, flags)
+    method = method_of(config)
     if kind is not None and method is not None and not method.embeds:
         raise UserError(
             f"{method.__name__} gives no embeddings: take the checkpoint it started from (model.init_from)."
         )
-    config = fill_in(config, flags, method)
+    config = fill_in(config, method)
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))
         first = ["--config", str(composed)] if config else []  # flags come after the files, so they win
-        data = method.data_module if method else DataModule
-        return run([command, *first, *flags], experiment, kind or Application, data)
+        return run([command, *first, *flags], experiment, kind or Application, method)
 
 
 def asks_for_help(flag: str) -> bool:
@@ -122,18 +121,11 @@ def asks_for_help(flag: str) -> bool:
     return flag in ("-h", "--help", "--print_config") or (flag.startswith("--") and flag.endswith(".help"))
 
 
-def check_data(config: dict, flags: list[str]) -> None:
+def check_data(config: dict) -> None:
     """Say within a second that a data set is not there, or that its name is misspelt."""
-    import copy
-
     from fgssl.data.datasets import ALL
 
-    config = copy.deepcopy(config)
-    for key, value in options_of(flags):
-        if key.startswith("data.dataset"):
-            assign(config, key, yaml.safe_load(value))
-    dataset = (config.get("data") or {}).get("dataset")
-    name, options = (dataset, {}) if isinstance(dataset, str) else class_of(dataset)
+    name, options = class_of((config.get("data") or {}).get("dataset"))
     if name is None:
         raise UserError("no data set is named: give --config experiments/<method>_<data>.yaml, or --data.dataset NAME.")
     known = {cls.__name__: cls for cls in ALL.values()}

@@ -1,31 +1,37 @@
 """The command line's parser: Lightning's, with errors that are one line and suggest the nearest known name."""
 
+import dataclasses
 import difflib
-import inspect
 import re
-from typing import get_args
+from typing import Any
 
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse.typing import register_type
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
-from fgssl.callbacks.retrieval import Retrieval
-from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets import ALL
-from fgssl.errors import UserError
-from fgssl.methods.base import Method
+from fgssl.data.views import Views
+from fgssl.errors import UserError, did_you_mean
+from fgssl.methods.base import Method, subclasses
 from fgssl.nn.dml import Spec
-from fgssl.run import Run
 
 # As a mapping it would be taken for a class of ours, which the parser imports by its whole path.
 register_type(Spec, Spec.plain, Spec.read)
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors are ours: one message, with the nearest known name."""
+class ExperimentParser(LightningArgumentParser):
+    """Lightning's parser; its errors are one message with the nearest known name, and options cannot be shortened."""
+
+    method: type[Method] | None = None  # whose options ``--model.*`` are
+    suggests = False  # the parser of a command; those that read one class's options inside it only name the fault
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.allow_abbrev = False
 
     def error(self, message: str, ex: Exception | None = None):
-        raise UserError(suggest(clean(message), known_names(self)))
+        raise UserError(suggest(clean(message), self) if self.suggests else clean(message))
 
 
 # Lines of the parser's messages that repeat the outer frames of a nested option.
@@ -45,35 +51,75 @@ def clean(message: str) -> str:
         (r"[. ]+Expected an? ", ", or "),  # the alternatives of a union, after the first
         (r": *, or ", ": expected "),
         (r": Expected an? ", ": expected "),
+        (r"^model: (?=\w+[.:])", "model."),
     ):
         text = re.sub(pattern, replacement, text)
     is_value = given and len(given) <= 40 and "expected" in text and "Got value" not in text
     return f"{text}. Got value: {given}" if is_value else text
 
 
-def known_names(parser: Parser) -> set[str]:
-    """Every option and class name that could have been meant."""
-    classes = [*_subclasses(Method), Method, *ALL.values(), DataModule, Trainer, Retrieval, Run]
-    names = {action.dest for action in parser._actions} | {cls.__name__ for cls in classes}
-    for cls in classes:
-        for name, parameter in inspect.signature(cls).parameters.items():
-            names |= {name, *(choice for choice in get_args(parameter.annotation) if isinstance(choice, str))}
-    return names | {name.rsplit(".", 1)[-1] for name in names}
-
-
-def _subclasses(cls: type) -> set[type]:
-    direct: set[type] = set(cls.__subclasses__())
-    return direct.union(*(_subclasses(sub) for sub in direct))
-
-
-def suggest(message: str, known: set[str]) -> str:
-    """Append the nearest known name for a word that the message complains of."""
+def suggest(message: str, parser: ExperimentParser) -> str:
+    """Append the nearest name that could stand in the place of the one that a message complains of."""
     if "Did you mean" in message:  # said of an inner option already
         return message
-    blamed = re.findall(r"(?:class|ption|accept option) '([\w.]+)'|--([\w.]+)|Got value: (\w+)$", message)
-    for word in (w for group in blamed for w in group if w):
-        leaf = word.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.75)
-        if near and leaf not in known:
-            return f"{message} Did you mean '{near[0]}'?"
-    return message
+    if found := re.search(r"^(?:model: )?([\w.]+): unknown class '([\w.]+)'", message):
+        choices = classes_at(found[1])
+        known = f" Known: {', '.join(sorted(choices))}." if choices else ""
+        return sentence(message) + did_you_mean(found[2].rpartition(".")[2], choices) + known
+    if found := re.search(r"one of \[(.*?)\].*Got value: (\S+)$", message):
+        return sentence(message) + did_you_mean(found[2], re.findall(r"'(.*?)'", found[1]))
+    return sentence(message) + nearest_option(unknown_option(message), known_options(parser))
+
+
+def sentence(message: str) -> str:
+    """The message with one full stop."""
+    return message.rstrip(". ") + "."
+
+
+def classes_at(place: str) -> set[str]:
+    """Short names of the classes that can stand at an option such as ``data.views``."""
+    base = {"model": Method, "data.views": Views, "trainer.callbacks": Callback}.get(place)
+    if place == "data.dataset":
+        return {cls.__name__ for cls in ALL.values()}
+    if base is None:
+        return set()
+    ours = {cls for cls in subclasses(base) if not cls.__module__.startswith(("lightning", "pytorch_lightning"))}
+    return {cls.__name__ for cls in ours if base is not Method or cls.step is not Method.step}  # type: ignore[attr-defined]
+
+
+def unknown_option(message: str) -> str | None:
+    """The dotted option that a message calls unknown, or None: ``model.optm.lr``."""
+    patterns = (
+        r"^(?:(?P<place>[\w.]+): )?Option '(?P<option>[\w.]+)' is not accepted",
+        r"^(?:(?P<place>[\w.]+): )?Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'",
+        r"^Subcommand '\w+' does not accept option '(?P<option>[\w.]+)'",
+        r"^(?:(?P<place>[\w.]+): )?[Uu]nrecognized arguments: --(?P<option>[\w.]+)",
+    )
+    for pattern in patterns:
+        if found := re.search(pattern, message):
+            parts = found.groupdict()
+            return ".".join(part for part in (parts.get("place"), parts.get("group"), parts["option"]) if part)
+    return None
+
+
+def nearest_option(option: str | None, known: set[str]) -> str:
+    """``" Did you mean '--model.optim.lr'?"`` for an unknown option, or an empty string when none is near."""
+    if option is None:
+        return ""
+    leaf = option.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(option, same_leaf or sorted(known), n=1, cutoff=0.0 if same_leaf else 0.75)
+    if not near:  # max_epochs for epochs
+        leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
+        near = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
+    return f" Did you mean '--{near[0]}'?" if near else ""
+
+
+def known_options(parser: ExperimentParser) -> set[str]:
+    """Every dotted option of the command, those of the method's class included."""
+    options = {action.dest for action in parser._actions if action.dest not in ("config", "help", "print_config")}
+    for parameter in get_signature_parameters(parser.method, None) if parser.method else ():
+        options.add(f"model.{parameter.name}")
+        if dataclasses.is_dataclass(parameter.default):
+            options |= {f"model.{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)}
+    return options

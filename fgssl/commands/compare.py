@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.report.compare import DEFAULT_METRICS, chosen_metrics, compare
 from fgssl.report.runs import read_runs
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl compare", description="Compare runs: one table a data set and protocol, over the seeds."
     )
     parser.add_argument("runs", nargs="+", help="run folders, or folders above them")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.embed import set_public_network
 from fgssl.errors import UserError
 from fgssl.evaluation.davis import Davis, check, evaluate, sequences
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl davis",
         description="Video object segmentation on DAVIS 2017: the objects of the first frame are propagated by the "
         "similarity of patch features. Region similarity J and contour accuracy F.",

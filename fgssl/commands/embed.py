@@ -8,10 +8,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import assign, read_section
 from fgssl.errors import UserError, did_you_mean
 
+POINTS = 3_000  # images in a map: t-SNE takes about ten seconds for them, a minute for 8,000
 HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")  # of a data section
 ROWS = 50_000  # images a file: 400 MB of a ResNet-50's features
 
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}; a file holds at least one image.")
+    if args.points < 0:
+        raise UserError(f"--points is {args.points}; it must be 0 (all images) or more.")
 
     from fgssl.cli.main import start  # torch from here on
     from fgssl.commands.restore import configuration
@@ -79,7 +82,7 @@ def main(argv: list[str]) -> int:
 
             stored = read_embeddings(self.folder)
             columns = (torch.from_numpy(column) for column in (stored.embedding, stored.fine, stored.index))
-            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers)
+            draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers, args.points)
 
     return start("test", config, flags, config["run"]["experiment"], Embedding)
 
@@ -94,7 +97,7 @@ def refuse_misspelt(flags: list[str], own: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl embed",
         description="Write embeddings, labels and paths to <run folder>/embeddings/*.npz, and evaluate the test rows.",
         epilog="Every option of fgssl test is taken too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
@@ -109,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", metavar="NAME|FILE", help="other data: a data set (cub) or a file of configs/data/")
     parser.add_argument("--part", choices=("test", "train", "val"), default="test", help="which rows; default test")
+    parser.add_argument(
+        "--points", type=int, default=POINTS, help=f"most images in tsne.png and umap.png; 0: all; default {POINTS:,}"
+    )
     parser.add_argument("--rows", type=int, default=ROWS, help=f"images a file; default {ROWS:,}")
     return parser
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
 from fgssl.report.runs import flatten
 
@@ -79,7 +79,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="fgssl export", description="Write a trained network for use elsewhere, with a model card.")
+    parser = CommandParser(
+        prog="fgssl export", description="Write a trained network for use elsewhere, with a model card."
+    )
     parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")
     parser.add_argument(
         "--config", metavar="FILE", action="append", default=[], help="where the checkpoint lies in no run"

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
 
 SIDE = 224  # px of a picture's image
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="fgssl maps", description="Draw what a trained network sees where, over given images.")
+    parser = CommandParser(prog="fgssl maps", description="Draw what a trained network sees where, over given images.")
     first_lines = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in KINDS.items()}
     kinds = "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first_lines.items())
     parser.add_argument("kind", choices=tuple(KINDS), help=kinds)

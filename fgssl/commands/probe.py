@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import assign, read_yaml
 from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
 from fgssl.errors import UserError
@@ -31,8 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data": {"batch_size": 256, "eval_resample": "bilinear"},
     },
 }  # fmt: skip
-SHRINK = 256 / 224  # the shorter side of a test image over the side of its central crop
-OF_ANY_FIT = ("accelerator", "precision")  # of a run's trainer section, what a probe of it keeps
+SHRINK = 256 / 224  # shorter side of a resized test image, relative to its central crop
+OF_ANY_FIT = ("accelerator", "precision")  # trainer options that a probe takes over from its run
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl probe",
         description="Train a linear classifier on frozen features. Reports top-1 and top-5 after the last epoch.",
         epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
@@ -130,7 +130,7 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     config.pop("ckpt_path", None)
     recipe = RECIPES[args.recipe]
     model = {"backbone": backbone_of(probed), **recipe["model"], "augment": args.augment == "true"}
-    model |= {"blocks": args.blocks} if args.blocks else {}
+    model |= {} if args.blocks is None else {"blocks": args.blocks}
     model |= {"init_from": args.ckpt_path, "network": args.network, "of": name_of(probed, args)}
     config["model"] = {"class_path": "Probe", "init_args": model}
     set_views(config.setdefault("data", {}))
@@ -144,7 +144,7 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
-    """The network that a method's configuration describes, the method's own defaults included.
+    """Backbone settings of a method's configuration, with the method's defaults.
 
     Raises:
         UserError: there is no such method, or its constructor has no ``backbone``.
@@ -160,7 +160,7 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
-    """What is probed, as the tables call it: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
+    """Name of the probed network in the tables: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
     from fgssl.report.runs import label
 
     if args.model:
@@ -176,7 +176,7 @@ def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def set_views(data: dict[str, Any]) -> None:
-    """Random crops with flip to train on, central crops to test on, of the size that the run evaluates at."""
+    """Set random crops with flip for training and central crops for testing, at the run's evaluation size."""
     size = data.get("eval_size") or view_size(data.get("views"))
     data["eval_size"] = size
     data["eval_resize"] = data.get("eval_resize") or round(SHRINK * size)
@@ -185,15 +185,19 @@ def set_views(data: dict[str, Any]) -> None:
 
 
 def view_size(views: Any) -> int:
-    """The side of the first view of a data section, px."""
+    """Side of the first view of a data section in px."""
     options = (views.get("init_args") or views) if isinstance(views, dict) else {}
     first = (options.get("crops") or [options])[0]
     return first.get("size", 224)
 
 
 def name_run(config: dict[str, Any], args: argparse.Namespace) -> None:
-    """The folder: that of the run with ``_probe``, or ``runs/probe/<network>_<data set>``; flags may say otherwise."""
+    """Set the run's folder: ``<probed run>_probe``, or ``runs/probe/<network>_<data set>``; flags take precedence.
+
+    The name of a recipe other than the default is appended.
+    """
     run = config.setdefault("run", {})
+    recipe = "" if args.recipe == "cmd" else f"_{args.recipe}"
     if args.ckpt_path:
         from fgssl.checkpoint import checkpoint_file
 
@@ -201,10 +205,10 @@ def name_run(config: dict[str, Any], args: argparse.Namespace) -> None:
         if (folder / "config.yaml").is_file():
             data = f"_{Path(args.data).stem.lower()}" if args.data else ""
             run |= {"root": str(folder.parent.parent), "experiment": folder.parent.name}
-            run |= {"name": f"{folder.name}_probe{data}"}
+            run |= {"name": f"{folder.name}_probe{recipe}{data}"}
             run.setdefault("paper", (read_yaml(folder / "config.yaml").get("run") or {}).get("paper"))
             return
     network = args.model.partition("/")[2] if args.model else "checkpoint" if args.ckpt_path else "untrained"
     dataset = config["data"].get("dataset") or "data"
     dataset = dataset["class_path"].rsplit(".", 1)[-1] if isinstance(dataset, dict) else dataset
-    run |= {"experiment": "probe", "name": f"{network}_{dataset.lower()}"}
+    run |= {"experiment": "probe", "name": f"{network}_{dataset.lower()}{recipe}"}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
 
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl search",
         description="Find the nearest neighbours of images in a folder that fgssl embed has written.",
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from fgssl.cli.command_parser import Parser
+from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import read_yaml
 from fgssl.errors import UserError
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = CommandParser(
         prog="fgssl sweep",
         description="Fit over the grid of a sweep file; finished cells are skipped. Draws a heat map.",
         epilog="Further options go to every fgssl fit, such as --trainer.max_epochs 2. W&B runs the same file: "

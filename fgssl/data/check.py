@@ -67,6 +67,8 @@ def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
     console.print(f"{dataset.name}: {len(index):,} images under {dataset.root}", soft_wrap=True)
     console.print(balance_table(index))
     console.print(balance_line(index), soft_wrap=True)
+    if sizes := sizes_line(index):
+        console.print(sizes, soft_wrap=True)
 
     faults = list(image_faults(index, console))
     for fault in faults[:SHOWN]:
@@ -103,6 +105,17 @@ def balance_line(index: Index) -> str:
     few, many = counts.argmin(), counts.argmax()
     names = index.fine_names
     return f"smallest class: {names[few]} ({counts[few]} images); largest: {names[many]} ({counts[many]})"
+
+
+def sizes_line(index: Index) -> str:
+    """The number of classes of each size (SOP: MaskCon's Fig. 5); empty for more than 20 different sizes."""
+    counts = class_counts(index, np.arange(len(index)))
+    sizes, classes = np.unique(counts[counts > 0], return_counts=True)
+    if not 1 <= len(sizes) <= 20:
+        return ""
+    return "classes by number of images: " + ", ".join(
+        f"{size}: {count:,}" for size, count in zip(sizes, classes, strict=True)
+    )
 
 
 def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:

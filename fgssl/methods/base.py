@@ -335,7 +335,7 @@ def method_class(class_path: str) -> type[Method]:
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise UserError(f"model: '{class_path}' is not a subclass of fgssl.Method.")
         return found
-    known = {cls.__name__: cls for cls in subclasses(Method)}
+    known = {cls.__name__: cls for cls in subclasses(Method) if cls.step is not Method.step}  # no mere base
     if name not in known:
         raise UserError(f"model: unknown class '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
     return known[name]

@@ -1,4 +1,4 @@
-"""Pure metrics: embeddings and labels in, numbers out."""
+"""Metrics as pure functions of embeddings, scores or masks and their labels."""
 
 from fgssl.metrics.classification import average_precisions, mean_average_precisions, topk_accuracy
 from fgssl.metrics.clustering import clustering_metrics

@@ -1,10 +1,19 @@
-"""The one check of what comes in."""
+"""Validation of the input of metrics."""
 
 from torch import Tensor
 
 
 def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, name: str = "embeddings") -> None:
-    """Raise ValueError unless ``embeddings`` is a finite, non-empty [N, D] matrix and ``labels`` [N]."""
+    """Check that ``embeddings`` is a finite, non-empty [N, D] matrix and ``labels`` a vector of length N.
+
+    Args:
+        embeddings: tensor to check.
+        labels: labels of the rows, or None.
+        name: name of the rows in the error message.
+
+    Raises:
+        ValueError: a condition does not hold.
+    """
     if embeddings.ndim != 2 or embeddings.numel() == 0:
         raise ValueError(f"{name} must be a non-empty [N, D] matrix, got shape {tuple(embeddings.shape)}")
     if labels is not None and labels.shape != (len(embeddings),):

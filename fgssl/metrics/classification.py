@@ -1,4 +1,4 @@
-"""Top-k accuracy, and the average precisions of Pascal VOC.
+"""Top-k accuracy, and average precision as Pascal VOC defines it.
 
 Shapes: N images, C classes, T thresholds (distinct scores of a class, descending).
 """
@@ -8,24 +8,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DIFFICULT = 255  # of a target: neither present nor absent
+DIFFICULT = 255  # target value of a class of which only difficult objects are in the image
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of the images whose class is among the k with the highest scores.
+    """Share of images whose class is among the k highest scores.
 
-    Of classes with the same score the lower label comes first: a network that gives all the same score is at chance.
+    Ties are broken by the lower label, so that a network with equal scores for all classes is at chance level.
 
     Args:
         scores: [N, C] float.
         labels: [N] int in 0 .. C - 1.
-        ks: each k. One of C or more, but 1, says nothing and is left out.
+        ks: values of k. Values of C or more are left out, except 1.
 
     Returns:
-        ``top1``, ``top5``, as fractions.
+        ``top<k>`` for each k, as fractions.
 
     Raises:
-        ValueError: no image, NaN among the scores, shapes or labels that do not fit.
+        ValueError: no image, NaN scores, or shapes or labels that do not match.
     """
     _check_scores(scores)
     count, classes = scores.shape
@@ -38,19 +38,19 @@ def topk_accuracy(scores: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 5))
 
 
 def mean_average_precisions(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Mean over the classes of each form of average precision.
+    """Mean average precision over classes, in three forms (see :func:`average_precisions`).
 
     Args:
         scores: [N, C] float.
-        targets: [N, C] uint8: 1 where the class is in the image, 0 where it is not, 255 where only difficult objects
-            of it are. A difficult image is left out of the ranking of its class.
+        targets: [N, C] uint8: 1 present, 0 absent, 255 only difficult objects of the class. An image with 255 is left
+            out of the ranking of that class.
 
     Returns:
-        Fractions: ``map_11point``, ``map_allpoint``, ``map_noninterpolated``, see ``average_precisions``. A class
-        that no image shows has no average precision and is left out.
+        ``map_11point``, ``map_allpoint`` and ``map_noninterpolated``, as fractions. Classes without a positive image
+        are left out of the mean.
 
     Raises:
-        ValueError: no image, NaN among the scores, shapes or targets that do not fit, or no class in any image.
+        ValueError: no image, NaN scores, shapes or targets that do not match, or no positive target.
     """
     _check_scores(scores)
     if targets.shape != scores.shape:
@@ -63,25 +63,24 @@ def mean_average_precisions(scores: Tensor, targets: Tensor) -> dict[str, float]
         if (target_N == 1).any():
             each.append(average_precisions(score_N[counted], target_N[counted] == 1))
     if not each:
-        raise ValueError("no image shows any class")
+        raise ValueError("targets have no positive entry: average precision is undefined")
     return {f"map_{form}": sum(ap[form] for ap in each) / len(each) for form in each[0]}
 
 
 def average_precisions(scores: Tensor, relevant: Tensor) -> dict[str, float]:
-    """The three average precisions of one ranking.
+    """Average precision of one ranking, in three forms.
 
-    Precision and recall are taken at each distinct score, so that the order of images with the same score does not
-    matter.
+    Precision and recall are computed at each distinct score, so that the order of tied images has no effect.
 
     Args:
         scores: [N] float.
-        relevant: [N] bool, at least one of them set.
+        relevant: [N] bool, at least one True.
 
     Returns:
-        - ``11point``: mean over the recalls r = 0, 0.1 .. 1 of the highest precision at a recall of r or more (VOC
-          2007, Everingham et al., IJCV 2010, Eq. 1 and 2);
-        - ``allpoint``: area under that interpolated curve, all its steps taken (VOC from 2010 on);
-        - ``noninterpolated``: area under the steps of the curve itself: the sum of precision times gain in recall.
+        - ``11point``: mean over recalls r = 0, 0.1, ..., 1 of the maximum precision at recall r or more (VOC 2007;
+          Everingham et al., IJCV 2010, Eq. 1 and 2);
+        - ``allpoint``: area under the interpolated precision-recall curve (VOC since 2010);
+        - ``noninterpolated``: sum of precision times the increase in recall, without interpolation.
     """
     distinct, place_N = scores.unique(return_inverse=True)  # ascending
     last = len(distinct) - 1 - place_N
@@ -89,9 +88,9 @@ def average_precisions(scores: Tensor, relevant: Tensor) -> dict[str, float]:
     found_T = torch.bincount(last[relevant], minlength=len(distinct)).cumsum(0)
     total = found_T[-1]
     precision_T = found_T.double() / shown_T
-    highest_T = precision_T.flip(0).cummax(0).values.flip(0)  # at this recall or a higher one
+    highest_T = precision_T.flip(0).cummax(0).values.flip(0)  # maximum precision at this recall or more
     gain_T = torch.diff(found_T, prepend=found_T.new_zeros(1)).double() / total
-    # In integers: a recall of 3 / 10 is 0.3, which the floats 3 / 10 and 3 * 0.1 are not both.
+    # Recalls are compared as integers: in floats, 3 * 0.1 is larger than 3 / 10.
     points = torch.stack([highest_T[10 * found_T >= tenth * total][0] for tenth in range(11)])
     return {
         "11point": float(points.mean()),

@@ -1,27 +1,30 @@
-"""Retrieval as the script published with CMD measures it, for comparison with numbers that came out of it."""
+"""Retrieval metrics as computed by the released script of CMD, for comparison with its numbers."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EVERY, CUT = 9, 100
-BLOCK = 256  # queries at once
+EVERY = 9  # every ninth test image is a query
+CUT = 100  # neighbours considered
+BLOCK = 256  # queries per block
 
 
 def cmd_code_retrieval(
     test_ND: Tensor, test_labels_N: Tensor, train_MD: Tensor, train_labels_M: Tensor
 ) -> dict[str, float]:
-    """Rank-1, Rank-5 and mAP of every ninth test image as a query against the training and the other test images.
+    """Rank-1, Rank-5 and mAP with every ninth test image as query, against the training and other test images.
 
-    It is not the paper's protocol (leave-one-out over the test images, full-list mAP, which ``retrieval_metrics``
-    gives): average precision looks at the first 100 neighbours and is divided by the right ones found among them.
+    The paper's protocol differs: leave-one-out over the test images, mAP on the full list (``retrieval_metrics``).
+    Here, average precision is computed on the first 100 neighbours and divided by the number of matches among them.
 
     Args:
-        test_ND, test_labels_N: [N, D] features, [N] classes, in the order of the data set.
-        train_MD, train_labels_M: of the training images.
+        test_ND: features of the test images, in the order of the data set.
+        test_labels_N: their classes.
+        train_MD: features of the training images.
+        train_labels_M: their classes.
 
     Returns:
-        ``cmd_code_rank1``, ``cmd_code_rank5``, ``cmd_code_map``, fractions.
+        ``cmd_code_rank1``, ``cmd_code_rank5`` and ``cmd_code_map``, as fractions.
     """
     is_query_N = torch.arange(len(test_ND), device=test_ND.device) % EVERY == 0
     gallery_GD = F.normalize(torch.cat([train_MD, test_ND[~is_query_N]]).double(), dim=1)

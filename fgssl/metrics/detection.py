@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks: COCO's, by its own library, and Pascal VOC's."""
+"""Average precision of detected boxes and masks: COCO (by pycocotools) and Pascal VOC."""
 
 import contextlib
 import io
@@ -11,31 +11,31 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
-IOUS = np.linspace(0.5, 0.95, 10)  # the thresholds that AP is the mean over
-NAMES = ("ap", "ap50", "ap75", "aps", "apm", "apl")  # of pycocotools' first twelve figures, these six
+IOUS = np.linspace(0.5, 0.95, 10)  # IoU thresholds
+NAMES = ("ap", "ap50", "ap75", "aps", "apm", "apl")  # the first six of pycocotools' statistics
 
 
 def coco_average_precision(
     truth: dict[str, Any], detections: list[dict[str, Any]], kind: Literal["box", "mask"]
 ) -> dict[str, float]:
-    """COCO's average precision (Lin et al., 2014): the mean over ten IoUs, 101 recalls and the classes.
+    """COCO average precision (Lin et al., 2014): mean over ten IoU thresholds, 101 recalls and the classes.
 
     Args:
-        truth: ``images``, ``annotations`` and ``categories`` in the form of COCO's files; ids of annotations from 1 on.
-        detections: in the form of COCO's results: ``image_id``, ``category_id``, ``score``, and ``bbox`` (x, y, width,
-            height) or ``segmentation`` (run-length code), at most 100 of an image are looked at.
-        kind: what is compared.
+        truth: ``images``, ``annotations`` and ``categories`` as in COCO's annotation files; annotation ids start at 1.
+        detections: COCO results: ``image_id``, ``category_id``, ``score``, and ``bbox`` (x, y, width, height) or
+            ``segmentation`` (run-length encoding). At most 100 detections per image are used.
+        kind: compare boxes or masks.
 
     Returns:
-        Fractions: ``ap_box``, ``ap50_box``, ``ap75_box``, and of small, medium and large objects ``aps_box``,
-        ``apm_box``, ``apl_box``; or the same of masks. A size that no object has is left out.
+        For boxes, as fractions: ``ap_box``, ``ap50_box``, ``ap75_box``, and ``aps_box``, ``apm_box``, ``apl_box`` for
+        small, medium and large objects; for masks the same with ``_mask``. Sizes without objects are left out.
 
     Raises:
-        ValueError: no object to find.
+        ValueError: the annotations have no object.
     """
     if not any(not item["iscrowd"] for item in truth["annotations"]):
-        raise ValueError("there is no object to find")
-    with contextlib.redirect_stdout(io.StringIO()):  # the library prints its own table
+        raise ValueError("the annotations have no object to detect")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints a table
         asked = COCO()
         asked.dataset = truth
         asked.createIndex()
@@ -45,11 +45,11 @@ def coco_average_precision(
         evaluation.accumulate()
         evaluation.summarize()
     figures = zip(NAMES, evaluation.stats[:6].tolist(), strict=True)
-    return {f"{name}_{kind}": value for name, value in figures if value >= 0}  # -1: no such object
+    return {f"{name}_{kind}": value for name, value in figures if value >= 0}  # -1: no object of this size
 
 
 def _nothing(truth: dict[str, Any]) -> COCO:
-    """An empty result, which the library's own reader does not take."""
+    """An empty result; ``COCO.loadRes`` does not accept an empty list."""
     empty = COCO()
     empty.dataset = {**truth, "annotations": []}
     empty.createIndex()
@@ -57,12 +57,12 @@ def _nothing(truth: dict[str, Any]) -> COCO:
 
 
 class Boxes(NamedTuple):
-    """Objects or detections of one class over all images, n in all.
+    """The n objects or detections of one class in all images.
 
     Attributes:
-        image: [n] int64 number of the image.
-        box: [n, 4] float x0, y0, x1, y1, px.
-        value: [n] the score of a detection (float), or whether an object is difficult (bool).
+        image: [n] int64 image numbers.
+        box: [n, 4] float x0, y0, x1, y1 in pixels.
+        value: [n] scores of detections (float), or difficult flags of objects (bool).
     """
 
     image: np.ndarray
@@ -71,22 +71,23 @@ class Boxes(NamedTuple):
 
 
 def voc_average_precision(truth: Sequence[Boxes], detections: Sequence[Boxes]) -> dict[str, float]:
-    """Pascal VOC's average precision of boxes (Everingham et al., IJCV 2010), at one or ten IoUs.
+    """Pascal VOC average precision of boxes (Everingham et al., IJCV 2010), over ten IoU thresholds.
 
-    A detection belongs to the object of its class and image that it overlaps most. It is right if their IoU reaches the
-    threshold and no detection of a higher score has taken that object; one that belongs to a difficult object in this
-    way counts neither way. The precision is the 11-point one of VOC 2007, as Detectron2 takes it for VOC2007's test
-    part, and so MoCo's and MLS's tables.
+    Each detection is assigned to the object of its class and image with the largest IoU. It is a true positive if the
+    IoU reaches the threshold and no detection with a higher score is assigned to that object. Detections of difficult
+    objects are ignored. Average precision is the 11-point form of VOC 2007, as in Detectron2's VOC 2007 evaluation,
+    which the tables of MoCo and MLS use.
 
     Args:
-        truth, detections: one a class, in the same order.
+        truth: objects of each class.
+        detections: detections of each class, in the same order of classes.
 
     Returns:
-        Fractions: ``ap_box``, the mean over IoUs of 0.5 to 0.95, ``ap50_box``, ``ap75_box``: means over the classes
-        that have an object that is not difficult.
+        Means over classes with at least one object that is not difficult, as fractions: ``ap_box`` (mean over IoU 0.5
+        to 0.95), ``ap50_box`` and ``ap75_box``.
 
     Raises:
-        ValueError: no class has.
+        ValueError: no class has such an object.
     """
     classes = [
         _class_precisions(asked, found)
@@ -94,13 +95,13 @@ def voc_average_precision(truth: Sequence[Boxes], detections: Sequence[Boxes]) -
         if (~asked.value.astype(bool)).any()
     ]
     if not classes:
-        raise ValueError("there is no object to find")
+        raise ValueError("the annotations have no object to detect")
     ap_T = np.mean(classes, axis=0)
     return {"ap_box": float(ap_T.mean()), "ap50_box": float(ap_T[0]), "ap75_box": float(ap_T[5])}
 
 
 def _class_precisions(truth: Boxes, detections: Boxes) -> np.ndarray:
-    """[10] average precisions of one class, one a threshold."""
+    """Average precision of one class at each IoU threshold [10]."""
     order = np.argsort(-detections.value, kind="stable")
     detections = Boxes(*(column[order] for column in detections))
     iou_n, object_n = _nearest(truth, detections)
@@ -110,7 +111,7 @@ def _class_precisions(truth: Boxes, detections: Boxes) -> np.ndarray:
 
 
 def _nearest(truth: Boxes, detections: Boxes) -> tuple[np.ndarray, np.ndarray]:
-    """[n] IoU of each detection with the object that it overlaps most, and its place; 0 where there is none."""
+    """Largest IoU of each detection [n] and the position of that object [n]; 0 in images without objects."""
     best, place = np.zeros(len(detections.image)), np.zeros(len(detections.image), dtype=np.int64)
     for image in np.unique(detections.image):
         found, asked = np.flatnonzero(detections.image == image), np.flatnonzero(truth.image == image)
@@ -121,18 +122,18 @@ def _nearest(truth: Boxes, detections: Boxes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hits(near_n: np.ndarray, object_n: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[m] bool each: right and wrong detections in the order of their scores; those that count neither way are out."""
+    """True and false positives, bool [m] each, by descending score; ignored detections are removed."""
     counted = ~(near_n & difficult[object_n])
     near, place = near_n[counted], object_n[counted]
     right = np.zeros(len(near), dtype=bool)
-    _, first = np.unique(place[near], return_index=True)  # the first of each object has the highest score
+    _, first = np.unique(place[near], return_index=True)  # the first detection of an object has the highest score
     right[np.flatnonzero(near)[first]] = True
     return right, ~right
 
 
 def _eleven_point(right: np.ndarray, wrong: np.ndarray, total: int) -> float:
-    """Mean over the recalls 0, 0.1 .. 1 of the highest precision at that recall or more; 0 at a recall not reached."""
+    """Mean over recalls 0, 0.1, ..., 1 of the maximum precision at that recall or more; 0 for recalls not reached."""
     found, missed = right.cumsum(), wrong.cumsum()
     precision = found / (found + missed)
-    points = [precision[10 * found >= tenth * total] for tenth in range(11)]  # in integers: 3 / 10 is 0.3
+    points = [precision[10 * found >= tenth * total] for tenth in range(11)]  # compared as integers, exactly
     return float(np.mean([point.max() if len(point) else 0.0 for point in points]))

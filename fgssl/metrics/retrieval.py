@@ -1,9 +1,9 @@
-"""Recall@K, mAP, mAP@R and R-precision from the ranks of each query's relevant items.
+"""Recall@K, mAP, mAP@R and R-precision from the ranks of the relevant items of each query.
 
-Shapes: N rows, D dimensions, Q queries, G gallery rows, R relevant items of a query (padded to the block's largest).
+Shapes: N rows, D dimensions, Q queries, G gallery rows, R relevant items of a query (padded to the largest of a block).
 
-No list of neighbours is kept: the rank of a relevant item is one more than the number of items that
-score higher, and every metric here follows from these ranks.
+The rank of a relevant item is one plus the number of items with a higher similarity. All metrics follow from these
+ranks, so no list of neighbours is stored.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from torch import Tensor
 from fgssl.metrics.checks import check_embeddings
 from fgssl.metrics.ranking import fixed_point, key_blocks
 
-ONE = 2**40  # sums are integers in steps of 2^-40, so that their order (blocks, ranks) cannot change a result
-COUNTED = 24  # up to so many relevant items a count for each is quicker than one sort
+ONE = 2**40  # sums are integers in units of 2^-40, so that the order of summation has no effect
+COUNTED = 24  # up to this many relevant items, counting for each is faster than one sort
 
 
 def retrieval_metrics(
@@ -28,40 +28,41 @@ def retrieval_metrics(
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
 ) -> dict[str, float]:
-    """Retrieval metrics of a set against itself, each query left out of its own list, or against a gallery.
+    """Retrieval metrics of a set against itself (leave-one-out) or against a gallery.
 
-    Neighbours are ranked by cosine, ties by row, the lower first. Peak memory is about 0.5 GiB beside a float64 copy
-    of the embeddings.
+    Neighbours are ranked by cosine similarity; ties are broken by the lower row. Peak memory is about 0.5 GiB plus a
+    float64 copy of the embeddings.
 
     Args:
-        embeddings: [N, D] float, normalised inside.
+        embeddings: [N, D] float; L2-normalised here.
         labels: [N] int.
-        ks: the K of Recall@K; one larger than the gallery means the whole gallery.
+        ks: values of K of Recall@K. A K above the size of the gallery stands for the whole gallery.
         gallery: [G, D] float, or None for leave-one-out over ``embeddings``.
-        gallery_labels: [G] int, with ``gallery``.
+        gallery_labels: [G] int; required with ``gallery``.
 
     Returns:
-        Fractions, and one count. Over all queries, one without any relevant item being a miss:
+        Means over all queries, as fractions; queries without a relevant item count as 0:
 
-        - ``recall@K``: one of the K nearest is relevant;
-        - ``map@1000``, ``map_c``: average precision as older metric-learning code has it, the list cut after 1000 or
-          after the size of the largest class, divided by the size of the query's class, the query included (Roth et
-          al., Revisiting Training Strategies and Generalization Performance in Deep Metric Learning, ICML 2020).
+        - ``recall@K``: whether one of the K nearest neighbours is relevant;
+        - ``map@1000``, ``map_c``: average precision of the first 1000 neighbours, or as many as the largest class has
+          images, divided by the size of the query's class including the query (Roth et al., Revisiting Training
+          Strategies and Generalization Performance in Deep Metric Learning, ICML 2020).
 
-        Over the queries with a relevant item (0 if there is none), as in Musgrave et al., A Metric Learning Reality
-        Check, ECCV 2020:
+        Means over the queries with a relevant item, 0 if there is none (Musgrave et al., A Metric Learning Reality
+        Check, ECCV 2020):
 
-        - ``map``: average precision on the whole list;
-        - ``map@r``, ``r_precision``: average precision and precision of the first R;
+        - ``map``: average precision of the full list;
+        - ``map@r``, ``r_precision``: average precision and precision of the first R neighbours;
         - ``precision@1``.
 
-        ``queries_without_match``: how many queries have no relevant item.
+        ``queries_without_match``: number of queries without a relevant item.
 
     Raises:
-        ValueError: empty input, NaN or Inf, lengths or dimensions that differ, K below 1, or a lone gallery argument.
+        ValueError: empty input, NaN or Inf, different lengths or dimensions, K below 1, or only one of ``gallery`` and
+            ``gallery_labels``.
     """
     if (gallery is None) != (gallery_labels is None):
-        raise ValueError("gallery and gallery_labels go together")
+        raise ValueError("gallery and gallery_labels must be given together")
     if gallery is not None and gallery_labels is not None:
         return finish(retrieval_statistics(embeddings, labels, gallery, gallery_labels, ks=ks))
     own_row = torch.arange(len(embeddings))
@@ -77,17 +78,19 @@ def retrieval_statistics(
     exclude: Tensor | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
 ) -> dict[str, Tensor]:
-    """Sums over queries, for ``finish``. Sums of shards of the queries (one a rank) add up to those of the whole.
+    """Sums of the metrics over queries, input of :func:`finish`. Sums over shards of the queries can be added.
 
     Args:
-        queries, query_labels: [Q, D] float, [Q] int.
-        gallery, gallery_labels: [G, D] float, [G] int, the same for every shard.
-        exclude: [Q] int, the gallery row that each query must not find (itself), or None.
-        ks: the K of Recall@K.
+        queries: [Q, D] float.
+        query_labels: [Q] int.
+        gallery: [G, D] float; the whole gallery for every shard of the queries.
+        gallery_labels: [G] int.
+        exclude: [Q] int gallery row to leave out for each query (the query itself), or None.
+        ks: values of K of Recall@K.
 
     Returns:
-        int64 scalars on the queries' device: the number of queries and of those without a match, and each metric's
-        sum in steps of 2^-40.
+        int64 scalars on the device of the queries, in units of 2^-40: number of queries, number of queries without a
+        match, and the sum of each metric.
 
     Raises:
         ValueError: as ``retrieval_metrics``.
@@ -98,14 +101,14 @@ def retrieval_statistics(
     labels_Q, labels_G = (labels.to(x_QD.device).contiguous() for labels in (query_labels, gallery_labels))
     exclude_Q = None if exclude is None else exclude.to(x_QD.device)
 
-    # The items of a class are a run of by_label: start, size.
+    # by_label lists the gallery rows by class; a class begins at start and has size rows.
     sorted_labels_G, by_label_G = labels_G.sort(stable=True)
     start_Q = torch.searchsorted(sorted_labels_G, labels_Q)
     size_Q = torch.searchsorted(sorted_labels_G, labels_Q, right=True) - start_Q
     largest = int(labels_G.unique(return_counts=True)[1].max())
 
     total: dict[str, Tensor] = {}
-    by_size_Q = size_Q.argsort()  # so that the queries of a block have about the same R
+    by_size_Q = size_Q.argsort()  # queries of a block then have a similar R
     for rows, keys_QG in key_blocks(x_QD, g_GD, inverse_length_G, by_size_Q):
         if exclude_Q is not None:
             keys_QG.scatter_(1, exclude_Q[rows, None], -torch.inf)
@@ -116,7 +119,7 @@ def retrieval_statistics(
 
 
 def finish(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """The metrics of ``retrieval_metrics`` from summed ``retrieval_statistics``."""
+    """Metrics of :func:`retrieval_metrics` from the sums of :func:`retrieval_statistics`."""
     value = {name: int(total) / ONE for name, total in statistics.items()}
     queries, without_match = value.pop("queries"), value.pop("queries_without_match")
     matched = max(queries - without_match, 1)
@@ -129,29 +132,29 @@ def _check(queries, query_labels, gallery, gallery_labels, exclude, ks) -> None:
     check_embeddings(queries, query_labels, "queries")
     check_embeddings(gallery, gallery_labels, "gallery rows")
     if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}")
     if exclude is not None and exclude.shape != (len(queries),):
         raise ValueError(f"{len(queries)} queries but exclude of shape {tuple(exclude.shape)}")
     if exclude is not None and not ((exclude >= 0) & (exclude < len(gallery))).all():
-        raise ValueError(f"exclude holds rows outside the gallery of {len(gallery)}")
+        raise ValueError(f"exclude has rows outside the gallery of {len(gallery)} rows")
     if any(k < 1 for k in ks):
-        raise ValueError(f"K of Recall@K starts at 1, got {tuple(ks)}")
+        raise ValueError(f"each K of Recall@K must be at least 1, got {tuple(ks)}")
 
 
 def _relevant_keys(keys_QG: Tensor, by_label_G: Tensor, start_Q: Tensor, size_Q: Tensor) -> Tensor:
-    """Keys of each query's relevant items [Q, R], the nearest first, -inf behind the last."""
+    """Keys of the relevant items of each query [Q, R], descending, padded with -inf."""
     slot_R = torch.arange(int(size_Q.max()), device=keys_QG.device)
     place_QR = (start_Q[:, None] + slot_R).clamp(max=len(by_label_G) - 1)
     relevant_QR = keys_QG.gather(1, by_label_G[place_QR]).masked_fill_(slot_R >= size_Q[:, None], -torch.inf)
     relevant_QR = relevant_QR.sort(dim=1, descending=True).values
-    most = int(relevant_QR.isfinite().sum(dim=1).max())  # the excluded row is -inf and goes
+    most = int(relevant_QR.isfinite().sum(dim=1).max())  # excluded rows have -inf
     return relevant_QR[:, :most].contiguous()
 
 
 def _ranks(keys_QG: Tensor, relevant_QR: Tensor) -> Tensor:
-    """Ranks of the relevant items [Q, R], from 1; inf where the padding is. On the CPU the keys may get sorted."""
+    """Ranks of the relevant items [Q, R], starting at 1; inf for padding. May sort ``keys_QG`` in place on the CPU."""
     if keys_QG.device.type == "cpu":
-        # NumPy compares two times and sorts eight times as fast as torch on the CPU, and lets threads run side by side.
+        # On the CPU, NumPy compares twice and sorts eight times as fast as torch, and releases the GIL.
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             above = threads.map(_count_above, keys_QG.numpy(), relevant_QR.numpy())
             above_QR = torch.from_numpy(np.stack(list(above)))
@@ -161,7 +164,7 @@ def _ranks(keys_QG: Tensor, relevant_QR: Tensor) -> Tensor:
 
 
 def _count_above(keys_G: np.ndarray, relevant_R: np.ndarray) -> np.ndarray:
-    """How many keys of one query are above each of its relevant items [R]."""
+    """Number of keys of one query above each of its relevant items [R]."""
     if len(relevant_R) <= COUNTED:
         return np.array([np.count_nonzero(keys_G > key) for key in relevant_R], dtype=np.int64)
     keys_G.sort()
@@ -169,9 +172,9 @@ def _count_above(keys_G: np.ndarray, relevant_R: np.ndarray) -> np.ndarray:
 
 
 def _per_query(ranks_QR: Tensor, size_Q: Tensor, largest: int, ks: Sequence[int]) -> dict[str, Tensor]:
-    """Each metric's value for each query [Q], 0 for a query without a match."""
+    """Values of each metric per query [Q]; 0 for queries without a match."""
     hits_R = torch.arange(1, ranks_QR.shape[1] + 1, device=ranks_QR.device)
-    # At each relevant item, in steps of 2^-40; 0 in the padding, whose rank is inf.
+    # Precision at each relevant item, in units of 2^-40; 0 for padding, whose rank is inf.
     precision_QR = (hits_R / ranks_QR * ONE).round().long()
     matches_Q = ranks_QR.isfinite().sum(dim=1)
     found_QR = ranks_QR <= matches_Q[:, None]  # among the first R

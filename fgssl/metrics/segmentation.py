@@ -1,24 +1,24 @@
-"""Scores of semantic segmentation, all of them from one confusion matrix, which sums over images and processes."""
+"""Metrics of semantic segmentation, from a confusion matrix that can be summed over images and processes."""
 
 import torch
 from torch import Tensor
 
-IGNORED = 255  # label of a pixel that no class is given to
+IGNORED = 255  # label of pixels without a class
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Count pixels by their true and their predicted class.
+    """Confusion matrix of pixels.
 
     Args:
         predicted: integer class of each pixel, any shape.
-        labels: the same shape; ``IGNORED`` pixels are left out.
-        classes: C.
+        labels: true classes, of the same shape; pixels with ``IGNORED`` are left out.
+        classes: number of classes C.
 
     Returns:
-        [C, C] int64: true class by row, predicted class by column.
+        [C, C] int64 counts; rows are true classes, columns predicted classes.
 
     Raises:
-        ValueError: the shapes differ, or a class is not in 0 .. C - 1.
+        ValueError: different shapes, or a class outside 0 .. C - 1.
     """
     if predicted.shape != labels.shape:
         raise ValueError(f"predictions of shape {tuple(predicted.shape)} for labels of {tuple(labels.shape)}")
@@ -26,20 +26,19 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     true, found = labels[known].long(), predicted[known].long()
     for name, values in (("label", true), ("prediction", found)):
         if len(values) and not 0 <= values.min() <= values.max() < classes:
-            raise ValueError(f"{name}s run from {values.min()} to {values.max()}, and there are {classes} classes")
+            raise ValueError(f"{name}s are in {values.min()} .. {values.max()}, outside 0 .. {classes - 1}")
     return torch.bincount(true * classes + found, minlength=classes**2).view(classes, classes)
 
 
 def segmentation_scores(matrix: Tensor) -> dict[str, float]:
-    """Mean IoU, mean class accuracy and pixel accuracy, as ADE20K's benchmark has them (Zhou et al., 2017).
+    """Mean IoU, mean class accuracy and pixel accuracy, as in ADE20K's benchmark (Zhou et al., 2017).
 
     Args:
-        matrix: [C, C] of ``confusion``, over all images of a part.
+        matrix: [C, C] confusion matrix, summed over all images.
 
     Returns:
-        Fractions: ``miou``, the mean over classes of intersection by union; ``macc``, the mean over classes of the
-        share of their pixels that was found; ``aacc``, the share of all pixels. A class that is neither labelled nor
-        predicted is left out of ``miou``, one that is not labelled out of ``macc``.
+        As fractions: ``miou``, intersection over union, mean over the classes that are labelled or predicted;
+        ``macc``, accuracy per class, mean over the labelled classes; ``aacc``, accuracy over all pixels.
 
     Raises:
         ValueError: no pixel has a label.

@@ -1,7 +1,7 @@
-"""The shape of an embedding space: density of the classes, decay of the spectrum, and what tells a collapse.
+"""Structure of an embedding space: class density, spectral decay, and measures of collapse.
 
-Source of density and decay: Roth et al., Revisiting Training Strategies and Generalization Performance in Deep Metric
-Learning, ICML 2020, section 5, as OBD-SD reports them.
+Density and decay: Roth et al., Revisiting Training Strategies and Generalization Performance in Deep Metric Learning,
+ICML 2020, Sec. 5; reported by OBD-SD.
 
 Shapes: N rows, D dimensions, C classes.
 """
@@ -16,44 +16,44 @@ from fgssl.metrics.checks import check_embeddings
 
 
 def embedding_density(embeddings: Tensor, labels: Tensor) -> float:
-    """pi_ratio = pi_intra / pi_inter: how tight the classes are beside the distance between them.
+    """Embedding density pi_intra / pi_inter: distance within classes relative to distance between classes.
 
-    pi_intra is the mean over classes of two or more of the mean cosine distance between their members, pi_inter the
-    mean cosine distance between the L2-normalised class means.
+    pi_intra is the mean cosine distance between members of a class, averaged over classes with at least two members;
+    pi_inter is the mean cosine distance between the L2-normalised class means.
 
     Args:
-        embeddings: [N, D] float, normalised inside.
+        embeddings: [N, D] float; L2-normalised here.
         labels: [N] int.
 
     Returns:
-        pi_ratio, 0 or more; nan where the class means coincide, as in a collapsed embedding.
+        The ratio, 0 or more; nan if all class means coincide, as in a collapsed embedding.
 
     Raises:
-        ValueError: NaN or Inf, lengths that differ, fewer than two classes, or no class of two.
+        ValueError: NaN or Inf, different lengths, fewer than two classes, or no class with two members.
     """
     check_embeddings(embeddings, labels)
     z_ND = _unit_rows(embeddings)
     _, class_N, size_C = labels.cpu().unique(return_inverse=True, return_counts=True)
     if len(size_C) < 2 or size_C.max() < 2:
-        raise ValueError(f"density needs two classes, one of them of two rows: got sizes {size_C.tolist()[:10]}")
+        raise ValueError(f"density needs two classes and a class of two rows; class sizes: {size_C.tolist()[:10]}")
     sum_CD = z_ND.new_zeros(len(size_C), z_ND.shape[1]).index_add_(0, class_N, z_ND)
     square_C = z_ND.new_zeros(len(size_C)).index_add_(0, class_N, z_ND.square().sum(dim=1))
     many_C = size_C >= 2
     intra = _mean_distance(sum_CD[many_C], square_C[many_C], size_C[many_C]).mean()
     mean_CD = F.normalize(sum_CD)
     inter = _mean_distance(mean_CD.sum(dim=0), mean_CD.square().sum(), torch.tensor(len(size_C)))
-    return float(intra / inter) if inter > 1e-12 else math.nan  # below, both are rounding errors
+    return float(intra / inter) if inter > 1e-12 else math.nan  # a smaller value is rounding error
 
 
 def spectral_decay(embeddings: Tensor, *, drop: int = 2) -> float:
-    """KL(uniform || normalised singular values) of the embeddings: 0 where they use all directions alike.
+    """Spectral decay: KL divergence of the normalised singular values from the uniform distribution.
 
     Args:
-        embeddings: [N, D] float, normalised inside.
-        drop: how many of the largest singular values to leave out; 2 in the paper.
+        embeddings: [N, D] float; L2-normalised here.
+        drop: number of largest singular values left out; 2 in the paper.
 
     Returns:
-        The divergence in nats; inf where a singular value is 0 to float64 precision (fewer directions than D).
+        KL(uniform || singular values) in nats: 0 for equal singular values, inf if one is 0 in float64 precision.
 
     Raises:
         ValueError: NaN or Inf, or no singular value left after ``drop``.
@@ -61,7 +61,7 @@ def spectral_decay(embeddings: Tensor, *, drop: int = 2) -> float:
     check_embeddings(embeddings)
     z_ND = _unit_rows(embeddings)
     if not 0 <= drop < min(z_ND.shape):
-        raise ValueError(f"cannot drop {drop} of {min(z_ND.shape)} singular values")
+        raise ValueError(f"drop is {drop}; it must be in 0 .. {min(z_ND.shape) - 1}")
     s = torch.linalg.svdvals(z_ND)
     if s[-1] <= s[0] * max(z_ND.shape) * torch.finfo(s.dtype).eps:
         return math.inf
@@ -70,17 +70,17 @@ def spectral_decay(embeddings: Tensor, *, drop: int = 2) -> float:
 
 
 def rankme(embeddings: Tensor, *, eps: float = 1e-7) -> float:
-    """RankMe, the effective rank: exp of the entropy of the normalised singular values, p_k = s_k / sum(s) + eps.
+    """RankMe, an effective rank: exponential of the entropy of p_k = s_k / sum(s) + eps, with singular values s.
 
-    Source: Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations
-    by Their Rank, ICML 2023, Eq. 1 and 2. Neither centred nor normalised by row.
+    Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by Their
+    Rank, ICML 2023, Eq. 1 and 2. The embeddings are neither centred nor normalised.
 
     Args:
         embeddings: [N, D] float.
-        eps: the paper's, of float32.
+        eps: small constant; the paper's value for float32.
 
     Returns:
-        1 where all rows have one direction, to min(N, D) where all directions weigh the same; nan of zeros alone.
+        From 1 (all rows parallel) to min(N, D) (equal singular values); nan if all embeddings are 0.
 
     Raises:
         ValueError: NaN or Inf.
@@ -92,23 +92,22 @@ def rankme(embeddings: Tensor, *, eps: float = 1e-7) -> float:
 
 
 def feature_std(embeddings: Tensor) -> float:
-    """Standard deviation of each dimension of the L2-normalised rows, mean over dimensions, times sqrt(D).
+    """Standard deviation of the L2-normalised rows per dimension, mean over dimensions, times sqrt(D).
 
-    Source: Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021, section 4.1, who plot it without
-    the factor: its 1 / sqrt(D) of points spread over the sphere is 1 here.
+    Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021, Sec. 4.1; the factor sqrt(D) is added here.
 
     Args:
-        embeddings: [N, D] float, N of 2 or more.
+        embeddings: [N, D] float, N at least 2.
 
     Returns:
-        0 where all rows have one direction, 1 where they are spread over the sphere.
+        0 if all rows are parallel; 1 for rows spread evenly over the sphere.
 
     Raises:
         ValueError: NaN or Inf, or a single row.
     """
     check_embeddings(embeddings)
     if len(embeddings) < 2:
-        raise ValueError("a single row has no standard deviation")
+        raise ValueError("the standard deviation needs at least two rows, got 1")
     z_ND = _unit_rows(embeddings)
     return float(z_ND.std(dim=0, correction=0).mean() * math.sqrt(z_ND.shape[1]))
 
@@ -118,6 +117,6 @@ def _unit_rows(embeddings: Tensor) -> Tensor:
 
 
 def _mean_distance(total: Tensor, square: Tensor, n: Tensor) -> Tensor:
-    """Mean cosine distance over pairs of n unit vectors, from their sum [..., D] and their summed squares [...]."""
+    """Mean cosine distance over pairs of n unit vectors, from their sum [..., D] and the sum of squared norms [...]."""
     pairs = n * (n - 1)
     return 1 - (total.square().sum(dim=-1) - square) / pairs

@@ -1,7 +1,7 @@
-"""How well objects are segmented through a video: region similarity J and contour accuracy F of DAVIS.
+"""Metrics of video object segmentation: region similarity J and contour accuracy F of DAVIS.
 
-Source: Perazzi et al., A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation, CVPR 2016, section
-5; Pont-Tuset et al., The 2017 DAVIS Challenge, for several objects.
+Perazzi et al., A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation, CVPR 2016, Sec. 5; for
+several objects: Pont-Tuset et al., The 2017 DAVIS Challenge.
 
 Shapes: H x W pixels, T frames. Masks are bool.
 """
@@ -12,15 +12,22 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import KDTree
 
-TOLERANCE = 0.008  # of the image's diagonal: how far a contour may be off
-RECALLED = 0.5  # a frame counts to the recall above this J or F
+TOLERANCE = 0.008  # distance at which contour pixels match, as a fraction of the image diagonal
+RECALLED = 0.5  # recall is the share of frames with J or F above this
 
 
 def region_similarity(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> float:
-    """J: intersection over union of two masks; 1 where both are empty.
+    """Region similarity J: intersection over union of two masks; 1 if both are empty.
+
+    Args:
+        predicted_HW: predicted mask.
+        truth_HW: true mask.
+
+    Returns:
+        J in [0, 1].
 
     Raises:
-        ValueError: not two bool matrices of one size.
+        ValueError: the masks are not bool matrices of the same size.
     """
     _check(predicted_HW, truth_HW)
     union = np.count_nonzero(predicted_HW | truth_HW)
@@ -28,20 +35,21 @@ def region_similarity(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> float:
 
 
 def contour_accuracy(predicted_HW: np.ndarray, truth_HW: np.ndarray, *, tolerance: float = TOLERANCE) -> float:
-    """F: harmonic mean of the contours' precision and recall.
+    """Contour accuracy F: harmonic mean of precision and recall of contour pixels.
 
-    A contour's pixel is matched if the other contour has one within the tolerance (rounded up to whole pixels). That
-    is what dilating the other contour by a disk gives.
+    A contour pixel matches if the other contour has a pixel within the tolerance, rounded up to whole pixels. This
+    equals dilating the other contour by a disk.
 
     Args:
-        predicted_HW, truth_HW: the masks.
-        tolerance: as a fraction of the image's diagonal.
+        predicted_HW: predicted mask.
+        truth_HW: true mask.
+        tolerance: matching distance as a fraction of the image diagonal.
 
     Returns:
-        F in 0 .. 1; 1 where neither mask has a contour, 0 where one of them alone has.
+        F in [0, 1]; 1 if neither mask has a contour, 0 if only one of them has.
 
     Raises:
-        ValueError: not two bool matrices of one size.
+        ValueError: the masks are not bool matrices of the same size.
     """
     _check(predicted_HW, truth_HW)
     radius = math.ceil(tolerance * math.hypot(*truth_HW.shape))
@@ -54,28 +62,29 @@ def contour_accuracy(predicted_HW: np.ndarray, truth_HW: np.ndarray, *, toleranc
 
 
 def contour(mask_HW: np.ndarray) -> np.ndarray:
-    """[H, W] bool: pixels that differ from their right, lower or lower right neighbour; the image's edge is none."""
+    """Contour pixels [H, W] bool: they differ from the right, lower or lower right neighbour; image edges are none."""
     padded = np.pad(mask_HW, ((0, 1), (0, 1)), mode="edge")
     here, right, below, across = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     return (here != right) | (here != below) | (here != across)
 
 
 def video_metrics(objects: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, float]:
-    """Mean over the frames of each object, then over all objects of all videos.
+    """J and F, averaged over the frames of each object and then over all objects of all videos.
 
     Args:
-        objects: J [T] and F [T] of each object, of the frames that count: the first, whose mask was given, and the last
-            do not.
+        objects: J [T] and F [T] of each object, without the first frame (its mask is given) and the last frame.
 
     Returns:
-        Fractions: ``j_mean``, ``f_mean``, ``jf_mean`` (the mean of both), and ``j_recall``, ``f_recall``: the share of
-        frames above 0.5.
+        As fractions: ``j_mean``, ``f_mean``, their mean ``jf_mean``, and ``j_recall``, ``f_recall``: share of frames
+        above 0.5.
 
     Raises:
-        ValueError: no object, or one of no frame.
+        ValueError: no object, or an object without frames.
     """
     if not objects or not all(len(j_T) and len(j_T) == len(f_T) for j_T, f_T in objects):
-        raise ValueError("video metrics need one object or more, each with as many J as F and at least one")
+        raise ValueError(
+            "video metrics need at least one object, each with equally many J and F and at least one frame"
+        )
     figures = {}
     for name, column in (("j", 0), ("f", 1)):
         frames = [np.asarray(scores[column], dtype=float) for scores in objects]
@@ -91,6 +100,6 @@ def _share_within(radius: int, points_P2: np.ndarray, others_Q2: np.ndarray) -> 
 
 def _check(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> None:
     if predicted_HW.shape != truth_HW.shape or truth_HW.ndim != 2:
-        raise ValueError(f"masks of shapes {predicted_HW.shape} and {truth_HW.shape} are not of one size [H, W]")
+        raise ValueError(f"masks must be [H, W] of the same size, got {predicted_HW.shape} and {truth_HW.shape}")
     if predicted_HW.dtype != bool or truth_HW.dtype != bool:
         raise ValueError(f"masks must be bool, got {predicted_HW.dtype} and {truth_HW.dtype}")

@@ -152,23 +152,30 @@ def coarse_confusion(queries: Embeddings, gallery: Embeddings | None, index: Ind
 
 
 def embedding_map(
-    embeddings: Embeddings, index: Index, path: Path, *, way: Literal["tsne", "umap"] = "tsne", seed: int = 0
+    embeddings: Embeddings,
+    index: Index,
+    path: Path,
+    *,
+    way: Literal["tsne", "umap"] = "tsne",
+    count: int = SAMPLE,
+    seed: int = 0,
 ) -> Path:
     """Draw the embedding in two dimensions, coloured by fine label and, where there is one, by coarse label.
 
-    At most 3,000 images, drawn at random. Of more than 18 groups, 18 spread evenly over the list are coloured and the
-    rest is grey.
+    Of more than 18 groups, 18 spread evenly over the list are coloured and the rest is grey. The title says how many
+    images are drawn.
 
     Args:
         embeddings: what to draw; rows point into ``index``.
         index: the data set, for labels and names.
         path: where the PNG goes.
         way: t-SNE (scikit-learn) or UMAP (umap-learn), both by cosine.
+        count: most images to draw, chosen at random; 0 draws all.
         seed: of the choice of images and of the layout.
     """
     from matplotlib.figure import Figure
 
-    shown = _sample(embeddings, seed)
+    shown = _sample(embeddings, seed, count) if count else embeddings
     points_N2 = layout(F.normalize(shown.embedding).cpu().numpy(), way, seed)
     rows = shown.index.cpu().numpy()
     panels = [("fine label", shown.fine.cpu().numpy(), index.fine_names)]
@@ -179,7 +186,9 @@ def embedding_map(
     for axis, (title, labels, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _scatter(axis, points_N2, labels, names)
         axis.set_title(title, fontsize=10)
-    figure.suptitle(f"{'t-SNE' if way == 'tsne' else 'UMAP'} of {len(rows):,} images of {index.name}", fontsize=11)
+    of = "all" if len(rows) == len(embeddings.fine) else f"{len(rows):,} of"
+    name = "t-SNE" if way == "tsne" else "UMAP"
+    figure.suptitle(f"{name} of {of} {len(embeddings.fine):,} images of {index.name}", fontsize=11)
     figure.savefig(path)
     return path
 
@@ -225,14 +234,14 @@ def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, 
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, markerscale=2, frameon=False)
 
 
-def _sample(embeddings: Embeddings, seed: int) -> Embeddings:
-    chosen = torch.from_numpy(_chosen(len(embeddings.fine), seed)).to(embeddings.fine.device)
+def _sample(embeddings: Embeddings, seed: int, most: int | None = None) -> Embeddings:
+    chosen = torch.from_numpy(_chosen(len(embeddings.fine), seed, most)).to(embeddings.fine.device)
     return Embeddings(*(column[chosen] for column in embeddings))
 
 
-def _chosen(count: int, seed: int) -> np.ndarray:
-    """At most SAMPLE positions, ascending."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLE])
+def _chosen(count: int, seed: int, most: int | None = None) -> np.ndarray:
+    """At most ``most`` positions (default SAMPLE), ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[: most or SAMPLE])
 
 
 def image_of(index: Index, row: int) -> np.ndarray:

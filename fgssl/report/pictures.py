@@ -35,12 +35,22 @@ def draw_retrieval(
         log_picture(loggers, "test/coarse_confusion", confusion)
 
 
-def draw_maps(embeddings: Embeddings, index: Index, folder: Path, loggers: Iterable[Logger]) -> list[Path]:
-    """Draw ``tsne.png`` and, where umap-learn is installed, ``umap.png``; log them as ``test/tsne``, ``test/umap``."""
+def draw_maps(
+    embeddings: Embeddings, index: Index, folder: Path, loggers: Iterable[Logger], count: int = figures.SAMPLE
+) -> list[Path]:
+    """Draw ``tsne.png`` and, where umap-learn is installed, ``umap.png``; log them as ``test/tsne``, ``test/umap``.
+
+    Args:
+        embeddings: what to draw; rows point into ``index``.
+        index: the data set.
+        folder: the run folder.
+        loggers: the trainer's; those that take images get them.
+        count: most images to draw; 0 draws all.
+    """
     loggers = list(loggers)
-    drawn = [figures.embedding_map(embeddings, index, folder / "tsne.png", way="tsne")]
+    drawn = [figures.embedding_map(embeddings, index, folder / "tsne.png", way="tsne", count=count)]
     if figures.has_umap():
-        drawn.append(figures.embedding_map(embeddings, index, folder / "umap.png", way="umap"))
+        drawn.append(figures.embedding_map(embeddings, index, folder / "umap.png", way="umap", count=count))
     for path in drawn:
         log_picture(loggers, f"test/{path.stem}", path)
     return drawn

@@ -200,13 +200,13 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(command, tmp_path, capsys
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.taux", "3"], "Option 'taux' is not accepted Did you mean 'tau'?"),
-        (["--model.tau", "abc"], "model: tau: expected float. Got value: abc"),
+        (["--model.taux", "3"], "Option 'taux' is not accepted. Did you mean '--model.tau'?"),
+        (["--model.tau", "abc"], "model.tau: expected float. Got value: abc"),
         (["--model", "MaskConn"], "model: unknown class 'MaskConn'. Did you mean 'MaskCon'?"),
         (["--model.variant", "grafitt"], "Did you mean 'grafit'?"),
-        (["--model.optim.lrr", "3"], "Did you mean 'lr'?"),
+        (["--model.optim.lrr", "3"], "Did you mean '--model.optim.lr'?"),
         (["--model.backbone.name", "resnet81"], "timm knows no model 'resnet81'. Did you mean 'resnet18'?"),
-        (["--data.batchsize", "3"], "Did you mean 'batch_size'?"),
+        (["--data.batchsize", "3"], "Did you mean '--data.batch_size'?"),
         (["--data.batch_size", "100"], "data.batch_size is 100, and there are 69 training images"),
         (["--data.dataset", "CUBB"], "unknown data set 'CUBB'. Did you mean 'CUB'?"),
         (["--logger", "wandbb"], "neither csv nor wandb"),

@@ -24,6 +24,7 @@ def test_sound_copy(tmp_path, capsys):
     assert "warning: cub" in out  # the counts are not the published ones
     assert "24 images" in out
     assert "3 / 3 / 3" in out  # fewest, median, most images a class
+    assert "classes by number of images: 6: 4" in out
     assert "all images readable" in out
     assert Image.open(sheet).size[0] > 8 * 96
 

@@ -51,7 +51,7 @@ def bags_of(level: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return student, [bag_of(posterior(logits, center=CENTER_REGION, tau=TAUS["tau_t"])) for logits in T_REGION]
 
 
-def test_image_level_and_its_gradient():
+def test_image_level_gives_the_golden_loss_and_gradient():
     student = [logits.clone().requires_grad_() for logits in S_IMAGE]
     loss = image_loss(student, T_IMAGE, pairs=PAIRS)
     close(loss, tensor(INTRA["L_I"]))
@@ -61,7 +61,7 @@ def test_image_level_and_its_gradient():
     torch.testing.assert_close(torch.cat([x.grad for x in student]), tensor(INTRA["grad_s_cls"]), rtol=1e-6, atol=1e-12)
 
 
-def test_region_level():
+def test_region_level_gives_the_golden_loss():
     features = (S_FEATURES, T_FEATURES)
     loss = region_loss(S_REGION, T_REGION, *features, pairs=PAIRS)
     close(loss, tensor(INTRA["L_R"]))
@@ -86,7 +86,7 @@ def test_region_level_gradient_is_that_of_the_plain_sum():
         torch.testing.assert_close(our, their, rtol=1e-9, atol=1e-12)
 
 
-def test_gradients_by_finite_differences():
+def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(
         lambda *student: image_loss(list(student), T_IMAGE, pairs=PAIRS), [x.clone().requires_grad_() for x in S_IMAGE]
     )
@@ -100,7 +100,7 @@ def test_gradients_by_finite_differences():
     )
 
 
-def test_bags():
+def test_bags_give_the_golden_numbers():
     for ours, theirs in zip(bags_of("region"), (INTER["student_bags"], INTER["teacher_bags"]), strict=True):
         torch.testing.assert_close(torch.stack(ours), tensor(theirs), rtol=1e-6, atol=1e-15)
     for ours, theirs in zip(bags_of("image"), (INTER["student_image"], INTER["teacher_image"]), strict=True):
@@ -123,21 +123,21 @@ def test_a_bag_sums_to_one_and_has_no_order():
         (("image", "region"), "eq14_image_and_region_bags_ordered_pairs"),
     ],
 )
-def test_inter_level_over_all_ordered_pairs(levels, key):
+def test_inter_level_gives_the_golden_loss_over_all_ordered_pairs(levels, key):
     student = [bag for level in levels for bag in bags_of(level)[0]]
     pairs = list(permutations(range(len(student)), 2))
     assert len(pairs) == INTER[key]["n_pairs"]
     close(inter_level(student, pairs=pairs), tensor(INTER[key]["L_S"]))
 
 
-def test_inter_level_of_the_teacher():
+def test_inter_level_of_the_teacher_gives_the_golden_loss():
     close(
         inter_level(bags_of("region")[1], pairs=[(0, 1), (1, 0)]),
         tensor(INTER["eq15_region_bags_ordered_pairs"]["L_T"]),
     )
 
 
-def test_inter_level_within_a_crop():
+def test_inter_level_within_a_crop_gives_the_golden_loss():
     for net, name in enumerate(("L_S", "L_T")):
         image, region = bags_of("image")[net], bags_of("region")[net]
         pairs = [(crop, len(image) + crop) for crop in range(len(image))]
@@ -161,7 +161,7 @@ def test_a_probability_of_zero_is_no_nan():
     assert torch.isfinite(other.grad).all()
 
 
-def test_centers_move_after_the_loss():
+def test_centers_give_the_golden_values_after_the_loss():
     for start, logits, end in (
         (CENTER, torch.cat(T_IMAGE), INTRA["center_after_update_m0.9"]),
         (CENTER_REGION, torch.cat([x.flatten(0, 1) for x in T_REGION]), INTRA["center_grid_after_update_m0.9"]),

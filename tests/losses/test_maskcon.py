@@ -49,22 +49,22 @@ def test_targets_loss_and_gradients_are_the_golden_ones(case):
 @pytest.mark.parametrize(
     ("tau", "weight", "name"), [(0.1, 0.0, "selfcon"), (math.inf, 1.0, "supcon")], ids=["selfcon", "supcon"]
 )
-def test_baselines_are_cases_of_the_same_step(tau, weight, name):
+def test_selfcon_and_supcon_equal_golden_losses(tau, weight, name):
     loss = soft_contrastive_loss(Q, K, QUEUE, targets(tau, weight), tau0=TAU0)
     close(loss, GOLDEN["baselines"][name]["loss"])
 
 
-def test_grafit_is_tau_inf():
+def test_targets_at_tau_inf_give_grafit():
     loss = soft_contrastive_loss(Q, K, QUEUE, targets(math.inf, 0.8), tau0=TAU0)
     close(loss, GOLDEN["baselines"]["grafit_w08"])
 
 
-def test_selfcon_is_info_nce_at_any_tau():
+def test_targets_at_weight_0_give_info_nce_at_any_tau():
     for tau in (0.0, 0.05, math.inf):
         close(soft_contrastive_loss(Q, K, QUEUE, targets(tau, 0.0), tau0=TAU0), info_nce(Q, K, QUEUE, tau=TAU0).item())
 
 
-def test_no_entry_of_the_label_falls_back_to_selfcon():
+def test_targets_without_an_entry_of_the_label_are_selfcon():
     case = GOLDEN["no_same_coarse"]
     z = targets(case["tau"], case["w"], coarse=torch.tensor(case["coarse"]))
     close(z, case["target"])
@@ -74,7 +74,7 @@ def test_no_entry_of_the_label_falls_back_to_selfcon():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_all_negative_cosines_and_a_tiny_tau(dtype):
+def test_targets_are_finite_for_negative_cosines_and_small_tau(dtype):
     case = GOLDEN["negative_sims_tau_0.001"]
     keys = unit(case["k_raw"])
     z = soft_targets(
@@ -84,20 +84,20 @@ def test_all_negative_cosines_and_a_tiny_tau(dtype):
     close(soft_contrastive_loss(Q.to(dtype), keys.to(dtype), QUEUE.to(dtype), z, tau0=TAU0), case["loss"], rtol=1e-5)
 
 
-def test_without_mask_and_tau_zero_it_is_nnclr():
+def test_targets_without_mask_at_tau_0_are_nnclr():
     z = soft_targets(K, QUEUE, torch.zeros(2), torch.zeros(5), tau=0, weight=1)
     close(z, GOLDEN["maskless_tau0"]["target"])
     close(soft_contrastive_loss(Q, K, QUEUE, z, tau0=TAU0), GOLDEN["maskless_tau0"]["loss"])
 
 
-def test_small_and_large_tau_approach_the_limits():
+def test_targets_at_small_and_large_tau_approach_the_limits():
     close(targets(1e-5, 0.7), targets(0, 0.7))
     close(targets(1e9, 0.7), targets(math.inf, 0.7), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("tau", "limit"), [(1e-46, 0), (1e-300, 0), (5e-324, 0), (1e39, math.inf), (1e300, math.inf)])
-def test_tau_beyond_the_range_of_the_dtype_gives_the_limit(tau, limit, dtype):
+def test_targets_at_tau_beyond_the_range_of_the_dtype_equal_the_limit(tau, limit, dtype):
     ours, theirs = (
         soft_targets(K.to(dtype), QUEUE.to(dtype), COARSE, QUEUE_COARSE, tau=t, weight=0.7) for t in (tau, limit)
     )
@@ -105,7 +105,7 @@ def test_tau_beyond_the_range_of_the_dtype_gives_the_limit(tau, limit, dtype):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_rows_sum_to_one_and_memory_order_does_not_matter():
+def test_targets_sum_to_1_and_follow_the_order_of_the_memory():
     generator = torch.Generator().manual_seed(0)
     keys = normalize(torch.randn(16, 8, generator=generator, dtype=torch.float64), dim=1)
     queue = normalize(torch.randn(64, 8, generator=generator, dtype=torch.float64), dim=1)
@@ -119,12 +119,12 @@ def test_rows_sum_to_one_and_memory_order_does_not_matter():
         close(permuted[:, 1:], z[:, 1:][:, order])
 
 
-def test_an_empty_memory_leaves_the_sample_itself():
+def test_targets_with_an_empty_memory_are_the_sample_itself():
     z = soft_targets(K, QUEUE[:0], COARSE, QUEUE_COARSE[:0], tau=0.1, weight=1.0)
     close(z, torch.ones(2, 1))
 
 
-def test_targets_carry_no_gradient_and_keep_float32_under_autocast():
+def test_targets_have_no_gradient_and_stay_float32_under_autocast():
     keys = K.float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z = soft_targets(keys, QUEUE.float(), COARSE, QUEUE_COARSE, tau=0.05, weight=1.0)
@@ -134,6 +134,6 @@ def test_targets_carry_no_gradient_and_keep_float32_under_autocast():
 
 
 @pytest.mark.parametrize(("tau", "weight"), [(-0.1, 0.5), (0.1, 1.5), (math.nan, 0.5), (0.1, math.nan)])
-def test_values_out_of_range_are_named(tau, weight):
+def test_targets_reject_tau_and_weight_out_of_range(tau, weight):
     with pytest.raises(ValueError, match="tau must be at least 0 and weight within"):
         targets(tau, weight)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgssl.cli.compose import compose
 from fgssl.data.batch import Batch
 from fgssl.data.views import SingleView
 from fgssl.errors import UserError
 from fgssl.losses.cmd import image_distillation, inter_level, region_distillation
 from fgssl.methods import cmd
-from fgssl.methods.cmd import CMD, Features
+from fgssl.methods.cmd import CMD, Features, Networks
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
 from tests.losses.test_cmd import (
@@ -31,6 +32,7 @@ from tests.losses.test_cmd import (
 )
 from tests.tiny import tiny_trainer
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DINO_GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dino.json").read_text())
 OPTIONS = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "norm_layer": "groupnorm1", "output_stride": 8}
 SMALL = {"prototypes": 7, "hidden": 8, "bottleneck": 4}
@@ -179,7 +181,7 @@ def test_18_terms_and_90_where_both_see_all_crops(monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "pairs"), [({"bags": "both"}, 56), ({"inter_level": "within_crop"}, 4)])
-def test_pairs_between_levels(monkeypatch, options, pairs):
+def test_l_s_compares_the_pairs_of_its_reading(monkeypatch, options, pairs):
     assert pairs_seen(monkeypatch, (32, 32, 16, 16), **options)["l_s"] == pairs
 
 
@@ -246,7 +248,7 @@ def test_heads_that_no_term_needs_are_not_built(options, built, trained):
     assert method.prototypes == 7
 
 
-def test_instances_have_no_order():
+def test_the_step_does_not_depend_on_the_order_of_instances():
     """Eq. 4 to the letter: turning all patches of a network that sees each alone leaves every bag."""
     method = method_of(image_bag="instances")
     student = [Features(torch.zeros(3, 8), torch.randn(3, 5, 8)) for _ in range(3)]
@@ -324,7 +326,20 @@ def test_training_moves_teacher_and_centers(trained):
     assert method.teachers()[0].teacher is method.teacher
 
 
-def test_bad_arguments():
+@pytest.mark.parametrize("size", [2, 4, 8, 16, 32])
+def test_instance_size_of_fig_5_is_the_stride_of_the_map(size):
+    """The networks of the ablations, narrower: a region crop of 96 px has (96 / size) squared instances."""
+    files = ["cmd_cub", *([f"cmd_ablations/fig5_instance_{size}"] if size != 32 else [])]
+    backbone = compose([EXPERIMENTS / f"{name}.yaml" for name in files])["model"]["init_args"]["backbone"]
+    assert backbone["pretrained"] is (size > 4)  # no ImageNet weights fit a network of fewer stages
+    network = Backbone(backbone["name"], options=backbone["options"] | {"embed_dim": 24}).build()
+    with torch.no_grad():
+        (of_crop,) = Networks(network, {}).features([torch.randn(1, 3, 96, 96)])
+    assert of_crop.patches.shape[:2] == (1, (96 // size) ** 2)
+    assert of_crop.pooled.shape == (1, network.num_features)
+
+
+def test_bad_arguments_are_refused():
     for wrong in ({"l_s": -1}, {"prototypes": 1}, {"hidden": 0}, {"l_i": 0, "l_r": 0, "l_s": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             method_of(**wrong)

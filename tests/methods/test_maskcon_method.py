@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgssl.callbacks.retrieval import Retrieval
 from fgssl.cli.compose import compose
 from fgssl.commands.sweep import read_sweep
 from fgssl.data.batch import Batch
@@ -60,7 +62,7 @@ def test_step_gives_the_loss_of_equation_5_and_enqueues_the_keys():
     assert torch.equal(index, batch.index)
 
 
-def test_gradient_reaches_the_query_alone():
+def test_step_gives_gradients_to_the_query_encoder_only():
     method = filled(maskcon())
     method.step(one_batch()).loss.backward()
     assert all(p.grad is not None for p in method.query.parameters())
@@ -103,7 +105,7 @@ def test_small_input_stem_is_initialised_as_in_the_released_code():
     assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-def test_coins_mixes_cross_entropy_and_selfcon():
+def test_coins_loss_mixes_cross_entropy_and_selfcon():
     batch = one_batch()
     coins = filled(maskcon(variant="coins", weight=0.2)).step(batch)
     expected = 0.2 * coins.parts["ce"] + 0.8 * coins.parts["contrastive"]
@@ -112,7 +114,7 @@ def test_coins_mixes_cross_entropy_and_selfcon():
 
 
 @pytest.mark.parametrize(("variant", "classes"), [("supce", 2), ("supfine", 4)])
-def test_supervised_baselines_see_their_labels_and_need_no_key_encoder(variant, classes):
+def test_supervised_baselines_use_their_labels_and_have_no_key_encoder(variant, classes):
     method, batch = maskcon(variant=variant), one_batch()
     labels = batch.fine if variant == "supfine" else batch.coarse
     assert method.classifier.out_features == classes
@@ -127,6 +129,21 @@ def test_every_variant_trains(variant):
     before = method.query.backbone.conv1.weight.clone()
     tiny_trainer().fit(method, blob_loader())
     assert not torch.equal(before, method.query.backbone.conv1.weight)
+
+
+def test_recall_on_held_out_rows_is_logged_at_every_validation():
+    """The recall curve of a run: ``data.protocol.val_fraction`` and ``trainer.check_val_every_n_epoch``."""
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, method):
+            seen.append((trainer.current_epoch + 1, trainer.callback_metrics["val/recall@1"].item()))
+
+    often = {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
+    trainer = tiny_trainer(callbacks=[Retrieval(ks=[1]), Watch()], **often)
+    trainer.fit(maskcon(), blob_loader(), blob_loader())
+    assert [epoch for epoch, _ in seen] == [2, 4]
+    assert all(0 < recall <= 1 for _, recall in seen)
 
 
 def test_embedding_is_the_query_feature_not_the_projection():
@@ -148,12 +165,12 @@ def test_embedding_is_the_query_feature_not_the_projection():
         ({"momentum": 1.5}, "model.momentum is 1.5"),
     ],
 )
-def test_impossible_settings_are_named(options, message):
+def test_invalid_settings_are_rejected_by_name(options, message):
     with pytest.raises(UserError, match=message):
         maskcon(**options)
 
 
-def test_selfcon_needs_no_labels():
+def test_selfcon_is_built_without_coarse_labels():
     assert isinstance(maskcon(variant="selfcon", num_coarse=0), nn.Module)
 
 
@@ -182,7 +199,7 @@ def test_supfine_on_sop_split1_has_2517_outputs():
     ("variant", "weight", "same"),
     [("coins", 1.0, "supce"), ("coins", 0.0, "selfcon"), ("grafit", 1.0, "supcon"), ("grafit", 0.0, "selfcon")],
 )
-def test_a_mixture_at_the_end_of_its_range_warns_that_it_is_another_baseline(variant, weight, same):
+def test_mixture_at_weight_0_or_1_warns_that_it_equals_another_baseline(variant, weight, same):
     with pytest.warns(UserWarning, match=f"model.variant {variant} at model.weight {weight:g} is {same}"):
         maskcon(variant=variant, weight=weight)
 

@@ -29,12 +29,12 @@ SCHEDULES = GOLDEN["schedules"]
         (GOLDEN["flsl_schedules"]["wd_paper_0.05_0.5_epochs3_niter4"], 0.05, 0.5),
     ],
 )
-def test_cosine_schedules(values, start, end):
+def test_cosine_gives_the_golden_schedules(values, start, end):
     assert [cosine(step, 12, start, end) for step in range(12)] == pytest.approx(values, rel=1e-12)
     assert cosine(12, 12, start, end) == pytest.approx(end)
 
 
-def test_teacher_temperature():
+def test_teacher_temperature_gives_the_golden_schedule():
     ours = [teacher_temperature(epoch, 0.04, 0.07, 3) for epoch in range(5)]
     assert ours == pytest.approx(SCHEDULES["teacher_temp_0.04_0.07_warm3_epochs5"], rel=1e-12)
     first = [teacher_temperature(epoch, 0.04, 0.07, 30) for epoch in (0, 1, 29, 30)]
@@ -42,7 +42,7 @@ def test_teacher_temperature():
     assert [teacher_temperature(epoch, 0.04, 0.07, 0) for epoch in (0, 5)] == [0.07, 0.07]
 
 
-def test_dino_head():
+def test_dino_head_gives_the_golden_logits():
     golden = {name: torch.tensor(value, dtype=torch.float64) for name, value in GOLDEN["dino_head"].items()}
     head = DINOHead(3, 3, hidden=4, bottleneck=2).double()
     for number, layer in zip("123", head.mlp[::2], strict=True):
@@ -100,7 +100,7 @@ def test_dino_head_starts_as_the_released_one():
     assert DINOHead(64, 512).lengths_K1 is None
 
 
-def test_clipping_of_each_parameter():
+def test_clip_each_gives_the_golden_gradients():
     golden = GOLDEN["clip"]
     parameters = [nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in golden["grads"]]
     for parameter, gradient in zip(parameters, golden["grads"], strict=True):
@@ -111,7 +111,7 @@ def test_clipping_of_each_parameter():
     clip_each([nn.Parameter(torch.zeros(2))], 3.0)  # none has a gradient
 
 
-def test_what_is_watched():
+def test_watch_gives_entropy_and_divergence():
     student, teacher = torch.randn(4, 6), torch.randn(4, 6).softmax(dim=-1)
     ours = watch(student, teacher, tau_s=0.5)
     s, t = torch.distributions.Categorical(logits=student / 0.5), torch.distributions.Categorical(probs=teacher)
@@ -178,7 +178,7 @@ def test_the_last_layer_is_frozen_in_the_first_epoch(trained):
     assert not torch.equal(lengths, torch.ones_like(lengths))  # the teacher's follow
 
 
-def test_stochastic_depth_is_the_students_alone(trained):
+def test_only_the_student_has_stochastic_depth(trained):
     images = torch.randn(4, 3, 8, 8)
     trained.train()
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def test_stochastic_depth_is_the_students_alone(trained):
     assert without_drop_path(nn.Identity())  # a network without any
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     for wrong in ({"tau_s": 0}, {"tau_t": -1}, {"momentum": -0.1}, {"tau_t_epochs": None}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Distilled(**wrong)

@@ -20,11 +20,11 @@ def test_accuracy_agrees_with_scikit_learn():
         assert topk_accuracy(scores, labels, ks=(k,))[f"top{k}"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_network_that_gives_all_classes_the_same_score_is_at_chance():
+def test_accuracy_of_equal_scores_is_at_chance():
     assert topk_accuracy(torch.zeros(20, 10), torch.arange(20) % 10) == {"top1": 0.1, "top5": 0.5}
 
 
-def test_a_k_that_every_image_reaches_is_left_out():
+def test_accuracy_leaves_out_k_of_all_classes():
     assert list(topk_accuracy(torch.eye(4), torch.arange(4))) == ["top1"]
 
 
@@ -37,7 +37,7 @@ def test_a_k_that_every_image_reaches_is_left_out():
         ((1, 1, 1, *[0] * 10, *[1] * 7), 7.5 / 11, 6.5 / 10, None),  # a recall of exactly 0.3
     ],
 )
-def test_average_precisions_worked_by_hand(relevant, eleven, all_points, plain):
+def test_average_precisions_equal_a_calculation_by_hand(relevant, eleven, all_points, plain):
     found = ranked(*relevant)
     assert found["11point"] == pytest.approx(eleven, rel=1e-12)
     assert found["allpoint"] == pytest.approx(all_points, rel=1e-12)
@@ -46,7 +46,7 @@ def test_average_precisions_worked_by_hand(relevant, eleven, all_points, plain):
 
 
 @pytest.mark.parametrize("levels", [1000, 5])
-def test_noninterpolated_is_scikit_learns_also_with_ties(levels):
+def test_noninterpolated_average_precision_equals_scikit_learn_with_ties(levels):
     generator = torch.Generator().manual_seed(levels)
     scores = torch.randint(levels, (300,), generator=generator).double() / levels
     relevant = torch.rand(300, generator=generator) < 0.2 + 0.4 * scores
@@ -54,13 +54,13 @@ def test_noninterpolated_is_scikit_learns_also_with_ties(levels):
     assert average_precisions(scores, relevant)["noninterpolated"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_scores_that_are_all_the_same_give_the_share_of_the_class():
+def test_average_precision_of_equal_scores_is_the_share_of_positives():
     for order in ((1, 0, 0, 0), (0, 0, 0, 1)):
         found = average_precisions(torch.zeros(4), torch.tensor(order, dtype=torch.bool))
         assert found == {"11point": 0.25, "allpoint": 0.25, "noninterpolated": 0.25}
 
 
-def test_the_order_of_the_images_changes_nothing():
+def test_average_precision_does_not_depend_on_the_order_of_images():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(20, (100, 3), generator=generator).float()
     targets = torch.tensor([0, 1, 255], dtype=torch.uint8)[torch.randint(3, (100, 3), generator=generator)]
@@ -68,7 +68,7 @@ def test_the_order_of_the_images_changes_nothing():
     assert mean_average_precisions(scores, targets) == mean_average_precisions(scores[order], targets[order])
 
 
-def test_difficult_images_are_left_out_of_their_class_alone():
+def test_mean_average_precision_leaves_out_difficult_images_of_a_class():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(60, 4, generator=generator)
     targets = torch.tensor([0, 1, 255], dtype=torch.uint8)[torch.randint(3, (60, 4), generator=generator)]
@@ -83,7 +83,7 @@ def test_difficult_images_are_left_out_of_their_class_alone():
     assert mean_average_precisions(moved, targets) == found
 
 
-def test_a_class_that_no_image_shows_is_left_out_of_the_mean():
+def test_mean_average_precision_leaves_out_classes_without_positives():
     scores = torch.tensor([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0]])
     found = mean_average_precisions(scores, torch.tensor([[0, 255], [1, 0], [0, 0]], dtype=torch.uint8))
     assert found == {"map_11point": 0.5, "map_allpoint": 0.5, "map_noninterpolated": 0.5}
@@ -98,14 +98,14 @@ def test_a_class_that_no_image_shows_is_left_out_of_the_mean():
         (torch.zeros(2, 3), torch.tensor([0, -1]), "labels must be"),
     ],
 )
-def test_accuracy_refuses_what_it_cannot_measure(scores, labels, said):
+def test_accuracy_rejects_invalid_input(scores, labels, said):
     with pytest.raises(ValueError, match=said):
         topk_accuracy(scores, labels)
 
 
-def test_mean_average_precision_refuses_what_it_cannot_measure():
+def test_mean_average_precision_rejects_invalid_input():
     none = torch.zeros(2, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="no image shows any class"):
+    with pytest.raises(ValueError, match="targets have no positive entry"):
         mean_average_precisions(torch.zeros(2, 3), none)
     with pytest.raises(ValueError, match="targets must be 0, 1 or 255"):
         mean_average_precisions(torch.zeros(2, 3), none + 2)

@@ -11,18 +11,18 @@ def groups(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
     return centre_CD[labels_N] + noise * torch.randn(400, 16, generator=g), labels_N
 
 
-def test_far_groups_are_found_and_chance_is_not():
+def test_clustering_is_high_for_separate_groups_and_near_0_by_chance():
     # one start of k-means may merge two groups, so 1 is not promised
     assert clustering_metrics(*groups(0.01))["nmi"] > 0.9
     assert abs(clustering_metrics(*groups(100.0))["ami"]) < 0.05
 
 
-def test_seed_fixes_the_result_and_matters():
+def test_clustering_is_determined_by_the_seed():
     first, again, other = (clustering_metrics(*groups(0.5), seed=seed)["nmi"] for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_arithmetic_mean_of_entropies():
+def test_clustering_normalises_by_the_arithmetic_mean():
     """One cluster a row: mutual information H(labels), NMI = 2 H(labels) / (H(labels) + log N)."""
     z, labels = torch.eye(8), torch.arange(8) // 4
     got = clustering_metrics(z, labels, n_clusters=8)["nmi"]
@@ -30,11 +30,11 @@ def test_arithmetic_mean_of_entropies():
 
 
 @pytest.mark.parametrize("n_clusters", [0, 401])
-def test_clusters_out_of_range(n_clusters):
-    with pytest.raises(ValueError, match="clusters of 400"):
+def test_clustering_rejects_an_impossible_number_of_clusters(n_clusters):
+    with pytest.raises(ValueError, match="must be in 1 .. 400"):
         clustering_metrics(*groups(0.5), n_clusters=n_clusters)
 
 
-def test_nan_is_said():
+def test_clustering_rejects_nan():
     with pytest.raises(ValueError, match="NaN"):
         clustering_metrics(torch.full((4, 2), torch.nan), torch.arange(4))

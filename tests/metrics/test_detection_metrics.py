@@ -37,7 +37,7 @@ def mask(x: int, y: int) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
-def test_coco_of_perfect_shifted_and_missing_detections(kind):
+def test_coco_ap_of_perfect_shifted_and_missing_detections(kind):
     objects = [(0, 0), (30, 30), (60, 60)]
     truth = coco_truth(objects)
     perfect = coco_average_precision(truth, coco_found(objects, kind), kind)
@@ -49,7 +49,7 @@ def test_coco_of_perfect_shifted_and_missing_detections(kind):
     assert coco_average_precision(truth, [], kind)[f"ap_{kind}"] == 0
 
 
-def test_coco_ignores_crowds_and_needs_an_object():
+def test_coco_ap_ignores_crowds_and_needs_an_object():
     objects = [(0, 0), (30, 30)]
     found = coco_found([(30, 30), (0, 0)], "box")  # the crowd's has the higher score
     assert coco_average_precision(coco_truth(objects, crowds=(1,)), found, "box")["ap_box"] == pytest.approx(1)
@@ -62,7 +62,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([corner, corner + rng.uniform(5, 40, (count, 2))], axis=1)
 
 
-def test_coco_equals_torchmetrics():
+def test_coco_ap_equals_torchmetrics():
     rng, images, classes = np.random.default_rng(0), 6, 3
     # its own recalls are of 32 bits, so that a recall of 3 / 10 misses that of 0.3
     recalls = np.linspace(0, 1, 101).tolist()
@@ -102,7 +102,7 @@ def boxes(rows: list) -> Boxes:
     return Boxes(image.astype(np.int64), box, value)
 
 
-def test_voc_of_perfect_and_shifted_detections():
+def test_voc_ap_of_perfect_and_shifted_detections():
     truth = boxes([(0, 0, False), (0, 40, False), (1, 0, False)])
     perfect = voc_average_precision([truth], [boxes([(0, 0, 0.9), (0, 40, 0.8), (1, 0, 0.7)])])
     assert perfect == {"ap_box": 1, "ap50_box": 1, "ap75_box": 1}
@@ -110,7 +110,7 @@ def test_voc_of_perfect_and_shifted_detections():
     assert shifted == {"ap_box": pytest.approx(0.4), "ap50_box": 1, "ap75_box": 0}
 
 
-def test_voc_counts_a_second_detection_wrong_and_difficult_objects_not_at_all():
+def test_voc_ap_counts_duplicates_as_false_and_ignores_difficult_objects():
     truth = boxes([(0, 0, False), (0, 40, False), (0, 80, True)])
     twice = boxes([(0, 0, 0.9), (0, 1, 0.8), (0, 40, 0.7)])
     eleven = (6 * 1 + 5 * 2 / 3) / 11  # recalls 0 to 0.5 at precision 1, 0.6 to 1 at 2 / 3
@@ -121,7 +121,7 @@ def test_voc_counts_a_second_detection_wrong_and_difficult_objects_not_at_all():
     assert voc_average_precision([truth], [elsewhere])["ap50_box"] == pytest.approx(2 / 3)
 
 
-def test_voc_means_over_the_classes_that_have_objects():
+def test_voc_ap_is_the_mean_over_classes_with_objects():
     one, none, difficult = boxes([(0, 0, False)]), boxes([]), boxes([(0, 0, True)])
     found = boxes([(0, 0, 0.9)])
     assert voc_average_precision([one, one, none, difficult], [found, none, found, found])["ap_box"] == 0.5
@@ -154,7 +154,7 @@ def slow_voc(truth: Boxes, detections: Boxes, threshold: float) -> float:
     return float(np.mean([max(point, default=0.0) for point in points]))
 
 
-def test_voc_equals_the_slow_reading_on_random_boxes():
+def test_voc_ap_equals_a_slow_implementation_on_random_boxes():
     rng = np.random.default_rng(1)
     truth = Boxes(rng.integers(0, 8, 40), random_boxes(rng, 40), rng.random(40) < 0.3)
     near = truth.box[rng.integers(0, 40, 120)] + rng.normal(0, 3, (120, 4))

@@ -71,7 +71,7 @@ def metrics_by_sorting(z, labels, gallery=None, gallery_labels=None) -> dict[str
     return mean | {"queries_without_match": len(z) - len(matched)}
 
 
-def test_golden_numbers_of_obdsd():
+def test_retrieval_equals_golden_numbers_of_obdsd():
     golden = json.loads((GOLDEN / "obdsd_metrics.json").read_text())
     z, labels = torch.tensor(golden["raw"], dtype=torch.float64), torch.tensor(golden["labels"])
     got = retrieval_metrics(z, labels, ks=(1, 2, 4))
@@ -83,7 +83,7 @@ def test_golden_numbers_of_obdsd():
     assert got["map@1000"] == pytest.approx(golden["mAP_full_official_div_n"], rel=1e-6)
 
 
-def test_golden_recall_of_maskcon():
+def test_retrieval_equals_golden_recall_of_maskcon():
     golden = json.loads((GOLDEN / "retrieval.json").read_text())
     z, labels = torch.tensor(golden["feat_raw"], dtype=torch.float64), torch.tensor(golden["fine"])
     got = retrieval_metrics(z, labels, ks=(1, 2, 5))
@@ -92,13 +92,13 @@ def test_golden_recall_of_maskcon():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [3, 30])  # 3: many relevant items, ranks by one sort; 30: few, by counting
-def test_as_a_full_sort(kind, classes):
+def test_retrieval_equals_a_full_sort(kind, classes):
     z, labels = random_set(kind, classes=classes)
     assert retrieval_metrics(z, labels, ks=KS) == pytest.approx(metrics_by_sorting(z, labels), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_query_and_gallery_as_a_full_sort(kind):
+def test_retrieval_in_a_gallery_equals_a_full_sort(kind):
     z, labels = random_set(kind)
     gallery, gallery_labels = z[1::2], labels[1::2]
     got = retrieval_metrics(z, labels, ks=KS, gallery=gallery, gallery_labels=gallery_labels)
@@ -107,7 +107,7 @@ def test_query_and_gallery_as_a_full_sort(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_pytorch_metric_learning(kind):
+def test_retrieval_equals_pytorch_metric_learning(kind):
     z, labels = random_set(kind)
 
     def neighbours(query, k, reference, ref_includes_query):  # its own search settles ties at random
@@ -129,7 +129,7 @@ def test_as_pytorch_metric_learning(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [3, 30])
-def test_block_size_and_shards_change_nothing(kind, classes, monkeypatch):
+def test_retrieval_does_not_depend_on_block_size_or_shards(kind, classes, monkeypatch):
     z, labels = random_set(kind, rows=320, classes=classes)
     whole = retrieval_metrics(z, labels, ks=KS)
     own = torch.arange(len(z))
@@ -141,14 +141,14 @@ def test_block_size_and_shards_change_nothing(kind, classes, monkeypatch):
     assert retrieval_metrics(z, labels, ks=KS) == whole
 
 
-def test_counting_and_sorting_give_the_same_ranks(monkeypatch):
+def test_ranks_by_counting_equal_ranks_by_sorting(monkeypatch):
     z, labels = random_set("quantised")
     counted = retrieval_metrics(z, labels)
     monkeypatch.setattr(retrieval, "COUNTED", 0)
     assert retrieval_metrics(z, labels) == counted
 
 
-def test_order_of_rows_and_scale_change_nothing_without_ties():
+def test_retrieval_does_not_depend_on_row_order_or_scale():
     z, labels = random_set("gaussian")
     shuffled = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))
     whole = retrieval_metrics(z, labels)
@@ -156,7 +156,7 @@ def test_order_of_rows_and_scale_change_nothing_without_ties():
     assert retrieval_metrics(z * 2.0 ** torch.randint(-30, 30, (len(z), 1)), labels) == whole
 
 
-def test_bfloat16_and_inputs_left_alone():
+def test_retrieval_takes_bfloat16_and_keeps_its_inputs():
     z, labels = random_set("gaussian")
     for dtype in (torch.bfloat16, torch.float64):
         x = z.to(dtype)
@@ -165,30 +165,30 @@ def test_bfloat16_and_inputs_left_alone():
         assert torch.equal(x, before)
 
 
-def test_one_class_is_all_hits():
+def test_retrieval_of_one_class_is_1():
     got = retrieval_metrics(torch.randn(20, 4), torch.zeros(20, dtype=torch.long), ks=(1,))
     assert [got[name] for name in ("recall@1", "map", "map@r", "r_precision", "precision@1")] == [1, 1, 1, 1, 1]
 
 
-def test_no_relevant_pair_is_all_misses():
+def test_retrieval_without_relevant_pairs_is_0():
     got = retrieval_metrics(torch.randn(20, 4), torch.arange(20))
     assert got.pop("queries_without_match") == 20
     assert set(got.values()) == {0}
 
 
-def test_no_common_class_with_the_gallery():
+def test_retrieval_without_a_common_class_with_the_gallery():
     z = torch.randn(6, 4)
     got = retrieval_metrics(z, torch.zeros(6), gallery=z, gallery_labels=torch.ones(6))
     assert got["queries_without_match"] == 6
     assert got["recall@8"] == 0
 
 
-def test_k_beyond_the_gallery_means_the_whole_gallery():
+def test_recall_with_k_above_the_gallery_uses_the_whole_gallery():
     got = retrieval_metrics(torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 3]), ks=(5, 100))
     assert got["recall@5"] == got["recall@100"] == 4 / 6
 
 
-def test_a_row_of_zeros_is_far_from_all_and_near_none():
+def test_retrieval_of_a_zero_row_has_similarity_0():
     z = torch.tensor([[1.0, 0], [0, 0], [-1, 0.1]])
     assert retrieval_metrics(z, torch.tensor([0, 0, 1]), ks=(1,))["recall@1"] == 2 / 3
 
@@ -203,22 +203,22 @@ Z, Y = torch.randn(4, 3), torch.zeros(4)
         ({"embeddings": Z[0], "labels": Y[0]}, "non-empty"),
         ({"embeddings": Z, "labels": Y[:3]}, "4 queries but labels"),
         ({"embeddings": Z * torch.inf, "labels": Y}, "4 of 4 queries hold NaN or Inf"),
-        ({"embeddings": Z, "labels": Y, "ks": (0,)}, "starts at 1"),
-        ({"embeddings": Z, "labels": Y, "gallery": Z}, "go together"),
-        ({"embeddings": Z, "labels": Y, "gallery": Z[:, :2], "gallery_labels": Y}, "3 dimensions, the gallery 2"),
+        ({"embeddings": Z, "labels": Y, "ks": (0,)}, "at least 1"),
+        ({"embeddings": Z, "labels": Y, "gallery": Z}, "given together"),
+        ({"embeddings": Z, "labels": Y, "gallery": Z[:, :2], "gallery_labels": Y}, "3 dimensions, the gallery has 2"),
     ],
 )
-def test_bad_input_is_said(arguments, message):
+def test_retrieval_rejects_invalid_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**arguments)
 
 
-def test_excluded_rows_lie_in_the_gallery():
+def test_retrieval_rejects_excluded_rows_outside_the_gallery():
     with pytest.raises(ValueError, match="outside the gallery"):
         retrieval_statistics(Z, Y, Z, Y, exclude=torch.full((4,), 4))
 
 
-def test_memory_stays_far_below_the_matrix_of_all_pairs():
+def test_retrieval_memory_stays_below_the_matrix_of_all_pairs():
     """16,000 x 16,000 float64 are 1.9 GiB; the metrics take less than 0.7."""
     script = """
 import resource, torch

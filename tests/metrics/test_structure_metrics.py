@@ -11,29 +11,29 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "obdsd_metrics.json"
 Z, LABELS = torch.tensor(GOLDEN["raw"], dtype=torch.float64), torch.tensor(GOLDEN["labels"])
 
 
-def test_golden_density():
+def test_density_equals_golden_numbers():
     assert embedding_density(Z, LABELS) == pytest.approx(GOLDEN["pi_ratio"], rel=1e-6)
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2])
-def test_golden_spectral_decay(drop):
+def test_spectral_decay_equals_golden_numbers(drop):
     assert spectral_decay(Z, drop=drop) == pytest.approx(
         GOLDEN["spectral_decay"][f"drop_{drop}"]["KL_uniform_s"], rel=1e-6
     )
 
 
-def test_classes_of_one_count_as_means_alone():
+def test_density_uses_classes_of_one_only_between_classes():
     z, labels = torch.eye(4)[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 2])
     assert embedding_density(z, labels) == 0
 
 
-def test_a_collapsed_embedding():
+def test_density_and_decay_of_a_collapsed_embedding():
     assert math.isnan(embedding_density(torch.ones(8, 4), LABELS))
     assert spectral_decay(torch.ones(8, 4)) == math.inf
 
 
-def test_what_has_no_answer_is_said():
+def test_structure_metrics_reject_invalid_input():
     with pytest.raises(ValueError, match="two classes"):
         embedding_density(Z, torch.arange(8))
-    with pytest.raises(ValueError, match="cannot drop 4 of 4"):
+    with pytest.raises(ValueError, match="drop is 4; it must be in 0 .. 3"):
         spectral_decay(Z, drop=4)

@@ -18,20 +18,20 @@ def square(top: int, left: int, side: int = 20, size: tuple[int, int] = (60, 80)
 EMPTY = np.zeros((60, 80), bool)
 
 
-def test_identical_masks_and_none():
+def test_video_metrics_of_identical_and_empty_masks():
     for mask in (square(10, 10), EMPTY, ~EMPTY):
         assert region_similarity(mask, mask) == contour_accuracy(mask, mask) == 1
     for pair in ((square(10, 10), EMPTY), (EMPTY, square(10, 10))):
         assert region_similarity(*pair) == contour_accuracy(*pair) == 0
 
 
-def test_a_shifted_square():
+def test_video_metrics_of_a_shifted_square():
     """20 x 20 moved by 5 columns: 15 x 20 in common of 25 x 20; by 20 columns: nothing."""
     assert region_similarity(square(10, 10), square(10, 15)) == 300 / 500
     assert region_similarity(square(10, 10), square(10, 30)) == 0
 
 
-def test_contours_within_the_tolerance_match_and_others_do_not():
+def test_contours_match_within_the_tolerance_only():
     """0.008 of the diagonal of 60 x 80, which is 100, is 0.8: one pixel."""
     truth = square(20, 20)
     assert contour_accuracy(square(20, 21), truth) == 1
@@ -47,7 +47,7 @@ def test_precision_and_recall_of_contours():
     assert contour_accuracy(one | other, one) == contour_accuracy(one, one | other) == pytest.approx(2 / 3)
 
 
-def test_the_contour_is_where_right_or_lower_neighbours_differ():
+def test_contour_pixels_differ_from_right_or_lower_neighbours():
     mask = np.zeros((4, 4), bool)
     mask[1:3, 1:3] = True
     expected = ["###.", "#.#.", "###.", "...."]
@@ -57,7 +57,7 @@ def test_the_contour_is_where_right_or_lower_neighbours_differ():
     assert contour(whole_rows).sum(axis=1).tolist() == [0, 4, 0, 0]
 
 
-def test_matching_is_dilation_by_a_disk():
+def test_contour_matching_equals_dilation_by_a_disk():
     generator = np.random.default_rng(0)
     radius = 3
     disk = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]) <= radius
@@ -72,7 +72,7 @@ def test_matching_is_dilation_by_a_disk():
         assert contour_accuracy(one, other, tolerance=tolerance) == pytest.approx(expected, rel=1e-12)
 
 
-def test_means_over_frames_then_objects():
+def test_video_metrics_average_frames_then_objects():
     figures = video_metrics([([1, 0.5, 0.6], [1, 1, 1]), ([0.2], [0.4])])
     assert figures == pytest.approx(
         {
@@ -85,8 +85,8 @@ def test_means_over_frames_then_objects():
     )
 
 
-def test_bad_input():
-    with pytest.raises(ValueError, match="one size"):
+def test_video_metrics_reject_invalid_input():
+    with pytest.raises(ValueError, match="same size"):
         region_similarity(EMPTY, EMPTY[:5])
     with pytest.raises(ValueError, match="bool"):
         contour_accuracy(EMPTY.astype(int), EMPTY)

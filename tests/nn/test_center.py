@@ -5,7 +5,7 @@ import torch
 from fgssl.nn.center import Center
 
 
-def test_moving_average_of_the_batch_mean():
+def test_center_is_the_moving_average_of_batch_means():
     center, logits = Center(3, momentum=0.9), torch.randn(2, 4, 3)
     center.update(logits)
     torch.testing.assert_close(center.value, 0.1 * logits.mean((0, 1)))
@@ -13,7 +13,7 @@ def test_moving_average_of_the_batch_mean():
     torch.testing.assert_close(center.value, 0.19 * logits.mean((0, 1)) + 0.1)
 
 
-def test_a_batch_that_is_not_finite_leaves_it_alone():
+def test_center_ignores_a_batch_that_is_not_finite():
     center = Center(2)
     center.update(torch.ones(4, 2))
     before = center.value.clone()

@@ -104,6 +104,21 @@ def test_large_sets_are_sampled_the_same_way_each_time(monkeypatch):
     assert figures._chosen(30, seed=0).tolist() == list(range(30))
 
 
+@pytest.mark.parametrize(("count", "drawn"), [(3000, 70), (50, 50), (0, 70)])
+def test_embedding_map_draws_at_most_count_images_or_all(count, drawn, tmp_path, monkeypatch):
+    seen = {}
+
+    def layout(features_NF, way, seed):
+        seen["features"] = features_NF
+        return features_NF[:, :2]
+
+    monkeypatch.setattr(figures, "layout", layout)
+    monkeypatch.setattr(figures, "SAMPLE", 10)
+    fine = np.arange(70) % 4
+    figures.embedding_map(embeddings_of(fine), index_of(fine), tmp_path / "t.png", count=count)
+    assert len(seen["features"]) == drawn
+
+
 def test_the_heat_map_frames_the_best_and_leaves_gaps_open(tmp_path):
     values = np.array([[0.1, np.nan], [0.3, 0.2]])
     for metric, best in (("recall@1", (0, 1)), ("spectral_decay", (0, 0))):

@@ -232,9 +232,9 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
     root = ("--run.root", str(tmp_path), "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0")
     public = ("--model", "timm/resnet10t", "--pretrained", "false", "--data", "digits", "--data.eval_size", "32")
     assert main(["probe", *public, "--augment", "false", "--recipe", "lcr", *root, *SHORT]) == 0
-    said = results(tmp_path / "probe" / "resnet10t_digits")
+    said = results(tmp_path / "probe" / "resnet10t_digits_lcr")
     assert said["variant"] == "timm/resnet10t (random weights)"
-    config = yaml.safe_load((tmp_path / "probe" / "resnet10t_digits" / "config.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "probe" / "resnet10t_digits_lcr" / "config.yaml").read_text())
     data = config["data"]
     assert (data["eval_size"], data["eval_resize"], data["views"]["init_args"]["size"]) == (32, 37, 32)
     assert data["mean"] == [0.485, 0.456, 0.406]
@@ -265,7 +265,7 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
         (["--model", "timm/resnet18", "--data", "digits", "--blocks", "0", "--pretrained", "false"], "blocks is 0"),
     ],
 )
-def test_mistakes(arguments, message, tmp_path, capsys):
+def test_mistakes_are_named(arguments, message, tmp_path, capsys):
     assert main(["probe", *arguments, *(["--run.root", str(tmp_path)] if arguments else [])]) == 2
     assert message in capsys.readouterr().err
 
