@@ -1,4 +1,4 @@
-"""Evaluates patch features by the objects' boxes, for methods that learn patches rather than images."""
+"""k-NN accuracy of the patch features inside the objects' boxes."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ from fgssl.evaluation.embedding import Embeddings, collect
 class BoxKNN(Evaluation):
     """Bounding-box-aligned k-NN accuracy (FLSL, appendix F) of the validation and test rows, as ``box_knn_top1``.
 
-    Off by default; ``--trainer.callbacks+ BoxKNN`` turns it on, in ``fgssl test``, ``fgssl embed --model timm/...`` or
-    beside training. The bank is the training rows' patches; images without a box are left out. Needs a data set with
-    boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, or ImageNet with ``--data.dataset.boxes true``.
+    Off by default; ``--trainer.callbacks+ BoxKNN`` turns it on in ``fgssl fit``, ``fgssl test`` and ``fgssl embed``.
+    Neighbours are searched in the patches of the training images; images without a box are left out. Needs a data set
+    with boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, or ImageNet with ``--data.dataset.boxes true``.
 
     Args:
-        k: voters; the paper's 20, 7 times as many since the bank is 9 times as long.
-        temperature: of their weights.
-        every_n_epochs: how often in training; the test at the end counts apart.
+        k: Number of neighbours: the paper's 20, times 7 since the bank has 9 entries for each image.
+        temperature: Temperature of the neighbours' weights.
+        every_n_epochs: Epochs between two measurements in training; the test at the end always measures.
     """
 
     def __init__(self, k: int = 140, temperature: float = 0.07, every_n_epochs: int = 1):

@@ -1,4 +1,4 @@
-"""Evaluates a detector on the validation and test rows, and writes what it finds on predict."""
+"""Evaluates a detector on the validation and test rows, and writes its detections on predict."""
 
 from pathlib import Path
 
