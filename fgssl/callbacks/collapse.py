@@ -67,8 +67,8 @@ class Collapse(Callback):
             self._warned = True
             rank_zero_warn(
                 f"Collapse? After epoch {trainer.current_epoch + 1}: {'; '.join(found)}. All images have "
-                "nearly the same features. Lower model.optim.lr, lengthen the warm-up, or check the teacher's temperature "
-                "and centre."
+                "nearly the same features. Lower model.optim.lr, lengthen the warm-up, or check the "
+                "teacher's temperature and centre."
             )
 
 
