@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ddp lint type bench clean
+.PHONY: help demo check test test-fast test-ddp lint type bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -25,8 +25,13 @@ demo: $(READY)  ## train four methods on handwritten digits and compare them, un
 test: $(READY)  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-fast: $(READY)  ## the tests that take no training run and no second process, under 3 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"
+
 test-ddp: $(READY)  ## the tests that start several processes
 	$(BIN)/python -m pytest -m ddp
+
+check: lint type  ## rules, format and types
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

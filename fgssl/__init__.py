@@ -1,3 +1,41 @@
 """fgssl: fine-grained and self-supervised visual learning on PyTorch Lightning."""
 
-__version__ = "0.1.0"
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+# Public names and the modules they are in, imported at first use: torch and Lightning take seconds to import.
+_PUBLIC = {
+    "Method": "fgssl.methods.base",
+    "StepResult": "fgssl.methods.base",
+    "CMD": "fgssl.methods",
+    "FLSL": "fgssl.methods",
+    "MLS": "fgssl.methods",
+    "MaskCon": "fgssl.methods",
+    "OBDSD": "fgssl.methods",
+    "Detect": "fgssl.tasks",
+    "Finetune": "fgssl.tasks",
+    "Frozen": "fgssl.tasks",
+    "Probe": "fgssl.tasks",
+    "Segment": "fgssl.tasks",
+    "Backbone": "fgssl.nn.backbones",
+    "Encoder": "fgssl.nn.backbones",
+    "Memory": "fgssl.nn.memory",
+    "Optim": "fgssl.optim",
+    "DataModule": "fgssl.data.datamodule",
+    "Protocol": "fgssl.data.protocols",
+    "Retrieval": "fgssl.callbacks.retrieval",
+    "UserError": "fgssl.errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fgssl' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fgssl.cli.compose import _Loader as YamlLoader
+from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.errors import UserError, did_you_mean
@@ -133,7 +134,9 @@ def resolve(experiment: str) -> dict[str, Any]:
         main(["fit", *flags, "--print_config"])
     if not printed.getvalue():
         raise UserError(f"{experiment}: {said.getvalue().strip()}")
-    return yaml.load(printed.getvalue(), YamlLoader)
+    config = yaml.load(printed.getvalue(), YamlLoader)
+    set_normalisation(config["data"], config["model"])
+    return config
 
 
 @cache

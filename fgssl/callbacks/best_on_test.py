@@ -1,5 +1,6 @@
 """The best epoch by the test rows, as some released codes report their results."""
 
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -48,8 +49,10 @@ class BestOnTest(Callback):
         trained = trainer.current_epoch + 1
         if trained % self.every_n_epochs and trained != trainer.max_epochs:
             return
+        loader, limit = trainer.datamodule.test_dataloader(), trainer.limit_test_batches  # type: ignore[attr-defined]
+        batches = limit if isinstance(limit, int) else int(len(loader) * limit)  # as many as the test at the end takes
         with evaluating(method):
-            rows = embed_rows(trainer, method, trainer.datamodule.test_dataloader())  # type: ignore[attr-defined]
+            rows = embed_rows(trainer, method, islice(loader, batches))
         measured = self._measure(trainer, rows)
         for name, value in measured.items():
             if name not in self.best or value > self.best[name][0]:

@@ -1,4 +1,4 @@
-"""k-NN accuracy of the patch features inside the objects' boxes."""
+"""Bounding-box-aligned k-NN evaluation of patch features during training and testing."""
 
 from typing import Any
 
@@ -19,21 +19,21 @@ from fgssl.evaluation.embedding import Embeddings, collect
 class BoxKNN(Evaluation):
     """Bounding-box-aligned k-NN accuracy (FLSL, appendix F) of the validation and test rows, as ``box_knn_top1``.
 
-    Off by default; ``--trainer.callbacks+ BoxKNN`` turns it on in ``fgssl fit``, ``fgssl test`` and ``fgssl embed``.
-    Neighbours are searched in the patches of the training images; images without a box are left out. Needs a data set
+    Off by default. ``--trainer.callbacks+ BoxKNN`` adds it to ``fgssl fit``, ``fgssl test`` or ``fgssl embed --model
+    timm/...``. The bank holds the patches of the training images; images without a box are left out. Needs a data set
     with boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, or ImageNet with ``--data.dataset.boxes true``.
 
     Args:
-        k: Number of neighbours: the paper's 20, times 7 since the bank has 9 entries for each image.
-        temperature: Temperature of the neighbours' weights.
-        every_n_epochs: Epochs between two measurements in training; the test at the end always measures.
+        k: neighbours of a patch that vote; the paper's 20 times 7, because the bank has 9 patches an image.
+        temperature: temperature of the votes.
+        every_n_epochs: epochs between evaluations in training; the test at the end is always evaluated.
     """
 
     def __init__(self, k: int = 140, temperature: float = 0.07, every_n_epochs: int = 1):
         super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
         if not temperature > 0:
-            raise UserError(f"BoxKNN.temperature is {temperature}; it is above 0.")
+            raise UserError(f"BoxKNN.temperature is {temperature}; it must be above 0.")
         self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
@@ -58,7 +58,7 @@ class BoxKNN(Evaluation):
         return not in_training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _patches(self, trainer: Trainer, method, batch: Batch) -> dict[str, Tensor]:
-        """The patches of the box of each image of a batch, as ``collect`` takes them."""
+        """Patches of the box of each image of a batch, for ``collect``."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
             map_BDHW = method.patch_map(batch.views[0])
@@ -73,7 +73,7 @@ class BoxKNN(Evaluation):
         if not outputs:
             return
         queries_NPD, labels_N = self._with_boxes(trainer, collect(outputs))
-        if not len(labels_N):  # of a few batches
+        if not len(labels_N):  # a run limited to a few batches
             rank_zero_warn(f"no {part}/box_knn_top1: none of these images has a bounding box.")
             return
         bank_MPD, bank_labels_M = self._with_boxes(trainer, self._bank(trainer, method))
@@ -85,21 +85,21 @@ class BoxKNN(Evaluation):
 
     @torch.no_grad()
     def _bank(self, trainer: Trainer, method) -> Embeddings:
-        """The patches of the training rows with a box, which are less than half of ImageNet's, of all ranks."""
+        """Patches of the training rows with a box (less than half of ImageNet's), from all ranks."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = data.parts.train
         loader = data.gallery_loader(rows[~np.isnan(data.parts.index.boxes[rows]).any(axis=1)])
         return collect([self._patches(trainer, method, trainer.strategy.batch_to_device(batch)) for batch in loader])
 
     def _with_boxes(self, trainer: Trainer, rows: Embeddings) -> tuple[Tensor, Tensor]:
-        """Patches [n, 9, D] and classes [n] of the rows that have a box."""
+        """Patches [n, 9, D] and classes [n] of the rows with a box."""
         boxes = trainer.datamodule.parts.index.boxes[rows.index.cpu().numpy()]  # type: ignore[attr-defined]
         has_box = torch.from_numpy(~np.isnan(boxes).any(axis=1)).to(rows.fine.device)
         return rows.embedding[has_box].unflatten(1, (9, -1)), rows.fine[has_box]
 
 
 def _seen(data: Any, row: int) -> tuple[int, int, int, int]:
-    """The part of an image (x0, y0, x1, y1) that its plain view shows, px of the stored image."""
+    """The part (x0, y0, x1, y1) of an image that the evaluation view shows, in pixels of the stored image."""
     with open_image(data.parts.index.paths[row]) as image:  # reads the header alone
         size = image.size
     (numbers,) = data.eval_view.numbers(0, np.array([-1]))

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 import fgssl.methods
 import fgssl.tasks  # noqa: F401
@@ -35,11 +36,14 @@ from fgssl.checkpoint import (
     explain_differences,
     read_checkpoint,
 )
+from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.data.datamodule import DataModule
+from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method
+from fgssl.nn.backbones import from_checkpoint
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import Run, default_name, folder_of_checkpoint
@@ -120,7 +124,8 @@ class Application(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
-            super().instantiate_classes()
+            with from_checkpoint() if self.checkpoint is not None else nullcontext():
+                super().instantiate_classes()
         except Exception as fault:  # the parser wraps what a constructor raises; ours is somewhere below
             cause: BaseException | None = fault
             while cause is not None and not isinstance(cause, UserError):
@@ -145,7 +150,18 @@ class Application(LightningCLI):
             check_method(self.checkpoint, method, options.ckpt_path)
             for line in explain_differences(self.checkpoint, options.model.as_dict()):
                 rank_zero_info(line)
+        self._resolve_normalisation()
         self.folder = self._choose_folder()
+
+    def _resolve_normalisation(self) -> None:
+        """Replace null in ``data.mean`` and ``data.std``: by a checkpoint's values, else by its starting weights'."""
+        data, kept = self.options.data, ((self.checkpoint or {}).get("config") or {}).get("data") or {}
+        if kept.get("mean") and kept.get("std"):
+            data.mean, data.std = normalisation(data.mean, data.std, (kept["mean"], kept["std"]))
+        elif self.config.subcommand == "fit" or data.mean is None or data.std is None:
+            differs = set_normalisation(data, self.options.model.as_dict())
+            if differs and self.config.subcommand == "fit":
+                rank_zero_warn(differs)
 
     def _last_checkpoint(self) -> str | None:
         """What ``run.resume`` goes on from: the named run's last checkpoint, or None before its first."""

@@ -187,7 +187,9 @@ def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Put ``--model.option VALUE`` and ``--data.option VALUE`` into a copy of the configuration.
 
-    These two sections hold classes, whose options the parser would read as text: ``null`` would be the word "None".
+    These two sections hold classes, whose options the parser would read as text: ``null`` would be the word "None". A
+    flag that chooses a class acts before its options, wherever it stands. ``--model NAME`` keeps the options that the
+    files have for the former class.
 
     Returns:
         The configuration, and the flags that are left for the parser.
@@ -195,7 +197,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
     Raises:
         UserError: an option without a value.
     """
-    config, left = copy.deepcopy(config), []
+    config, left, given_options = copy.deepcopy(config), [], []
     waiting = iter(flags)
     for flag in waiting:
         key, equals, value = flag.removeprefix("--").partition("=")
@@ -205,8 +207,19 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
         given = value if equals else next(waiting, None)
         if given is None or (not equals and given.startswith("--")):
             raise UserError(f"--{key} needs a value.")
-        assign(config, key, read_value(given))
+        given_options.append((key, read_value(given)))
+    for key, value in sorted(given_options, key=lambda option: not _chooses_class(option[0])):
+        if key.endswith(".options"):  # free arguments of a timm network: those of the flag, not added to the files'
+            assign(config, key, None)
+        if key in ("model", "model.class_path") and isinstance(config.get("model"), dict):
+            config["model"]["class_path"] = value
+        else:
+            assign(config, key, value)
     return config, left
+
+
+def _chooses_class(option: str) -> bool:
+    return option in ("model", "data.dataset", "data.views") or option.endswith(".class_path")
 
 
 def read_value(text: str) -> Any:

@@ -97,6 +97,7 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         experiment: name of the folder above the run's.
         kind: a subclass of ``Application`` that does something else with what is built.
     """
+    former = config.get("model")
     config, flags = apply_flags(config, flags)
     if not any(asks_for_help(flag.split("=")[0]) for flag in flags):
         check_data(config)
@@ -108,7 +109,7 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         raise UserError(
             f"{method.__name__} gives no embeddings: take the checkpoint it started from (model.init_from)."
         )
-    config = fill_in(config, method)
+    config = fill_in(config, method, former)
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))

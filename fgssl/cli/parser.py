@@ -117,7 +117,9 @@ def nearest_option(option: str | None, known: set[str]) -> str:
 
 def known_options(parser: ExperimentParser) -> set[str]:
     """Every dotted option of the command, those of the method's class included."""
-    options = {action.dest for action in parser._actions if action.dest not in ("config", "help", "print_config")}
+    inner = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
+    every = [action for each in (parser, *inner) for action in each._actions]
+    options = {action.dest for action in every if action.dest not in ("config", "help", "print_config", "subcommand")}
     for parameter in get_signature_parameters(parser.method, None) if parser.method else ():
         options.add(f"model.{parameter.name}")
         if dataclasses.is_dataclass(parameter.default):

@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 
 from fgssl.cli.command_parser import CommandParser
-from fgssl.commands.embed import set_public_network
+from fgssl.commands.networks import (
+    FOLLOWING,
+    add_network_flags,
+    backbone_of,
+    check_network_flags,
+    network_configuration,
+    public_name,
+)
 from fgssl.errors import UserError
 from fgssl.evaluation.davis import Davis, check, evaluate, sequences
 
@@ -19,8 +26,7 @@ from fgssl.evaluation.davis import Davis, check, evaluate, sequences
 def main(argv: list[str]) -> int:
     """Run ``fgssl davis <argv>``."""
     args = _parser().parse_args(argv)
-    if bool(args.ckpt_path) == bool(args.model):
-        raise UserError("evaluate what? Give --ckpt_path RUN or --model timm/NAME, one of them.")
+    check_network_flags(args)
     options = options_of(args)
     check(options)
     folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
@@ -34,7 +40,7 @@ def main(argv: list[str]) -> int:
     from fgssl.run import provenance, write_json
 
     began = time.time()
-    config = configuration_of(args)
+    config = network_configuration(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build(config, args).to(device).eval()
     data = config.get("data") or {}
@@ -65,23 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Video object segmentation on DAVIS 2017: the objects of the first frame are propagated by the "
         "similarity of patch features. Region similarity J and contour accuracy F.",
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", help="run folder or .ckpt file of any method")
-    parser.add_argument("--model", metavar="timm/NAME", help="public network instead of a run")
-    parser.add_argument(
-        "--pretrained", choices=("true", "false"), default="true", help="load timm's weights of --model; default true"
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="configuration of a checkpoint that is not in a run folder; can be repeated",
-    )
-    parser.add_argument(
-        "--network",
-        choices=("student", "teacher"),
-        help="network of the checkpoint; default: the teacher where it has one",
-    )
+    add_network_flags(parser, default=FOLLOWING)
     parser.add_argument(
         "--root", metavar="FOLDER", help="folder with JPEGImages, Annotations and ImageSets; default: $FGSSL_DATA/DAVIS"
     )
@@ -110,25 +100,14 @@ def options_of(args: argparse.Namespace) -> Davis:
 def name_of(args: argparse.Namespace) -> str:
     """Name of the network: ``vit_small_patch16_224.dino``, or the name of the run."""
     if args.model:
-        return args.model.partition("/")[2] + ("" if args.pretrained == "true" else "_random")
+        return public_name(args)
     path = Path(args.ckpt_path)
     return (path.parent.parent if path.suffix == ".ckpt" else path).name + (f"_{args.network}" if args.network else "")
-
-
-def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The configuration of the run, or one made for the public network."""
-    from fgssl.commands.restore import configuration
-
-    config = configuration(args.ckpt_path, args.config)
-    if args.model:
-        set_public_network(config, args.model, args.pretrained == "true", [])
-    return config
 
 
 def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """The network with its weights, for images of any size."""
     from fgssl.checkpoint import load_backbone
-    from fgssl.commands.probe import backbone_of
     from fgssl.nn.backbones import Backbone, of_any_size
 
     backbone = Backbone(**backbone_of(config["model"]))

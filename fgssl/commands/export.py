@@ -1,6 +1,6 @@
 """``fgssl export``: a trained network for use elsewhere, as a timm model, by torch.export, as ONNX and for MoCo.
 
-Each file is read back and compared with the network it was written from, before the command says that it is there.
+Each file is read back and compared with the network before the command reports it.
 """
 
 import argparse
@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fgssl.cli.command_parser import CommandParser
+from fgssl.commands.networks import (
+    add_network_flags,
+    check_network_flags,
+    network_configuration,
+    public_name,
+    take_backbone,
+    without_data,
+)
 from fgssl.errors import UserError
 from fgssl.report.runs import flatten
 
@@ -22,8 +30,8 @@ MAIN_METRICS = ("test/recall@1", "test/recall@10", "test/map", "test/map@r", "te
 def main(argv: list[str]) -> int:
     """Run ``fgssl export <argv>``."""
     args = _parser().parse_args(argv)
-    given = Path(args.ckpt_path)
-    folder = Path(args.out or (given.parent.parent if given.is_file() else given) / "export")
+    check_network_flags(args)
+    folder = Path(args.out or default_folder(args))
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is there already and not empty. Choose another folder with --out.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -33,9 +41,13 @@ def main(argv: list[str]) -> int:
     import torch
     from torch import nn
 
-    from fgssl.commands.restore import configuration, restore
+    from fgssl.commands.restore import restore
 
-    application = restore(configuration(args.ckpt_path, args.config), [])
+    asked = network_configuration(args)
+    take_backbone(asked, args)
+    if args.model:
+        without_data(asked)
+    application = restore(asked, [])
     data, method = application.datamodule, application.model
     size = data.eval_view.crops[0].size
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -72,7 +84,7 @@ def main(argv: list[str]) -> int:
                     reference = backbone(images)
             difference = check(read_back(images), reference, file)
             print(f"{file}: read back, features differ by {difference:.1e} at most")
-    results = results_of(args.ckpt_path)
+    results = results_of(args.ckpt_path) if args.ckpt_path and not args.network else {}  # of what the method evaluates
     (folder / "README.md").write_text(card(results, config, size, data, args.formats, expected.shape[1]))
     print(f"model card: {folder / 'README.md'}")
     return 0
@@ -82,20 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl export", description="Write a trained network for use elsewhere, with a model card."
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")
-    parser.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="where the checkpoint lies in no run"
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="default: <run>/export")
+    add_network_flags(parser)
+    parser.add_argument("--out", metavar="FOLDER", help="default: <run>/export, or export/NAME of a public network")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=["timm", "torch", "onnx"],
-        help="timm: the backbone's weights; torch: torch.export; onnx; moco: MoCo v2's. Default: the first three",
+        help="timm: the backbone's weights; torch: a torch.export program; onnx: an ONNX graph; moco: a checkpoint in "
+        "MoCo v2's format; default: timm torch onnx",
     )  # fmt: skip
     return parser
 
 
+def default_folder(args: argparse.Namespace) -> Path:
+    """Where the files go without ``--out``."""
+    if args.model:
+        return Path("export") / public_name(args)
+    given, chosen = Path(args.ckpt_path), f"_{args.network}" if args.network else ""
+    return (given.parent.parent if given.is_file() else given) / f"export{chosen}"
+
+
 def drop_unused(method: Any, embed: Callable[[], Any]) -> None:
-    """Remove the parts of a method that only training needs (teacher, memory): the files would hold them too."""
+    """Remove the parts of a method that ``embed`` does not use (teacher, memory), so that no file holds them."""
     import torch
 
     called: set[int] = set()
@@ -110,10 +128,10 @@ def drop_unused(method: Any, embed: Callable[[], Any]) -> None:
 
 
 def check(found: Any, expected: Any, file: Path) -> float:
-    """Largest difference, relative to the largest feature.
+    """Largest difference between features, relative to the largest feature.
 
     Raises:
-        UserError: it is above the tolerance, so the file would not do what the run's numbers say.
+        UserError: it is above ``TOLERANCE``.
     """
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:
@@ -121,11 +139,11 @@ def check(found: Any, expected: Any, file: Path) -> float:
     return difference
 
 
-Written = tuple[Path, Callable[[Any], Any]]  # the file, and what reads it back: images to features
+Written = tuple[Path, Callable[[Any], Any]]  # a file, and a function that reads it: images to features
 
 
 def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, data: Any) -> Written:
-    """``model.safetensors``; timm's ``config.json`` beside it, unless a part is ours, for which timm has no name."""
+    """Write ``model.safetensors``, and timm's ``config.json`` unless timm cannot build the network (``own_parts``)."""
     import timm
     import torch
     from safetensors.torch import load_file, save_file
@@ -137,7 +155,7 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
     else:
         timm.models.save_for_hf(backbone, str(folder), model_args=options_of(config), safe_serialization=True)
         described = json.loads((folder / "config.json").read_text())
-        # What timm says of its own weights of that name (tag, licence, paper, input) is not true of these.
+        # timm writes the tag, licence, paper and input of its own weights of that name; these are other weights.
         described["pretrained_cfg"] = {
             "input_size": [3, size, size], "mean": list(data.mean), "std": list(data.std), "num_classes": 0,
             "crop_pct": 1.0, "interpolation": data.eval_view.crops[0].resample,
@@ -159,7 +177,7 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
 
 
 def write_for_moco(folder: Path, backbone: Any, encoder: Any, config: dict[str, Any]) -> Written:
-    """``moco.pth.tar``, with the projector of a method that has one on its query encoder."""
+    """Write ``moco.pth.tar``, with the projector of the query encoder where the method has one."""
     from fgssl.nn.backbones import Backbone
     from fgssl.nn.moco import write_moco
 
@@ -177,19 +195,19 @@ def write_for_moco(folder: Path, backbone: Any, encoder: Any, config: dict[str, 
 
 
 def own_parts(config: dict[str, Any]) -> dict[str, Any]:
-    """What of the network timm does not know: our stem for small images, our pooling."""
+    """Options of ``Backbone`` that timm does not have: the stem for small images and the pooling."""
     options = {name: config.get(f"model.backbone.{name}") for name in ("small_input", "pooling")}
     return {name: value for name, value in options.items() if value}
 
 
 def options_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The further arguments of the timm model."""
+    """Arguments of the timm model."""
     prefix = "model.backbone.options."
     return {name.removeprefix(prefix): value for name, value in config.items() if name.startswith(prefix)}
 
 
 def write_torch(folder: Path, embed: Any, images: Any) -> Written:
-    """``model.pt2``, by torch.export, for any number of images."""
+    """Write ``model.pt2``, a torch.export program for any batch size."""
     import torch
 
     batch = torch.export.Dim("batch")
@@ -203,7 +221,7 @@ def write_torch(folder: Path, embed: Any, images: Any) -> Written:
 
 
 def write_onnx(folder: Path, embed: Any, images: Any) -> Written:
-    """``model.onnx``, for any number of images; input ``images``, output ``features``."""
+    """Write ``model.onnx`` for any batch size, with the input ``images`` and the output ``features``."""
     import torch
 
     torch.onnx.export(
@@ -221,7 +239,7 @@ def write_onnx(folder: Path, embed: Any, images: Any) -> Written:
 
 
 def results_of(ckpt_path: str) -> dict[str, Any]:
-    """``results.json`` of the run that a checkpoint lies in; empty where it lies in none."""
+    """``results.json`` of a checkpoint's run folder; empty where it is in none."""
     from fgssl.cli.application import checkpoint_file
 
     path = checkpoint_file(ckpt_path).parent.parent / "results.json"
@@ -236,22 +254,24 @@ def card(
     formats: list[str],
     features: int,
 ) -> str:
-    """What was trained on what, with which result, and how to use the files."""
+    """The model card: method, data, result, and how to use the files."""
     network, dataset = config["model.backbone.name"], data.dataset
-    start = "timm's pretrained weights" if config["model.backbone.pretrained"] else "random weights"
-    about = {
-        "method": config["model"] + (f", {config['model.variant']}" if config.get("model.variant") else ""),
-        "network": f"{network}, begun from {start}",
-        "trained on": f"{dataset.name}: {_part(results, 'train')}, {config['data.protocol.split']} split",
-        "licence of the data": dataset.licence,
-        "training": f"{results.get('epochs', 'unknown')} epochs, seed {results.get('seed', 'unknown')}",
-        "versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
-        "source": f"git {results['git']['revision']}" if results.get("git") else "unknown",
-        "command": f"`{results['command']}`" if results.get("command") else "unknown",
-    }
+    if config["model"] == "Frozen":
+        title, about = network, {"network": f"{network}, {origin_of(config)}"}
+    else:
+        title = f"{config['model']} on {dataset.name}: {network}"
+        about = {
+            "method": config["model"] + (f", {config['model.variant']}" if config.get("model.variant") else ""),
+            "network": f"{network}, begun from {origin_of(config)}",
+            "trained on": f"{dataset.name}: {_part(results, 'train')}, {config['data.protocol.split']} split",
+            "licence of the data": dataset.licence,
+            "training": f"{results.get('epochs', 'unknown')} epochs, seed {results.get('seed', 'unknown')}",
+            "versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
+            "source": f"git {results['git']['revision']}" if results.get("git") else "unknown",
+            "command": f"`{results['command']}`" if results.get("command") else "unknown",
+        }
     lines = ["---", "library_name: timm", "tags: [image-feature-extraction, fgssl]", "---", ""]
-    lines += [f"# {config['model']} on {dataset.name}: {network}", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines += [f"# {title}", "", *(f"- {name}: {value}" for name, value in about.items())]
     metrics = {name: value for name, value in results.get("metrics", {}).items() if name in MAIN_METRICS}
     if metrics:
         lines += ["", f"## Result on {_part(results, 'test')}", "", "| metric | % |", "|---|---|"]
@@ -286,7 +306,16 @@ def card(
     return "\n".join(lines)
 
 
+def origin_of(config: dict[str, Any]) -> str:
+    """The weights that a network starts from, or consists of."""
+    if config.get("model.backbone.weights"):
+        whose = config.get("model.backbone.weights_of")
+        return f"weights of {Path(config['model.backbone.weights']).name}" + (f", {whose}" if whose else "")
+    return "timm's pretrained weights" if config["model.backbone.pretrained"] else "random weights"
+
+
 def _part(results: dict[str, Any], part: str) -> str:
+    """Images and classes of a part of the data, in words."""
     facts = results.get("data", {}).get(part)
     name = {"train": "training", "test": "test"}[part]
     return (

@@ -1,4 +1,4 @@
-"""``fgssl maps``: what a trained network sees where, drawn over given images."""
+"""``fgssl maps``: activations, GradCAM, attention and patch similarity of a network, drawn over given images."""
 
 import argparse
 from collections.abc import Callable
@@ -8,6 +8,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fgssl.cli.command_parser import CommandParser
+from fgssl.commands.networks import (
+    add_network_flags,
+    check_network_flags,
+    network_configuration,
+    parse_network,
+    public_name,
+    without_data,
+)
 from fgssl.errors import UserError
 
 SIDE = 224  # px of a picture's image
@@ -15,7 +23,13 @@ RED = (214, 39, 40)
 
 
 class Net(NamedTuple):
-    """A trained network: its method, the backbone that was asked for, and whether that is the teacher's."""
+    """A network to draw maps of.
+
+    Attributes:
+        method: its method.
+        backbone: the student's or the teacher's backbone.
+        whose: which of the two.
+    """
 
     method: Any
     backbone: Any
@@ -26,9 +40,9 @@ class Panel(NamedTuple):
     """A picture beside the image.
 
     Attributes:
-        title: what stands above it.
-        heat_HW: [h, w], at least 0, of any size and scale; drawn over the image. None: the image alone.
-        marked_HW: [h, w] bool, patches to frame in red.
+        title: text above the picture.
+        heat_HW: [h, w] non-negative values of any scale, drawn over the image; None draws the image alone.
+        marked_HW: [h, w] bool, patches to frame in red; None frames none.
     """
 
     title: str
@@ -43,53 +57,77 @@ def main(argv: list[str]) -> int:
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
 
+    check_network_flags(args)
+    asked = [args]
+    if args.beside:
+        asked.append(beside := parse_network(args.beside))
+        beside.network = args.network if beside.ckpt_path or beside.weights else None
+        beside.pretrained = args.pretrained
+
     import torch
 
-    from fgssl.commands.restore import configuration, look, restore
     from fgssl.report.figures import QUERY, picture_rows
 
     torch.manual_seed(0)
     lines: list[list[tuple[np.ndarray, str, str]]] = []
-    for path in [args.ckpt_path, *([args.beside] if args.beside else [])]:
-        application = restore(configuration(path, args.config), [])
-        net = network_of(application.model, args.network)
-        seen_B3SS, images_B3SS = look(application.datamodule, args.images)
+    for number, flags in enumerate(asked):
+        net, seen_B3SS, images_B3SS = load(flags, args.images)
         shown = [image.permute(1, 2, 0).numpy() for image in seen_B3SS]
         panels = KINDS[args.kind](net, images_B3SS)
         if not lines:
             lines = [[(s, Path(image).stem, QUERY)] for s, image in zip(shown, args.images, strict=True)]
+        which = f"{'AB'[number]}: " if args.beside else ""
         for line, image, of_image in zip(lines, shown, panels, strict=True):
-            line += [(paint(image, panel), panel.title, "black") for panel in of_image]
-    named = " | ".join(Path(path).name for path in (args.ckpt_path, args.beside) if path)
-    picture_rows(lines, f"{args.kind}: {named}", Path(args.out))
+            line += [(paint(image, panel), which + panel.title, "black") for panel in of_image]
+    names = [name_of(flags) for flags in asked]
+    title = f"{args.kind}: {names[0]}" if len(names) == 1 else f"{args.kind}\nA: {names[0]}\nB: {names[1]}"
+    picture_rows(lines, title, Path(args.out))
     print(f"picture: {args.out}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="fgssl maps", description="Draw what a trained network sees where, over given images.")
+    parser = CommandParser(prog="fgssl maps", description="Draw maps of a network over given images.")
     first_lines = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in KINDS.items()}
     kinds = "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first_lines.items())
     parser.add_argument("kind", choices=tuple(KINDS), help=kinds)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, seen as in the run's evaluation")
-    parser.add_argument("--ckpt_path", metavar="RUN", required=True, help="a run folder or .ckpt file of ours")
-    parser.add_argument("--beside", metavar="RUN", help="another run, drawn to the right of the first")
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="where a checkpoint is in no run")
     parser.add_argument(
-        "--network", choices=("student", "teacher"), help="default: the teacher of a method that evaluates it"
+        "images", nargs="+", metavar="IMAGE", help="image files, resized and cropped as in the run's evaluation"
     )
-    parser.add_argument("--out", default="maps.png", metavar="FILE.png", help="the picture; default maps.png")
+    add_network_flags(parser)
+    parser.add_argument(
+        "--beside",
+        metavar="RUN|timm/NAME[=FILE]",
+        help="second network, drawn to the right: run folder, .ckpt file, or public network, with FILE as weights",
+    )
+    parser.add_argument("--out", default="maps.png", metavar="FILE.png", help="picture to write; default maps.png")
     return parser
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------
 
 
+def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
+    """A network, and image files as its evaluation sees them, [B, 3, S, S]: uint8 to show, and normalised."""
+    from fgssl.commands.restore import look, restore
+
+    config = network_configuration(args)
+    if args.model:
+        without_data(config)
+    application = restore(config, [])
+    return network_of(application.model, None if args.model else args.network), *look(application.datamodule, images)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Name of a network under a picture."""
+    return public_name(args) if args.model else Path(args.ckpt_path).name
+
+
 def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
-    """The backbone of a method's student or teacher; by default of the one that it evaluates.
+    """The backbone of a method's student or teacher; by default of the network that the method evaluates.
 
     Raises:
-        UserError: it has no such network.
+        UserError: the method has no such network.
     """
     whose = whose or method.evaluates
     return Net(method, method.backbone_of(whose), whose)
@@ -99,10 +137,10 @@ def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
 
 
 def activated(net: Net, images: Any) -> list[list[Panel]]:
-    """Patches that speak for their image: CMD's activated instances (Fig. 7).
+    """Activated instances of CMD (Fig. 7): patches whose most probable prototype is their image's.
 
-    The first panel frames the patches whose most probable prototype is the bag's; the others show the posterior of the
-    bag's three largest prototypes over the patches.
+    The first panel frames these patches; the others show the posterior of the image's three most probable prototypes
+    over the patches.
     """
     import torch
 
@@ -125,7 +163,9 @@ def activated(net: Net, images: Any) -> list[list[Panel]]:
 
 
 def patch_posteriors(net: Net) -> Callable:
-    """What the region-level head says of patch features, [B, T, F] to [B, T, K]; DINO's one head where it has no other.
+    """Function from patch features [B, T, F] to prototype posteriors [B, T, K].
+
+    The region-level head; the image-level head of a method that has only that (DINO).
 
     Raises:
         UserError: the method has no such head.
@@ -144,10 +184,10 @@ def patch_posteriors(net: Net) -> Callable:
 
 
 def gradcam(net: Net, images: Any) -> list[list[Panel]]:
-    """GradCAM of the last features (CMD's Fig. 6).
+    """GradCAM of the last features (CMD, Fig. 6).
 
-    The score is the image-level head's logit of the image's most probable prototype; of a method without such a head,
-    half the pooled feature's squared length.
+    The score is the image-level head's logit of the image's most probable prototype. Without such a head it is half
+    the squared length of the pooled feature.
     """
     import torch
 
@@ -170,7 +210,7 @@ def gradcam(net: Net, images: Any) -> list[list[Panel]]:
 
 
 def similarity(net: Net, images: Any) -> list[list[Panel]]:
-    """How alike a ViT's patches are, layer by layer: aggregated similarity scores (FLSL's Fig. 3)."""
+    """Aggregated similarity scores of a ViT's patches, layer by layer (FLSL, Fig. 3)."""
     from fgssl.report.token_maps import similarity_maps
 
     maps = similarity_maps(net.backbone, images)
@@ -181,7 +221,7 @@ def similarity(net: Net, images: Any) -> list[list[Panel]]:
 
 
 def attention(net: Net, images: Any) -> list[list[Panel]]:
-    """Where three patches look in a ViT's last block, the patch framed (FLSL's Fig. 4a)."""
+    """Attention of three patches in a ViT's last block, the patch framed (FLSL, Fig. 4a)."""
     from fgssl.nn.feature_map import token_grid
     from fgssl.report.token_maps import attention_maps, depth_of, query_patches
 
@@ -207,7 +247,7 @@ KINDS: dict[str, Callable[[Net, Any], list[list[Panel]]]] = {
 
 
 def paint(image_HW3: np.ndarray, panel: Panel) -> np.ndarray:
-    """The image, [SIDE, SIDE, 3], under a panel's heat (brightest at its largest) and frames."""
+    """The image [SIDE, SIDE, 3] with a panel's heat, scaled to its maximum, and frames."""
     from matplotlib import colormaps
     from PIL import Image, ImageDraw
 

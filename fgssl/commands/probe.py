@@ -6,13 +6,20 @@ settings from a published recipe. Its run folder is like any other, and it resum
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import assign, read_yaml
-from fgssl.commands.embed import refuse_misspelt, set_data, set_public_network
-from fgssl.errors import UserError
+from fgssl.commands.embed import refuse_misspelt
+from fgssl.commands.networks import (
+    FOLLOWING,
+    add_data_flag,
+    add_network_flags,
+    backbone_of,
+    check_network_flags,
+    name_run,
+    network_configuration,
+)
 
 EPOCHS = 100
 RECIPES: dict[str, dict[str, Any]] = {
@@ -40,21 +47,11 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     args, flags = parser.parse_known_args(argv)
     refuse_misspelt(flags, [action.dest for action in parser._actions])
-    if not (args.ckpt_path or args.model or args.config):
-        raise UserError(
-            "fgssl probe needs a network: --ckpt_path RUN, --model timm/NAME, or --config FILE (an untrained one)."
-        )
-    if args.ckpt_path and args.model:
-        raise UserError("--ckpt_path and --model exclude each other: a checkpoint has its own network.")
+    check_network_flags(args, untrained=True)
 
     from fgssl.cli.main import start  # torch from here on
-    from fgssl.commands.restore import configuration
 
-    config = configuration(args.ckpt_path, args.config)
-    if args.data:
-        set_data(config, args.data)
-    if args.model:
-        set_public_network(config, args.model, args.pretrained == "true", flags)
+    config = network_configuration(args, flags)
     if args.eval_size:
         assign(config, "data.eval_size", args.eval_size)
         assign(config, "data.eval_resize", None)
@@ -69,37 +66,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
         "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
     )
-    parser.add_argument("--ckpt_path", metavar="RUN", help="run folder or .ckpt file of a trained method")
-    parser.add_argument(
-        "--model", metavar="timm/NAME", help="public network instead of a checkpoint, at its own input size"
-    )
-    parser.add_argument(
-        "--pretrained",
-        choices=("true", "false"),
-        default="true",
-        help="load the published weights of --model; default true",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="experiment file; replaces the run's configuration",
-    )
-    parser.add_argument(
-        "--data", metavar="NAME|FILE", help="another data set: its name (cub) or a file of configs/data/"
-    )
+    add_network_flags(parser, default=FOLLOWING)
+    add_data_flag(parser)
     parser.add_argument(
         "--data.eval_size",
         metavar="PX",
         dest="eval_size",
         type=int,
         help="side of the crops in px; default: that of training",
-    )
-    parser.add_argument(
-        "--network",
-        choices=("student", "teacher"),
-        help="network of the checkpoint to probe; default: the teacher where there is one",
     )
     parser.add_argument(
         "--recipe",
@@ -131,7 +105,8 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     recipe = RECIPES[args.recipe]
     model = {"backbone": backbone_of(probed), **recipe["model"], "augment": args.augment == "true"}
     model |= {} if args.blocks is None else {"blocks": args.blocks}
-    model |= {"init_from": args.ckpt_path, "network": args.network, "of": name_of(probed, args)}
+    model |= {"init_from": args.ckpt_path, "network": args.network if args.ckpt_path else None}
+    model |= {"of": name_of(probed, args)}
     config["model"] = {"class_path": "Probe", "init_args": model}
     set_views(config.setdefault("data", {}))
     config["data"] |= recipe["data"]
@@ -140,31 +115,17 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     config["trainer"] |= {"max_epochs": EPOCHS, "log_every_n_steps": 10}
     config["checkpoint"] = {"monitor": "val/top1", "every_n_epochs": max(1, EPOCHS // 10)}
     assign(config, "retrieval.grid", 0)
-    name_run(config, args)
-
-
-def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
-    """Backbone settings of a method's configuration, with the method's defaults.
-
-    Raises:
-        UserError: there is no such method, or its constructor has no ``backbone``.
-    """
-    from fgssl.cli.defaults import backbone_default
-    from fgssl.methods.base import method_class
-
-    method = method_class(str(model.get("class_path")))
-    default = backbone_default(method)
-    if default is None:
-        raise UserError(f"model {method.__name__} has no option backbone, so that its network cannot be built again.")
-    return default | ((model.get("init_args") or {}).get("backbone") or {})
+    name_run(config, args, "probe", "" if args.recipe == "cmd" else args.recipe)
+    if args.ckpt_path:
+        config["run"].setdefault("paper", paper_of(args.ckpt_path))
 
 
 def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
-    """Name of the probed network in the tables: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
-    from fgssl.report.runs import label
+    """Name of the probed network in tables: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
+    from fgssl.report.runs import label, public_label
 
     if args.model:
-        return args.model + ("" if args.pretrained == "true" else " (random weights)")
+        return public_label(args.model.partition("/")[2], args.pretrained == "true", args.weights, args.network)
     if not args.ckpt_path:
         return f"{str(model['class_path']).rsplit('.', 1)[-1]} (untrained)"
     from fgssl.checkpoint import checkpoint_file, read_checkpoint
@@ -173,6 +134,14 @@ def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
     results = path.parent.parent / "results.json"
     said = json.loads(results.read_text()) if results.is_file() else read_checkpoint(str(path))
     return label(str(said.get("method")), said.get("variant"))
+
+
+def paper_of(ckpt_path: str) -> str | None:
+    """The row of the paper that the run of a checkpoint stands for; None where it says none."""
+    from fgssl.checkpoint import checkpoint_file
+
+    saved = checkpoint_file(ckpt_path).parent.parent / "config.yaml"
+    return (read_yaml(saved).get("run") or {}).get("paper") if saved.is_file() else None
 
 
 def set_views(data: dict[str, Any]) -> None:
@@ -189,26 +158,3 @@ def view_size(views: Any) -> int:
     options = (views.get("init_args") or views) if isinstance(views, dict) else {}
     first = (options.get("crops") or [options])[0]
     return first.get("size", 224)
-
-
-def name_run(config: dict[str, Any], args: argparse.Namespace) -> None:
-    """Set the run's folder: ``<probed run>_probe``, or ``runs/probe/<network>_<data set>``; flags take precedence.
-
-    The name of a recipe other than the default is appended.
-    """
-    run = config.setdefault("run", {})
-    recipe = "" if args.recipe == "cmd" else f"_{args.recipe}"
-    if args.ckpt_path:
-        from fgssl.checkpoint import checkpoint_file
-
-        folder = checkpoint_file(args.ckpt_path).resolve().parent.parent
-        if (folder / "config.yaml").is_file():
-            data = f"_{Path(args.data).stem.lower()}" if args.data else ""
-            run |= {"root": str(folder.parent.parent), "experiment": folder.parent.name}
-            run |= {"name": f"{folder.name}_probe{recipe}{data}"}
-            run.setdefault("paper", (read_yaml(folder / "config.yaml").get("run") or {}).get("paper"))
-            return
-    network = args.model.partition("/")[2] if args.model else "checkpoint" if args.ckpt_path else "untrained"
-    dataset = config["data"].get("dataset") or "data"
-    dataset = dataset["class_path"].rsplit(".", 1)[-1] if isinstance(dataset, dict) else dataset
-    run |= {"experiment": "probe", "name": f"{network}_{dataset.lower()}{recipe}"}

@@ -1,4 +1,4 @@
-"""``fgssl search``: the nearest neighbours of given images in an embedded folder, as a table and a picture."""
+"""``fgssl search``: nearest neighbours of images among the embeddings of ``fgssl embed``, as a table and a picture."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,13 @@ from fgssl.errors import UserError
 
 
 class Query(NamedTuple):
-    """What is searched for: its name, its picture [H, W, 3], and its class (-1: unknown)."""
+    """An image whose neighbours are searched.
+
+    Attributes:
+        name: file or path in the data set.
+        image: [H, W, 3] uint8.
+        label: class; -1 if unknown.
+    """
 
     name: str
     image: np.ndarray
@@ -68,18 +74,28 @@ def _parser() -> argparse.ArgumentParser:
         prog="fgssl search",
         description="Find the nearest neighbours of images in a folder that fgssl embed has written.",
     )
-    parser.add_argument("folder", help="the run folder that holds embeddings/")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, embedded by the folder's own network")
-    parser.add_argument("--row", type=int, nargs="+", default=[], help="rows of the embedded data set, each left out")
-    parser.add_argument("-k", type=int, default=8, help="neighbours of an image; default 8")
+    parser.add_argument("folder", help="run folder with embeddings/")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, embedded by the network of the folder")
     parser.add_argument(
-        "--out", default="neighbours.png", metavar="FILE.png", help="the picture; default neighbours.png"
+        "--row",
+        type=int,
+        nargs="+",
+        default=[],
+        help="rows of the embedded data set to search for; a row is not its own neighbour",
+    )
+    parser.add_argument("-k", type=int, default=8, help="number of neighbours; default 8")
+    parser.add_argument(
+        "--out", default="neighbours.png", metavar="FILE.png", help="picture to write; default neighbours.png"
     )
     return parser
 
 
 def positions_of(rows: list[int], index: np.ndarray, folder: Path) -> list[int]:
-    """Where the asked data-set rows stand among the embedded ones."""
+    """Positions of data-set rows among the embedded rows.
+
+    Raises:
+        UserError: a row is not embedded.
+    """
     place = {int(row): position for position, row in enumerate(index)}
     missing = [row for row in rows if row not in place]
     if missing:
@@ -90,13 +106,14 @@ def positions_of(rows: list[int], index: np.ndarray, folder: Path) -> list[int]:
 
 
 def read(path: str) -> tuple[np.ndarray, int]:
+    """An image file [H, W, 3], and -1 for its unknown class."""
     from fgssl.data.images import read_image
 
     return np.asarray(read_image(path)), -1
 
 
 def embed(application, paths: list[str]):
-    """[Q, F] features of image files, seen as the folder's own images were."""
+    """[Q, F] features of image files, prepared as the embedded images were."""
     import torch
 
     from fgssl.commands.restore import look
@@ -107,7 +124,7 @@ def embed(application, paths: list[str]):
 
 
 def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:
-    """One line a neighbour."""
+    """Print one line for each neighbour."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -127,7 +144,7 @@ def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray,
 
 
 def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, index, path: Path) -> None:
-    """Queries and their neighbours; a frame is green or red where the query's class is known, grey where not."""
+    """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown)."""
     from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, image_of, picture_rows
 
     names = stored.about["fine_names"]

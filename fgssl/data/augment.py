@@ -1,8 +1,7 @@
-"""Photometric work on a batch, on whatever device it is: the costly part of augmentation, kept out of the loader.
+"""Photometric augmentation of whole batches on their device, outside the loader.
 
-Each image has its own parameters, drawn on the CPU from (seed, draw, view) and applied to the whole batch. On one CPU
-core at 224 px the blur costs 0.8 ms an image (two 1-D passes), PIL's 1.1 to 2.1 ms and torchvision's dense 23 x 23
-kernel 10 ms or more: machines without a GPU run the same code.
+Each image has its own parameters, drawn on the CPU from (seed, draw, view). On one CPU core at 224 px the blur takes
+0.8 ms per image (two 1-D passes), PIL's 1.1 to 2.1 ms and torchvision's dense 23 x 23 kernel 10 ms or more.
 """
 
 from collections.abc import Callable
@@ -15,29 +14,31 @@ from torch import Tensor
 
 from fgssl.data.draws import uniform
 
-Channels = tuple[float, float, float]  # a number for red, green and blue
+Channels = tuple[float, float, float]  # values of red, green and blue
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, the weights that PIL and torchvision use for grey
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
 DISTORTION = 0.5  # of the random perspective: corners move by up to a quarter of the side
 SIGMA = (0.1, 2.0)  # range of the blur in pixels (MoCo v2, DINO, MaskCon)
-BLUR_RADIUS = 6  # three times the largest sigma: what is cut off weighs less than 0.3 %
+BLUR_RADIUS = 6  # three times the largest sigma; the truncated weights sum to less than 0.3 %
 THRESHOLD = 128 / 255  # of solarisation
-CPU_CHUNK = 224 * 224  # pixels at a time on the CPU: 600 kB of float32 stay in a core's own cache
+CPU_CHUNK = 224 * 224  # pixels processed at a time on the CPU: 600 kB of float32 fit into a core's cache
 
 
 @dataclass(frozen=True)
 class Photometric:
-    """Random changes of a crop, in the order in which they are applied; each image draws for itself.
+    """Random photometric changes of a crop, in the order of the arguments; parameters are drawn for each image.
 
     Args:
-        perspective: probability of a random perspective (distortion 0.5, black outside).
-        jitter: probability that brightness, contrast, saturation and hue change.
-        brightness, contrast, saturation: factor uniform in 1 - x .. 1 + x.
-        hue: shift uniform in -x .. x turns of the colour circle.
-        grey: probability of a grey image.
-        blur: probability of a Gaussian blur, sigma uniform in 0.1 .. 2 px.
-        solarise: probability that values of 128 and more are inverted.
+        perspective: probability of a random perspective with distortion 0.5 and black borders.
+        jitter: probability of a random change of brightness, contrast, saturation and hue.
+        brightness: b; brightness factor uniform in 1 - b to 1 + b.
+        contrast: c; contrast factor uniform in 1 - c to 1 + c.
+        saturation: s; saturation factor uniform in 1 - s to 1 + s.
+        hue: h; hue shift uniform in -h to h, in turns of the colour circle.
+        grey: probability of conversion to grey.
+        blur: probability of a Gaussian blur with sigma uniform in 0.1 to 2 px.
+        solarise: probability of inverting all values of 128 (of 255) and more.
         other_half: probabilities of blur and solarisation for a random half of the images (FLSL's released code); the
             other half has ``blur`` and ``solarise``. null: all images have those.
     """
@@ -65,15 +66,16 @@ def augment(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> Tensor:
-    """Change a batch of crops at random, and normalise it.
+    """Augment and normalise a batch of crops.
 
     Args:
         images: [B, 3, H, W] uint8.
-        photometric: what to do and how often.
+        photometric: changes and their probabilities.
         seed: seed of the run.
         draws: [B] int64 serial numbers of the samples.
-        stream: which random numbers, see ``draws.uniform``.
-        mean, std: of the channels.
+        stream: number of the random stream, see ``draws.uniform``.
+        mean: channel means, 0 to 1.
+        std: channel standard deviations.
 
     Returns:
         [B, 3, H, W] float32.
@@ -117,7 +119,7 @@ def _change(x: Tensor, rows: np.ndarray, change: Callable[..., Tensor], *paramet
         return x
     if len(rows) == len(x):
         return change(x, *parameters)
-    # Chosen on the CPU, and copied without blocking: to ask the device which they are would wait for all its work.
+    # Rows are chosen on the CPU and copied without blocking: reading them from the device would wait for its work.
     rows_on_device = torch.from_numpy(rows).to(x.device, non_blocking=True)
     x[rows_on_device] = change(x[rows_on_device], *(values[rows_on_device] for values in parameters))
     return x
@@ -130,15 +132,16 @@ def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
     return images
 
 
-# ---- the changes: [n, 3, H, W] float32 in 0 .. 1 and one parameter an image -> the same shape -----------------------
+# ---- changes: [n, 3, H, W] float32 in 0 to 1 and one parameter per image -> the same shape --------------------------
 
 
 def homographies(corners: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Random perspectives that move each corner inwards by up to DISTORTION of half a side.
+    """Random perspectives that move each corner inwards by up to DISTORTION times half a side.
 
     Args:
         corners: [n, 8] random numbers in [0, 1): x and y of the top left, top right, bottom right, bottom left.
-        width, height: of the images, px.
+        width: width of the images, px.
+        height: height of the images, px.
 
     Returns:
         [n, 3, 3] float64 matrices from pixels of the result to pixels of the source.
@@ -151,7 +154,7 @@ def homographies(corners: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def solve_homographies(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """[n, 3, 3] matrices that take the corners ``end`` [n, 4, 2] of the result to ``start`` [4, 2] of the source."""
+    """[n, 3, 3] matrices that map the corners ``end`` [n, 4, 2] of the result to ``start`` [4, 2] of the source."""
     x, y = end[..., 0], end[..., 1]
     one, zero = np.ones_like(x), np.zeros_like(x)
     u, v = np.broadcast_to(start[:, 0], x.shape), np.broadcast_to(start[:, 1], x.shape)
@@ -183,10 +186,10 @@ def perspective(x: Tensor, matrices: Tensor) -> Tensor:
 
 
 def jitter(x: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast and saturation in one pass, then hue.
+    """Brightness, contrast and saturation in one linear map, then hue.
 
-    torchvision takes the four in random order and clips after each. Without clipping the first three commute, so one
-    linear map does all; what remains different are values that leave 0 .. 1 between two steps.
+    torchvision applies the four in random order and clips after each. Without clipping the first three commute, so that
+    results differ only where a value leaves 0 to 1 between two steps.
 
     Args:
         x: [n, 3, H, W].
@@ -200,11 +203,11 @@ def jitter(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue (of HSV) by ``turns`` [n, 1, 1] in -0.5 .. 0.5, keeping each pixel's largest and smallest channel.
+    """Shift the hue (of HSV) by ``turns`` [n, 1, 1] in -0.5 to 0.5; each pixel keeps its largest and smallest channel.
 
-    Round the colour circle, red at 0, green at 2, blue at 4 of 6, each channel is a flat hill: 1 up to a sixth of the
-    circle from its colour, 0 from a third on. So the distance of a hue from red is (1 - R) + G + B of the pixel
-    stretched to 0 .. 1, on the side of green or of blue. No comparison: a mask costs the CPU four times a sum.
+    With red at 0, green at 2 and blue at 4 sixths of the colour circle, the stretched value of a channel is 1 up to one
+    sixth from its colour and falls to 0 at two sixths. The distance of a hue from red is therefore (1 - R) + G + B of
+    the stretched pixel, towards green or blue. No masks are used: on the CPU one costs four times a sum.
     """
     r, g, b = x.unbind(1)  # [n, H, W] each
     top, bottom = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
@@ -224,12 +227,12 @@ def luma(x: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Three equal channels, each with memory of its own: ``normalise`` writes them one by one."""
+    """Grey images with three equal channels in separate memory, since ``normalise`` changes them in place."""
     return luma(x).repeat(1, 3, 1, 1)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur by a Gaussian of ``sigma`` [n] px, 13 taps along columns, then along rows; borders mirrored."""
+    """Gaussian blur with ``sigma`` [n] px: 13 taps along columns, then along rows; mirrored borders."""
     radius = min(BLUR_RADIUS, x.shape[2] - 1, x.shape[3] - 1)
     taps = torch.arange(radius + 1, device=x.device)
     half_n7 = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)  # from the middle tap outwards
@@ -240,7 +243,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _blur_along(x: Tensor, dim: int, half_kernel: Tensor) -> Tensor:
-    """Weighted sum of shifted copies. A grouped convolution does the same in 0.5 to 3.3 ms, by the number of groups."""
+    """Weighted sum of shifted copies; a grouped convolution takes 0.5 to 3.3 ms, depending on the number of groups."""
     radius, length = half_kernel.shape[1] - 1, x.shape[dim]
     weights = half_kernel.T.reshape(radius + 1, -1, 1, 1, 1)
     padded = F.pad(x, (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0), mode="reflect")

@@ -1,4 +1,4 @@
-"""What a loader hands to a method."""
+"""Batches of images and labels."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ class Batch(NamedTuple):
     """B images and their labels.
 
     Attributes:
-        views: one tensor a crop, each [B, 3, H, W]; uint8 from the loader, float32 (normalised) after
+        views: list of [B, 3, H, W] tensors, one for each crop; uint8 from the loader, float32 and normalised after
             ``on_after_batch_transfer``. Evaluation has one view.
         fine: [B] int64 fine labels.
         coarse: [B] int64 coarse labels, -1 where the data set has none.
         index: [B] int64 row in the data set's index.
-        draw: [B] int64 serial number of each sample in the run; with the seed it fixes every random draw of its views,
-            whatever the number of workers or ranks, and after a resume.
+        draw: [B] int64 serial number of each sample in the run. Together with the seed it determines all random numbers
+            of its views, for any number of workers and processes and after a resume.
     """
 
     views: list[Tensor]

@@ -1,8 +1,8 @@
-"""An optional cache of decoded images, for data that is read many times: shrunk once, memory-mapped ever after.
+"""Optional cache of decoded and shrunk images in a memory-mapped file.
 
-One folder holds one data set: ``images.u8``, the pixels of all images one after the other, and ``shapes.npy``, [N, 2]
-heights and widths. The folder's name carries a hash of all paths, file sizes and modification times, so a changed data
-set gets a new one. It is built under another name and renamed when complete: a half-built cache is never opened.
+The folder of a data set holds ``images.u8``, the pixels of all images in a row, and ``shapes.npy``, [N, 2] heights and
+widths. Its name contains a hash of all paths, file sizes and modification times, so that a changed data set gets a new
+cache. It is built under another name and renamed when complete: an incomplete cache is never opened.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from fgssl.data.images import open_image, to_rgb
 from fgssl.data.index import Index
 from fgssl.errors import UserError
 
-SIDE = 256  # px; a view of 224 px loses nothing that it would have kept of an uncropped photograph
+SIDE = 256  # px, shorter side; enough for views of 224 px
 
 
 class Cache:
     """The decoded images of one index, read-only.
 
     Args:
-        folder: a complete cache.
+        folder: folder of a complete cache.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.shapes = np.load(folder / "shapes.npy")
         self.ends = np.cumsum(self.shapes.prod(axis=1) * 3)
-        # "c" (copy on write): torch wants memory that it could write to; nothing is, and nothing would reach the file
+        # "c" (copy on write): torch asks for writable memory; the file is never changed
         self.pixels = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c")
 
     def __reduce__(self):
-        return Cache, (self.folder,)  # a worker maps the file again instead of receiving its content
+        return Cache, (self.folder,)  # worker processes map the file again instead of copying its content
 
     def image(self, row: int) -> Tensor | None:
         """[3, H, W] uint8 pixels, or None where the file could not be read when the cache was built."""
@@ -54,15 +54,15 @@ class Cache:
 
 
 def open_cache(index: Index, root: str | Path, side: int = SIDE, workers: int | None = None) -> Cache:
-    """Open the cache of an index under ``root``, and build it first if there is none that fits.
+    """Open the cache of an index under ``root``; build it first where there is none.
 
-    Processes that open the same one at the same time wait for the first to build it.
+    Processes that open the same cache at the same time wait for the first one to build it.
 
     Args:
-        index: whose images to hold.
+        index: index of the images.
         root: folder of all caches.
-        side: images are shrunk so that their shorter side is this, px; smaller ones are kept as they are.
-        workers: processes that decode; by default all cores.
+        side: shorter side of the cached images, px; smaller images are kept as they are.
+        workers: number of decoding processes; None: number of CPU cores.
     """
     root = Path(root).expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def open_cache(index: Index, root: str | Path, side: int = SIDE, workers: int | 
 
 
 def fingerprint(index: Index) -> str:
-    """Sixteen characters that change when a path, a file's size or its modification time does."""
+    """Hash of all paths, file sizes and modification times, sixteen characters."""
     digest = hashlib.sha256()
     for path in index.paths.tolist():
         try:
@@ -86,11 +86,11 @@ def fingerprint(index: Index) -> str:
 
 
 def _build(index: Index, folder: Path, side: int, workers: int) -> None:
-    """Write the cache and give it its name as the last step."""
+    """Write the cache under another name, and rename it when it is complete."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was interrupted
     unfinished.mkdir()
-    # A loader, for its bounded read-ahead: the images would not fit into memory if the disk were the slower side.
+    # A DataLoader reads a bounded number of images ahead: all decoded images would not fit into memory.
     loader = DataLoader(_Shrunk(index.paths, side), batch_size=None, num_workers=workers)
     shapes = np.zeros((len(index), 2), dtype=np.int64)
     with open(unfinished / "images.u8", "wb") as file:

@@ -1,4 +1,4 @@
-"""Which data sets there are, and whether a copy on disk is sound."""
+"""List of the data sets, and check of a copy on disk."""
 
 import os
 import warnings
@@ -23,7 +23,7 @@ SHOWN = 20  # unreadable images that are named; the rest are counted
 
 
 def list_table() -> Table:
-    """One row a data set: its published counts, and beside them the files expected, where to get it, the licence."""
+    """Table of the data sets: published counts, expected files, source and licence."""
     table = Table("name", "published", "files", show_lines=True)
     for name, cls in ALL.items():
         facts = Table.grid(padding=(0, 1))
@@ -46,15 +46,15 @@ def _counts(published: Published | None) -> str:
 
 
 def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
-    """Read a data set's label files and decode every image; print what was found.
+    """Read the label files of a data set, decode every image and print a summary.
 
     Args:
         dataset: the data set.
-        console: where to print.
-        sheet: PNG file to write sample images to, or None.
+        console: console to print on.
+        sheet: PNG file for a sheet of sample images, or None.
 
     Returns:
-        True where every image is there and readable.
+        True if all images can be read.
 
     Raises:
         UserError: the label files are missing or contradict each other.
@@ -85,8 +85,8 @@ def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
 
 
 def balance_table(index: Index) -> Table:
-    """One row a part: images, classes, and how evenly the images are spread over the classes."""
-    table = Table("part", "images", "rows hash", "classes", "coarse", "images a class\nfewest / median / most")
+    """Table of the parts: images, classes and images per class."""
+    table = Table("part", "images", "rows hash", "classes", "coarse", "images per class\nfewest / median / most")
     for part in sorted(set(index.split), key=("train", "val", "test").index):
         rows = index.rows(part)
         counts = class_counts(index, rows)
@@ -98,7 +98,7 @@ def balance_table(index: Index) -> Table:
 
 
 def balance_line(index: Index) -> str:
-    """The smallest and the largest class by name."""
+    """Names and sizes of the smallest and the largest class."""
     counts = class_counts(index, np.arange(len(index)))
     if not counts.any():
         return "no class labels"
@@ -119,7 +119,7 @@ def sizes_line(index: Index) -> str:
 
 
 def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:
-    """[C] number of images of each fine class among ``rows``; several classes an image where there are ``targets``."""
+    """[C] number of images of each fine class among ``rows``."""
     if index.targets is not None:
         return (index.targets[rows] == 1).sum(axis=0)
     labels = index.fine[rows]
@@ -127,10 +127,10 @@ def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:
 
 
 def image_faults(index: Index, console: Console) -> Iterator[str]:
-    """Decode every image file and mask, on all cores, and yield one message an image that training cannot use."""
+    """Decode every image file and mask on all cores; yield a message for each that cannot be used."""
     if index.pixels is not None:
         return
-    with ThreadPool(os.cpu_count()) as pool:  # threads do: the decoder releases Python's lock
+    with ThreadPool(os.cpu_count()) as pool:  # threads suffice: the decoder releases the GIL
         faults = pool.imap(partial(_fault_of, index), range(len(index)), chunksize=16)
         for fault in track(faults, "reading images", total=len(index), console=console):
             if fault:

@@ -1,4 +1,4 @@
-"""The one data module: rows of a data set, by a protocol, as batches of views."""
+"""Data module of the methods: batches of views of a data set, by a protocol."""
 
 import os
 import re
@@ -13,32 +13,33 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, augment, normalise
+from fgssl.data.augment import Channels, augment, normalise
 from fgssl.data.batch import Batch
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.images import open_image
 from fgssl.data.index import Index
+from fgssl.data.normalisation import normalisation
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
 from fgssl.errors import UserError, at_least
 
-SLOTS = 2**15  # notes of what the worker processes are reading, by their process number's rest
+SLOTS = 2**15  # the row that each worker process reads is kept at its process number modulo SLOTS
 
 
 class Images(Dataset):
-    """Reads whole batches: positions and draws in, a uint8 Batch out.
+    """Data set whose items are whole batches: positions and draws in, a uint8 Batch out.
 
     Args:
-        index: the data set's images and labels.
-        rows: [n] int64 rows of ``index`` that the positions count through.
-        views: what to take of each image.
-        seed: of the views' random numbers.
+        index: images and labels of the data set.
+        rows: [n] int64 rows of ``index``; a position is an index into them.
+        views: views of each image.
+        seed: seed of the random views.
         on_error: ``error`` or ``skip``, see DataModule.
-        unreadable: [N] bool, shared between processes; rows that were skipped are marked.
-        reading: [SLOTS] int64, shared between processes: the row that a worker has in hand.
-        cache: decoded images to use instead of the files.
+        unreadable: [N] bool, shared between processes; marks the rows that were skipped.
+        reading: [SLOTS] int64, shared between processes; the row that each worker process is reading.
+        cache: decoded images to read instead of the files; None: read the files.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Images(Dataset):
         """Read a batch of [B, 2] (position, draw) pairs.
 
         Returns:
-            A uint8 Batch, or the UserError that stopped it: raised in a worker it would reach the user wrapped in a
-            traceback of the worker.
+            A uint8 Batch, or the UserError that stopped it: an exception raised in a worker process would be wrapped in
+            its traceback.
         """
         positions, draws = pairs.T
         numbers = self.views.numbers(self.seed, draws)
@@ -81,7 +82,7 @@ class Images(Dataset):
         return Batch(batch, *labels)
 
     def _read(self, position: int, numbers: np.ndarray) -> tuple[int, list[Tensor]]:
-        """The row at ``position`` and its views; if it is unreadable and may be skipped, the next row that is not."""
+        """The row at ``position`` and its views; the next readable row where it is unreadable and may be skipped."""
         for step in range(len(self.rows)):
             row = int(self.rows[(position + step) % len(self.rows)])
             self.reading[os.getpid() % SLOTS] = row
@@ -104,21 +105,21 @@ class Images(Dataset):
         return self.views.cut(image_3HW, boxes, numbers)
 
     def _decoded(self, row: int) -> Tensor | None:
-        """[3, H, W] uint8 where no file has to be read."""
+        """[3, H, W] uint8 from memory or the cache; None where the file has to be read."""
         if self.index.pixels is not None:
             return torch.from_numpy(self.index.pixels[row]).permute(2, 0, 1)
         return self.cache.image(row) if self.cache is not None else None
 
 
 class Loader:
-    """Batches by a DataLoader whose samples are whole batches; raises the UserError that a worker hands over.
+    """DataLoader whose items are whole batches; raises the UserError that a worker process returns.
 
-    Not a DataLoader itself: Lightning rebuilds those around samplers of its own, with several processes or to predict.
+    No subclass of DataLoader: with several processes, and to predict, Lightning replaces the sampler of those.
     """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
-        self.sampler, self.batch_sampler = sampler, None  # Lightning looks at both, and tells the sampler the epoch
+        self.sampler, self.batch_sampler = sampler, None  # Lightning reads both, and sets the sampler's epoch
         self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class Loader:
 
     @property
     def _iterator(self):
-        """Where Lightning looks for the workers that it ends after a fit or a test, and forgets them."""
+        """The DataLoader's iterator, through which Lightning ends the worker processes after a fit or a test."""
         return self.loader._iterator
 
     @_iterator.setter
@@ -134,7 +135,7 @@ class Loader:
         self.loader._iterator = iterator
 
     def __iter__(self):
-        batches = iter(self.loader)  # now, not at the first batch: the workers start to read
+        batches = iter(self.loader)  # here, so that the worker processes start before the first batch is asked for
         return (_raised(batch) for batch in batches)
 
 
@@ -145,9 +146,9 @@ def _raised(batch: Batch | UserError) -> Batch:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Let SIGTERM end a worker only when its own parent sends it.
+    """Let SIGTERM end a worker process only when its parent sends it.
 
-    A cluster sends it to every process of a job, and the workers are needed until the checkpoint is written.
+    A cluster sends SIGTERM to all processes of a job, and the workers are needed until the checkpoint is written.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -160,34 +161,37 @@ def _end_with_parent() -> None:
 
 
 class DataModule(LightningDataModule):
-    """Rows of a data set, by a protocol, as batches of views.
+    """Batches of views of a data set, by a protocol.
 
-    Training batches are random views (uint8 from the loader, changed in colour and normalised on the device);
-    validation, test and prediction batches hold one plain view. Prediction shows the test rows.
+    Training batches hold random views, cropped by the loader and augmented and normalised on the device. Validation,
+    test and prediction batches hold one plain view. Prediction uses the test rows.
 
     Args:
-        dataset: which data set, and where.
-        protocol: which rows train, validate and test, and their labels.
-        views: what the method sees of a training image.
-        eval_size: side of the evaluation view, px; by default that of the first training view.
-        eval_resize: None resizes whole images to ``eval_size`` x ``eval_size`` (MaskCon); a number resizes the shorter
-            side to it before the central crop (256 for 224 px, the usual protocol).
+        dataset: data set and its place on the disk.
+        protocol: training, validation and test rows, and their labels.
+        views: views of a training image.
+        eval_size: side of the evaluation view, px; null: side of the first training view.
+        eval_resize: length to which the shorter side is resized before the central crop of ``eval_size``, px (256 for
+            224 px is usual); null: resize the whole image to ``eval_size`` x ``eval_size`` (MaskCon).
         eval_resample: interpolation of the evaluation view: ``bilinear`` (torchvision's default, MaskCon, OBD-SD) or
             ``bicubic`` (EsViT, CMD, FLSL).
         batch_size: images in a training batch over all processes; each process takes an equal share. An optimiser step
             sees ``batch_size`` x ``trainer.accumulate_grad_batches`` images.
         eval_batch_size: images in an evaluation batch of one process; null: a process's share of ``batch_size``.
-        images_per_class: class-balanced batches with this many images of a class (OBD-SD: 2); None shuffles.
-        replacement: draw classes and their images with replacement (OBD-SD's released code).
-        num_workers: loader processes; 0 reads in the main process.
-        prefetch: batches that each worker reads ahead.
-        cache: folder for a cache of decoded images that training reads instead of the files (0.2 MB an image); built
-            at the first use. Evaluation reads the files, so that no result depends on it.
-        cache_side: shorter side of the images in the cache, px.
-        on_error: an unreadable image stops the run with its path (``error``), or the next row takes its place
-            (``skip``), which is reported at the end of the epoch.
-        mean, std: of the channels, for normalisation; ImageNet's.
-        seed: of order and views.
+        images_per_class: images of each class in a class-balanced batch (OBD-SD: 2); null: shuffle the images.
+        replacement: draw the classes of a class-balanced batch and their images with replacement (OBD-SD's released
+            code); false: without.
+        num_workers: loader processes of each training process; 0 reads in the training process itself.
+        prefetch: batches that each loader process reads ahead.
+        cache: folder of a cache of decoded images, 0.2 MB per image, which is built at the first use and read in
+            training; null: read the files. Evaluation always reads the files.
+        cache_side: shorter side of the cached images, px.
+        on_error: ``error`` stops the run at an unreadable image and names its path; ``skip`` takes the next row instead
+            and reports it at the end of the epoch.
+        mean: channel means for normalisation, 0 to 1; null: those that the backbone's starting weights were trained
+            with, ImageNet's where it has none.
+        std: channel standard deviations for normalisation; null: as of ``mean``.
+        seed: seed of the order and of the random views; the run's ``seed_everything``.
 
     Raises:
         UserError: the data set is missing or does not match, or a batch does not fit it.
@@ -210,8 +214,8 @@ class DataModule(LightningDataModule):
         cache: str | None = None,
         cache_side: int = SIDE,
         on_error: Literal["error", "skip"] = "error",
-        mean: Channels = IMAGENET_MEAN,
-        std: Channels = IMAGENET_STD,
+        mean: Channels | None = None,
+        std: Channels | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -226,7 +230,8 @@ class DataModule(LightningDataModule):
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
         self.cache, self.cache_side = cache, cache_side
-        self.mean, self.std, self.seed = mean, std, seed
+        self.mean, self.std = normalisation(mean, std, trained=None)
+        self.seed = seed
         self._parts: Parts | None = None
         self._cache: Cache | None = None
         self._position = (0, 0)  # epoch and batch to begin with
@@ -235,17 +240,17 @@ class DataModule(LightningDataModule):
 
     @property
     def num_fine(self) -> int:
-        """Number of fine classes, without the disk."""
+        """Number of fine classes; read from the disk only where the data set does not know it."""
         return self.protocol.num_fine(self.dataset)
 
     @property
     def num_coarse(self) -> int:
-        """Number of coarse classes (0: none), without the disk."""
+        """Number of coarse classes, 0 for none."""
         return self.dataset.num_coarse
 
     @property
     def parts(self) -> Parts:
-        """Rows and labels under the protocol; read from the disk once, the same on every rank."""
+        """Rows and labels of the parts, read from the disk once; equal on all ranks."""
         if self._parts is None:
             self._parts = self.protocol.apply(self.dataset.index())
             self._unreadable = torch.zeros(len(self._parts.index), dtype=torch.bool).share_memory_()
@@ -254,33 +259,33 @@ class DataModule(LightningDataModule):
 
     @property
     def train_classes(self) -> list[int]:
-        """Fine labels of the training rows, ascending; fewer than ``num_fine`` where test classes are others."""
+        """Fine labels of the training rows, ascending; fewer than ``num_fine`` where test classes differ."""
         labels = np.unique(self.parts.index.fine[self.parts.train])
         return labels[labels >= 0].tolist()  # -1 is no class
 
     @property
     def has_validation(self) -> bool:
-        """Whether the protocol holds validation rows out."""
+        """Whether there are validation rows."""
         return len(self.parts.val) > 0
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for ``results.json``: data set, protocol, counts and row hashes, images skipped."""
+        """Plain values for ``results.json``: data set, protocol, counts, row hashes and number of skipped images."""
         return {**self.parts.describe(), "unreadable": len(self.skipped())}
 
     def skipped(self) -> list[str]:
-        """Paths of the images that this process could not read and replaced so far."""
+        """Paths of the unreadable images that were replaced so far."""
         return self.parts.index.paths[self._unreadable.numpy()].tolist()
 
     def explain(self, fault: RuntimeError) -> UserError | None:
-        """What to say when a loader's process has died: what it was reading, and the usual reason."""
+        """Error message for a loader process that died: the file that it was reading and the usual cause."""
         found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(fault))
         if found is None:
             return None
         rows = [int(self._reading[int(pid) % SLOTS]) for pid in found[1].split(",")]
         paths = ", ".join(self.parts.index.paths[row] for row in rows if row >= 0) or "nothing yet"
         return UserError(
-            f"a data-loader process died while it was reading {paths} ({fault}). Mostly memory is short: lower "
-            "data.num_workers or data.prefetch. If it happens at the same file again, look at that file."
+            f"a data-loader process died while it was reading {paths} ({fault}). The usual cause is too little memory: "
+            "lower data.num_workers or data.prefetch. If it happens at the same file again, check that file."
         )
 
     # ---- loaders ------------------------------------------------------------------------------------------------
@@ -296,12 +301,12 @@ class DataModule(LightningDataModule):
             self._open_cache()
 
     def train_dataloader(self) -> Loader:
-        """The training loader, beginning where a restored checkpoint was written."""
+        """Training loader, starting at the position of a restored checkpoint."""
         epoch, start_batch = self._position
         return self.train_loader(epoch, start_batch)
 
     def train_loader(self, epoch: int, start_batch: int = 0) -> Loader:
-        """A training loader of its own; epoch -1 has an order and draws that no epoch of training has."""
+        """A new training loader; epoch -1 has an order and random views that differ from all epochs of training."""
         sampler = self._sampler(epoch=epoch, start_batch=start_batch)
         return self._loader(self.parts.train, self.views, sampler, self._open_cache(), lasting=epoch >= 0)
 
@@ -314,7 +319,7 @@ class DataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def gallery_loader(self, rows: np.ndarray | None = None) -> Loader:
-        """The training rows, or some of them, as plain views: a gallery for queries of another part."""
+        """Plain views of the training rows, or of ``rows``: the gallery for queries of another part."""
         return self._eval_loader(self.parts.train if rows is None else rows)
 
     def _sampler(self, **start: int) -> TrainSampler:
@@ -333,12 +338,16 @@ class DataModule(LightningDataModule):
         return self._loader(rows, self.eval_view, sampler, cache=None, lasting=True)
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
-        images = Images(self.parts.index, rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
+        images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
         workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
         return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
 
+    def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Images:
+        """Data set of a loader; ``shared`` are the arguments of ``Images`` from ``seed`` on."""
+        return Images(self.parts.index, rows, views, *shared)
+
     def _open_cache(self) -> Cache | None:
-        """The cache, built at the first call."""
+        """The cache, built at the first call; None where there is none."""
         if self.cache is None or self.parts.index.pixels is not None:
             return None
         largest = max(crop.size for crop in self.views.crops)
@@ -354,10 +363,10 @@ class DataModule(LightningDataModule):
     # ---- position in the run ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batch that come next, for a checkpoint.
+        """Next epoch and batch, for a checkpoint.
 
-        Kept here, not taken from the restored trainer: a method that asks for the number of steps while it builds its
-        optimiser makes Lightning start the loaders before it has restored its own progress.
+        Not taken from the restored trainer: a method that asks for the number of steps while it builds its optimiser
+        makes Lightning start the loaders before its progress is restored.
         """
         trainer: Any = self.trainer
         epochs = trainer.fit_loop.epoch_progress.current
@@ -374,12 +383,12 @@ class DataModule(LightningDataModule):
     # ---- on the device ------------------------------------------------------------------------------------------
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch; ``draw`` stays on the CPU, where the parameters of the augmentation are drawn from it."""
+        """Move a batch to the device; ``draw`` stays on the CPU, which computes the augmentation parameters."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return moved._replace(draw=batch.draw)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment (training batches) and normalise, in the model's precision. A float batch is returned as it is."""
+        """Augment training batches and normalise, in the model's precision. Float batches are returned unchanged."""
         if batch.views[0].is_floating_point():
             return batch
         self._report_skipped()
@@ -396,7 +405,7 @@ class DataModule(LightningDataModule):
         return augment(view, photometric, seed=self.seed, draws=draws, stream=stream, mean=self.mean, std=self.std)
 
     def _report_skipped(self) -> None:
-        """Say at the end of an epoch which images could not be read."""
+        """Warn at the end of an epoch of the images that could not be read."""
         if self.on_error == "skip" and self.trainer is not None and self.trainer.is_last_batch and self.skipped():
             paths = self.skipped()
             shown = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")

@@ -1,7 +1,7 @@
-"""Random numbers without a state: each is a function of the seed, the sample's serial number and what it is for.
+"""Random numbers without a state: functions of the seed, the serial number of the sample and the purpose.
 
-So the same sample gets the same crops and colours with any number of workers or ranks and after a resume, and a
-checkpoint has nothing to save.
+A sample gets the same crops and colours with any number of workers and processes and after a resume, and a checkpoint
+holds no generator state.
 """
 
 import numpy as np
@@ -16,14 +16,19 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def seed_of(*numbers: int) -> int:
+    """A 64-bit seed that is a function of whole numbers, such as (seed, epoch, batch)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 def uniform(seed: int, draws: np.ndarray, stream: int, count: int) -> np.ndarray:
-    """Draw ``count`` numbers in [0, 1) for each of B samples.
+    """Random numbers in [0, 1), ``count`` for each of B samples.
 
     Args:
         seed: seed of the run.
         draws: [B] int64 serial numbers of the samples (``Batch.draw``).
-        stream: what the numbers are for; different streams are independent.
-        count: how many.
+        stream: number of the purpose; different streams are independent.
+        count: numbers per sample.
 
     Returns:
         [B, count] float64.

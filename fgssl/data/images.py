@@ -1,4 +1,4 @@
-"""Reading one image file, the same way for training, evaluation and ``fgssl data check``."""
+"""Reading of image files, shared by training, evaluation and ``fgssl data check``."""
 
 import struct
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from fgssl.errors import UserError
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode a file fully, so that a truncated one is noticed, and return it in RGB, 8 bits a channel.
+    """Decode a whole file, so that a truncated one is noticed, to RGB with 8 bits per channel.
 
-    An EXIF orientation is not applied: the published boxes count pixels as they are stored, and the field's loaders do
-    not turn images either.
+    An EXIF orientation is not applied: published boxes refer to the stored pixels, and the loaders of the papers do not
+    rotate images either.
 
     Raises:
-        UserError: naming the path, where the file is missing, truncated or no image.
+        UserError: the file is missing, truncated or no image; the message names its path.
     """
     with open_image(path) as image:
         return to_rgb(image)
@@ -26,7 +26,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open a file and read its header; decode inside the ``with``, where the same errors are caught.
+    """Open a file and read its header. Decoding inside the ``with`` block raises the same errors.
 
     Raises:
         UserError: as in ``read_image``.
@@ -41,7 +41,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: grey and palette images, CMYK, 16 bits (scaled to 8); transparency is dropped."""
+    """Convert an image of any mode to RGB; 16 bits are scaled to 8, transparency is dropped."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255 instead of scaling
         values = np.asarray(image, dtype=np.float32) / 257  # 65535 -> 255
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))

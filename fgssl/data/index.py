@@ -1,9 +1,11 @@
-"""What a data set is once its files have been read: rows, labels and names, and no image opened."""
+"""Rows, labels and class names of a data set, read without opening an image."""
 
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+
+DIFFICULT = 255  # in ``targets``: the class is shown by difficult objects alone, which evaluation leaves out
 
 
 @dataclass(frozen=True)
@@ -12,15 +14,15 @@ class Index:
 
     Attributes:
         name: short name of the data set, as in ``fgssl data list``.
-        paths: [N] absolute image paths (str), or names when ``pixels`` holds the images.
-        fine: [N] int64 fine labels, 0-based; -1 where the data set publishes none (COCO as unlabelled images).
-        fine_names: the class names, ``fine`` counts through them.
-        split: [N] str, the official part of each row: ``"train"``, ``"val"`` or ``"test"``.
+        paths: [N] absolute image paths (str), or image names where ``pixels`` holds the images.
+        fine: [N] int64 fine labels, positions in ``fine_names``; -1 for images without a label.
+        fine_names: fine class names, in label order.
+        split: [N] str, official part of each row: ``"train"``, ``"val"`` or ``"test"``.
         coarse: [N] int64 coarse labels, or None.
-        coarse_names: the names that ``coarse`` counts through.
+        coarse_names: coarse class names, in label order.
         boxes: [N, 4] float32 bounding boxes (x0, y0, x1, y1) in pixels of the stored image, or None.
         pixels: [N, H, W, 3] uint8 images held in memory (digits, CIFAR batches), or None for files.
-        targets: [N, C] uint8 multi-label targets (VOC2007), or None.
+        targets: [N, C] uint8 of several classes an image (VOC): 1 for present, 0 for absent, DIFFICULT; or None.
     """
 
     name: str
@@ -38,10 +40,10 @@ class Index:
         return len(self.fine)
 
     def rows(self, part: str) -> np.ndarray:
-        """Row ids (int64, ascending) of an official part."""
+        """Row ids of an official part, int64, ascending."""
         return np.flatnonzero(self.split == part)
 
 
 def rows_hash(rows: np.ndarray) -> str:
-    """Short hash of row ids: two runs that saw the same rows print the same eight characters."""
+    """Hash of row ids, eight characters; equal for equal rows."""
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()[:8]

@@ -1,7 +1,7 @@
-"""Protocols: which rows of an index are trained on, validated on and tested on, and with which labels.
+"""Protocols: the training, validation and test rows of an index, and their labels.
 
-Every draw comes from a numpy Generator seeded by (seed, purpose) and uses its ``random`` doubles only, so each rank,
-process and machine gets the same rows and the same labels.
+Random numbers come from a numpy Generator seeded by (seed, purpose), so that each process and machine gets the same
+rows and labels.
 """
 
 import os
@@ -16,20 +16,22 @@ from fgssl.data.hierarchies import read_text
 from fgssl.data.index import Index, rows_hash
 from fgssl.errors import UserError, did_you_mean
 
-# One stream of random numbers a purpose: asking for noise does not change which rows are held out.
+# Each purpose has its own random numbers: label noise does not change the validation rows.
 VALIDATION, LABEL_SHARE, NOISE = 0, 1, 2
 NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The rows of each part and the labels they carry.
+    """Rows and labels of each part.
 
     Attributes:
-        train, val, test: [n] int64 row ids of ``index``, ascending; ``val`` is empty unless asked for or published.
-        index: the data set's index, with the labels that the protocol replaced (noise, SOP lists).
-        flipped: [n] int64 training rows whose fine label the noise changed.
-        protocol: what was asked for.
+        train: [n] int64 row ids of ``index``, ascending.
+        val: [n] int64 row ids, ascending; empty where neither the protocol nor the data set has validation rows.
+        test: [n] int64 row ids, ascending.
+        index: index of the data set with the labels of the protocol (label noise, SOP lists).
+        flipped: [n] int64 training rows whose fine label was changed by label noise.
+        protocol: the protocol.
     """
 
     train: np.ndarray
@@ -40,7 +42,7 @@ class Parts:
     protocol: "Protocol"
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for ``results.json``: the settings, and images, classes and row hash of each part."""
+        """Plain values for ``results.json``: the protocol, and images, classes and row hash of each part."""
         parts = {}
         for part, rows in (("train", self.train), ("val", self.val), ("test", self.test)):
             labels = np.unique(self.index.fine[rows])
@@ -52,21 +54,22 @@ class Parts:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Picks the rows and labels of a run. Steps, in this order: split, hold out, keep a share, flip labels.
+    """Training, validation and test rows of a run, and their labels.
+
+    The options act in this order: split, val_fraction, label_fraction, label_noise.
 
     Args:
-        split: ``official``: the published train and test parts. ``zero_shot``: the first half of the sorted classes to
-            train, the rest to test, whatever their official part (a data set whose official classes are disjoint
-            already, such as SOP, keeps them). ``sop_split1``, ``sop_split2``: MaskCon's lists of Stanford Online
-            Products (appendix A.2).
-        val_fraction: share of the TRAINING rows held out for validation: of each class's images, or of the classes
-            where train and test classes differ (zero_shot, sop_split1). An official validation part is kept as it is
-            where 0, and goes back into training otherwise.
-        label_fraction: share of the training rows that is kept, stratified by class; smaller shares are subsets of
-            larger ones. CMD's Table V keeps 50 and 20 % for the linear classifier only: pre-train with 1.
-        label_noise: probability that a training row's fine label flips to another training class, uniformly (symmetric
-            noise, OBD-SD Table 9). Coarse labels, validation and test stay clean.
-        seed: of all the draws.
+        split: ``official``: published training and test parts. ``zero_shot``: first half of the classes for training,
+            the others for testing (data sets with disjoint official classes, such as SOP, keep their parts).
+            ``sop_split1``, ``sop_split2``: MaskCon's lists of Stanford Online Products (appendix A.2).
+        val_fraction: share of the training rows that is held out for validation, 0 to 1: images of each class, or whole
+            classes where training and test classes differ. 0 keeps an official validation part; other values add it to
+            the training rows first.
+        label_fraction: share of the training rows of each class that is kept, 0 to 1; smaller shares are subsets of
+            larger ones. CMD's Table V keeps 0.5 and 0.2 for the linear classifier only.
+        label_noise: probability that the fine label of a training row is replaced by another training class, uniformly
+            (symmetric noise, OBD-SD Table 9). Coarse labels, validation and test rows are not changed.
+        seed: seed of the held-out rows, the kept rows and the label noise.
     """
 
     split: Literal["official", "zero_shot", "sop_split1", "sop_split2"] = "official"
@@ -88,7 +91,7 @@ class Protocol:
             raise UserError(f"protocol.label_noise must be in [0, 1), not {self.label_noise}.")
 
     def apply(self, index: Index) -> Parts:
-        """Pick the rows of ``index``.
+        """Rows of ``index`` under this protocol.
 
         Raises:
             UserError: the split does not fit this data set, or leaves no training rows.
@@ -114,7 +117,7 @@ class Protocol:
         return np.random.default_rng([self.seed, purpose]).random(size)
 
     def _hold_out(self, index: Index, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Part the training rows into training and validation rows, in the way that test differs from training."""
+        """Training and validation rows: by images where test classes are trained on, else by whole classes."""
         labels = np.unique(index.fine[train])
         known = np.isin(index.fine[test], labels)
         if known.any() or len(test) == 0:  # test shows known classes: so does validation
@@ -126,7 +129,7 @@ class Protocol:
         return kept, np.setdiff1d(train, kept)
 
     def _flip_labels(self, index: Index, train: np.ndarray) -> tuple[Index, np.ndarray]:
-        """Flip fine labels of training rows; give the new index and the rows that changed."""
+        """Index with flipped fine labels of training rows, and the rows whose label changed."""
         if self.label_noise == 0:
             return index, NO_ROWS
         _need_labels(index, train, "label_noise")
@@ -142,13 +145,13 @@ class Protocol:
 
 
 def stratified(rows: np.ndarray, labels: np.ndarray, fraction: float, draw: np.ndarray) -> np.ndarray:
-    """Keep a share of each class's rows, at least one of each.
+    """A share of the rows of each class, at least one.
 
     Args:
         rows: [n] int64 row ids.
         labels: [N] int64 labels of all rows of the index.
         fraction: share of each class to keep, rounded to whole images.
-        draw: [N] random numbers; the rows with the smallest are kept, so a smaller share is a subset of a larger one.
+        draw: [N] random numbers; rows with the smallest are kept, so that a smaller share is a subset of a larger one.
 
     Returns:
         [m] int64 kept row ids, ascending.
@@ -197,7 +200,7 @@ def _sop_split2(index: Index) -> Split:
 
 
 def _sop_split(index: Index, name: str, same_products: bool) -> Split:
-    """Look up the published paths and give their rows the published labels; all other rows get label -1."""
+    """Rows and labels of the published lists; all other rows get label -1."""
     if index.name != "sop":
         raise UserError(f"protocol.split {name} is for the data set sop, not {index.name}.")
     train, test = read_sop_list(f"{name}_train"), read_sop_list(f"{name}_test")
@@ -214,7 +217,7 @@ def _sop_split(index: Index, name: str, same_products: bool) -> Split:
 
 
 def _look_up(index: Index, products: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [n] of the listed images, and the label [n] of each: the place of its product in the list."""
+    """Rows [n] and labels [n] of the listed images; a label is the position of the product in the list."""
     row_of = {"/".join(path.split(os.sep)[-2:]): row for row, path in enumerate(index.paths.tolist())}
     missing = [path for paths in products for path in paths if path not in row_of]
     if missing:

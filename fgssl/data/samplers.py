@@ -1,8 +1,8 @@
-"""Which images make up which batch.
+"""Samplers: the images of each batch.
 
-A sampler yields one [B, 2] int64 array a batch: columns *position* (a row of the part that is loaded) and *draw* (the
-sample's serial number in the run, see ``Batch.draw``; -1 in evaluation, which draws nothing). The order of an epoch is
-a function of (seed, epoch), so nothing of it is in a checkpoint: to resume is to start at a batch of an epoch.
+A sampler yields a [B, 2] int64 array for each batch with the columns *position* (index into the rows that are loaded)
+and *draw* (serial number of the sample in the run, see ``Batch.draw``; -1 in evaluation). The order of an epoch is a
+function of seed and epoch, so that a checkpoint holds the epoch and the batch only.
 
 G images in a global batch, W processes, G / W images of it in each process.
 """
@@ -16,18 +16,19 @@ from fgssl.errors import UserError
 
 
 class TrainSampler(Sampler):
-    """Global batches of an epoch's order; rank r takes the r-th of the W slices of each.
+    """Global batches of an epoch; rank r takes the r-th of W equal slices of each.
 
-    The ranks together see the batches that one process would see, in rank order. What does not fill a global batch is
-    left out of the epoch.
+    The slices of all ranks, in rank order, are the batch of a single process. The last, incomplete batch of an epoch is
+    left out.
 
     Args:
         images: number of training images.
         batch_size: G, images in a batch over all processes.
-        seed: of the order.
-        epoch: epoch to begin with; -1 is the pass that fills a memory before epoch 0.
-        start_batch: batch of that epoch to begin with; later epochs begin at 0.
-        rank, world: this process and the number of processes.
+        seed: seed of the order.
+        epoch: first epoch; -1 is the pass that fills a memory before epoch 0.
+        start_batch: first batch of that epoch; later epochs start at 0.
+        rank: rank of this process.
+        world: number of processes.
 
     Raises:
         UserError: a global batch holds more images than there are, or the processes cannot share it equally.
@@ -61,20 +62,20 @@ class TrainSampler(Sampler):
         self.rank, self.world = rank, world
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions in the order in which the epoch shows them, int64."""
+        """Positions in the order of the epoch, int64."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also where this one begins later: trainers count progress by it."""
+        """Batches of a whole epoch, also where the epoch starts at a later batch: trainers count progress by it."""
         return self.images // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch; Lightning calls this before each."""
         if epoch != self.epoch:
             self.epoch, self.start_batch = epoch, 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        # The whole epoch at once, not a generator: loaders ask for the first batches before they call set_epoch.
+        # Not a generator: loaders ask for the first batches before Lightning calls set_epoch.
         used = len(self) * self.batch_size
         serial = (self.epoch + 1) * self.images + np.arange(used)
         pairs = np.stack([self.order(self.epoch)[:used], serial], axis=1)
@@ -82,7 +83,7 @@ class TrainSampler(Sampler):
 
 
 class Shuffled(TrainSampler):
-    """Every image once an epoch, in random order."""
+    """Every image once per epoch, in random order."""
 
     def order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch + 1]).permutation(self.images)
@@ -91,14 +92,15 @@ class Shuffled(TrainSampler):
 class ClassBalanced(TrainSampler):
     """Global batches of ``G / images_per_class`` classes with ``images_per_class`` images each (metric learning).
 
-    Each batch is drawn anew: an image may come twice in an epoch, or not at all.
+    Batches are drawn independently: an image can occur several times in an epoch, or not at all.
 
     Args:
         labels: [N] class of each training image.
-        images_per_class: images of a class in a global batch (OBD-SD: 2).
-        replacement: draw classes and images with replacement, as OBD-SD's released code does: an image can be its own
-            pair. Without it, classes of a batch are distinct and so are a class's images, where it has enough.
-        batch_size, **options: as in TrainSampler.
+        batch_size: G, images in a batch over all processes.
+        images_per_class: images of each class in a global batch (OBD-SD: 2).
+        replacement: draw classes and images with replacement, as OBD-SD's released code does: an image can be paired
+            with itself. False: the classes of a batch are distinct, and the images of a class where it has enough.
+        **options: as in TrainSampler.
 
     Raises:
         UserError: G is no multiple of ``images_per_class``, or there are too few classes.
@@ -118,7 +120,7 @@ class ClassBalanced(TrainSampler):
             )
         if self.classes_per_batch > len(classes) and not replacement:
             raise UserError(
-                f"A batch of {batch_size} with {images_per_class} images a class needs {self.classes_per_batch} "
+                f"A batch of {batch_size} with {images_per_class} images per class needs {self.classes_per_batch} "
                 f"classes; the training images have {len(classes)}. Lower data.batch_size or set "
                 "data.replacement to true."
             )
@@ -137,15 +139,15 @@ class ClassBalanced(TrainSampler):
 
 
 class EvalShard(Sampler):
-    """Every image in order, one block of them a rank.
+    """Every image in order, in one block for each rank.
 
-    Where the images do not divide by the ranks, the first ones come again at the end, so that every rank has batches
-    of the same sizes; ``Batch.index`` tells the duplicates.
+    Where the images cannot be divided equally, the first ones are repeated at the end, so that all ranks have batches
+    of the same sizes; ``Batch.index`` identifies the duplicates.
 
     Args:
         images: number of images.
         batch_size: images in a batch of one process.
-        rank: this process.
+        rank: rank of this process.
         world: number of processes.
     """
 

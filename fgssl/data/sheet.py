@@ -1,4 +1,4 @@
-"""A picture sheet: sample images of some classes, one row a class, to see at a glance what a data set holds."""
+"""Sheet of sample images, one row for each class."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -14,10 +14,10 @@ LABEL_WIDTH = 260  # px
 
 
 def write_sheet(index: Index, file: str) -> None:
-    """Write a sheet of at most 12 classes, spread evenly over the class list, with 8 images each.
+    """Write a sheet of up to 12 classes with up to 8 images each.
 
-    Images and classes are evenly spaced, not drawn: the same sheet for the same data. Bounding boxes are drawn in red.
-    An unreadable image leaves its place empty.
+    Classes and images are evenly spaced in their lists, so that equal data give equal sheets. Bounding boxes are drawn
+    in red. Unreadable images leave their place empty.
     """
     rows = sample_rows(index)
     step = TILE + GAP
@@ -37,7 +37,7 @@ def write_sheet(index: Index, file: str) -> None:
 
 
 def sample_rows(index: Index) -> dict[str, np.ndarray]:
-    """Rows to show, by the text beside them."""
+    """Rows to show, by the label of the row in the sheet."""
     if not index.fine_names:
         return {"no labels": _spread(np.arange(len(index)), COLUMNS)}
     samples = {}
@@ -51,7 +51,7 @@ def sample_rows(index: Index) -> dict[str, np.ndarray]:
 
 
 def _spread(items: np.ndarray, count: int) -> np.ndarray:
-    """At most ``count`` of the items, evenly spaced, from the first to the last."""
+    """Up to ``count`` evenly spaced items, including the first and the last."""
     if len(items) <= count:
         return items
     return items[np.linspace(0, len(items) - 1, count).round().astype(int)]

@@ -1,8 +1,7 @@
-"""What a method sees of an image: which parts, at which size. Decoding, cropping and resizing, in the loader's workers.
+"""Views of an image: decoding, cropping and resizing in the loader processes.
 
-A view is a ``Crop``: a random box, resized and flipped here to uint8, and changed in colour later, in batches on the
-device (``augment.py``). Boxes and flips are functions of random numbers that the caller draws, V views and NUMBERS
-numbers each.
+A view is a ``Crop``: a random box, resized and flipped to uint8 here and augmented later in batches on the device
+(``augment.py``). Boxes and flips are functions of random numbers that the caller draws, NUMBERS for each of V views.
 """
 
 import math
@@ -23,8 +22,8 @@ from fgssl.errors import at_least
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 outside
 
-ATTEMPTS = 10  # boxes tried before a central one is taken, as in torchvision's RandomResizedCrop
-NUMBERS = 2 * ATTEMPTS + 4  # random numbers a view: area and ratio of each attempt, x, y, flip, colour policy
+ATTEMPTS = 10  # random boxes before a central one is used, as in torchvision's RandomResizedCrop
+NUMBERS = 2 * ATTEMPTS + 4  # random numbers per view: area and ratio of each attempt, x, y, flip, AutoAugment
 RATIO = (3 / 4, 4 / 3)  # width over height of a box
 
 
@@ -34,12 +33,12 @@ class Crop:
 
     Args:
         size: side of the result, px.
-        scale: smallest and largest share of the area that the part takes.
+        scale: range of the area of the part, as a share of the image.
         flip: probability of a left-right flip.
-        inside: number of an earlier view; the part is then taken out of that view's part (FLSL), not of the image.
-        resample: how to resize; both smooth before they shrink.
+        inside: number of an earlier view whose part contains this one (FLSL); null: a part of the whole image.
+        resample: interpolation of the resizing: ``bilinear`` or ``bicubic``, both with antialiasing.
         auto_augment: apply MaskCon's CIFAR-10 policy of AutoAugment, on the CPU (its strong view at 32 px).
-        photometric: changes that follow on the device.
+        photometric: photometric changes on the device.
     """
 
     size: int = 224
@@ -55,10 +54,10 @@ class Crop:
 
 
 class Views:
-    """The views of one image, in the order in which a method gets them.
+    """List of the views of an image.
 
     Args:
-        crops: one a view.
+        crops: settings of each view.
     """
 
     def __init__(self, crops: list[Crop]):
@@ -86,12 +85,12 @@ class Views:
 
 
 class EvalView(Views):
-    """The one plain view of evaluation.
+    """Plain view of evaluation: resize, central crop.
 
     Args:
         size: side of the result, px.
-        resize: None resizes the whole image to ``size`` x ``size`` (MaskCon). A number resizes the shorter side to it
-            and keeps the central ``size`` x ``size`` (OBD-SD, CMD, MLS: 256 and 224).
+        resize: length to which the shorter side is resized before the central crop, px (OBD-SD, CMD, MLS: 256 for 224);
+            None: resize the whole image to ``size`` x ``size`` (MaskCon).
         resample: interpolation of the resizing.
     """
 
@@ -104,7 +103,7 @@ class EvalView(Views):
         self.share = None if resize is None else size / resize
 
     def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
-        return np.ones((len(draws), 1, NUMBERS))  # nothing random: a flip has probability 0
+        return np.ones((len(draws), 1, NUMBERS))  # not random; the probability of a flip is 0
 
     def boxes(self, size: tuple[int, int], numbers: np.ndarray) -> list[Box]:
         width, height = size
@@ -135,9 +134,9 @@ class PairViews(Views):
     """A strong and a weak view.
 
     Args:
-        recipe: ``cars``, ``sop``, ``cifar``: MaskCon, appendix A.1 (``cars`` also for CUB and other photographs,
-            ``cifar`` for ImageNet32). ``moco``: MoCo v2's one recipe twice (MLS). ``digits``: ours, mild and without
-            flip, since a mirrored digit is another sign.
+        recipe: augmentation of the two views. ``cars``, ``sop``, ``cifar``: MaskCon, appendix A.1 (``cars`` also for
+            CUB and other photographs, ``cifar`` for images of 32 px). ``moco``: MoCo v2's augmentation for both (MLS).
+            ``digits``: our own, weak and without flips.
         size: side of both views, px.
     """
 
@@ -146,11 +145,11 @@ class PairViews(Views):
 
 
 class SingleView(Views):
-    """One plain random crop with flip (supervised training, OBD-SD, linear probes).
+    """One random crop with flip (supervised training, OBD-SD, linear probes).
 
     Args:
-        size: side, px.
-        scale: smallest and largest share of the area.
+        size: side of the view, px.
+        scale: range of the area of the crop, as a share of the image.
     """
 
     def __init__(self, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)):
@@ -161,12 +160,14 @@ _DINO = Photometric(jitter=0.8, saturation=0.2, grey=0.2)  # jitter (0.4, 0.4, 0
 
 
 class MultiCrop(Views):
-    """Two large views, then small ones (DINO, EsViT, CMD).
+    """Two large and several small views (DINO, EsViT, CMD).
 
     Args:
-        size, scale: of the two large views.
-        local_size, local_scale: of the small ones.
-        local_crops: how many small ones.
+        size: side of the large views, px.
+        scale: range of the area of a large view, as a share of the image.
+        local_size: side of the small views, px.
+        local_scale: range of the area of a small view, as a share of the image.
+        local_crops: number of small views.
     """
 
     def __init__(
@@ -188,8 +189,9 @@ class NestedCrops(Views):
     """Teacher views, and student views taken out of them (FLSL). No view is flipped: student and teacher stay aligned.
 
     Order: T teacher views; T large student views; T x ``local_crops`` small ones, those of the first teacher view
-    first. ``crops[i].inside`` is the teacher view that student view i is a part of. All teacher views of an image
-    show the same part of it; the colours of every view are drawn independently.
+    first. ``crops[i].inside`` is the teacher view that student view i is a part of, cut out after the resizing of the
+    teacher view. All teacher views of an image show the same part of it; the colours of every view are drawn
+    independently.
 
     Args:
         size: side of teacher and large student views, px.
@@ -231,16 +233,28 @@ class NestedCrops(Views):
         numbers_BVN[:, 1 : self.teacher_views] = numbers_BVN[:, :1]  # the same box for all teacher views
         return numbers_BVN
 
+    def cut(self, image_3HW: Tensor, boxes: list[Box], numbers: np.ndarray) -> list[Tensor]:
+        """The views of a uint8 image, each [3, size, size] uint8; students are cut out of the teacher view."""
+        views: list[Tensor] = []
+        for crop, box, row in zip(self.crops, boxes, numbers, strict=True):
+            if crop.inside is None:
+                views.append(_cut(image_3HW, crop, box, row))
+            else:
+                side = self.crops[crop.inside].size
+                views.append(_cut(views[crop.inside], crop, random_box(side, side, crop.scale, row), row))
+        return views
+
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], numbers: np.ndarray) -> Box:
-    """A random part of an image, distributed as torchvision's ``RandomResizedCrop`` draws it.
+    """Random box with the distribution of torchvision's ``RandomResizedCrop``.
 
     Args:
-        width, height: of the image, px.
-        scale: smallest and largest share of its area.
+        width: width of the image, px.
+        height: height of the image, px.
+        scale: range of the area, as a share of the image.
         numbers: [NUMBERS] uniform in [0, 1).
     """
     *attempts, u_x, u_y = numbers[: 2 * ATTEMPTS + 2].tolist()
@@ -257,7 +271,7 @@ def random_box(width: int, height: int, scale: tuple[float, float], numbers: np.
 
 
 def _within(parent: Box, side: int, child: Box) -> Box:
-    """Map ``child``, a box of the view of ``side`` px that shows ``parent``, to the image; at least one pixel."""
+    """Map ``child``, a box in a view of ``side`` px of ``parent``, to pixels of the image; at least one pixel."""
     x0, y0, x1, y1 = parent
     grow_x, grow_y = (x1 - x0) / side, (y1 - y0) / side
     left, top = min(x0 + round(child[0] * grow_x), x1 - 1), min(y0 + round(child[1] * grow_y), y1 - 1)
@@ -266,7 +280,7 @@ def _within(parent: Box, side: int, child: Box) -> Box:
 
 
 def decode(image: Image.Image, boxes: list[Box], crops: list[Crop]) -> tuple[Tensor, list[Box]]:
-    """Decode an opened image, a JPEG at a half, quarter or eighth where every view still shrinks what it takes.
+    """Decode an opened image; a JPEG at 1/2, 1/4 or 1/8 of its size where every view is still smaller than its part.
 
     Returns:
         [3, H, W] uint8, and the boxes in its pixels.
@@ -274,7 +288,7 @@ def decode(image: Image.Image, boxes: list[Box], crops: list[Crop]) -> tuple[Ten
     width, height = image.size
     shrink = min(min(x1 - x0, y1 - y0) / crop.size for (x0, y0, x1, y1), crop in zip(boxes, crops, strict=True))
     if shrink >= 2:
-        image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))  # does nothing to other formats
+        image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))  # no effect on other formats
     rgb = np.array(image if image.mode == "RGB" else to_rgb(image))
     image_3HW = torch.from_numpy(rgb).permute(2, 0, 1)
     if rgb.shape[:2] != (height, width):
@@ -287,7 +301,7 @@ def _cut(image_3HW: Tensor, crop: Crop, box: Box, numbers: np.ndarray) -> Tensor
     """One view, [3, size, size] uint8."""
     x0, y0, x1, y1 = box
     part = image_3HW[None, :, y0:y1, x0:x1]
-    # torch's uint8 kernel: 0.35 ms for 224 px, PIL's resize 0.7 to 1.5 ms, with the same values but for rounding.
+    # torch's uint8 kernel takes 0.35 ms for 224 px, PIL's resize 0.7 to 1.5 ms; results are equal up to rounding.
     view = F.interpolate(part, size=(crop.size, crop.size), mode=crop.resample, antialias=True)[0]
     if numbers[-2] < crop.flip:
         view = view.flip(-1)

@@ -1,6 +1,6 @@
-"""Bounding-box-aligned k-nearest-neighbour classification (FLSL, appendix F): patches of the object, not the image.
+"""Bounding-box-aligned k-nearest-neighbour classification of patch features (FLSL, appendix F).
 
-Shapes: B images, N test and M training images, P = 9 patches of a box, D channels; Q patches, each with k voters.
+Shapes: B images; N test images, M training images; P = 9 patches of a box; D channels; Q patches with k neighbours.
 """
 
 import torch
@@ -54,7 +54,7 @@ def box_knn_right(
     Returns:
         [N] bool.
     """
-    if not len(labels_N):  # a process without a share
+    if not len(labels_N):  # a process without test images
         return torch.zeros(0, dtype=torch.bool, device=queries_NPD.device)
     bank_labels = bank_labels_M.repeat_interleave(bank_MPD.shape[1])
     cosine_Qk, ids_Qk = nearest(queries_NPD.flatten(0, 1), bank_MPD.flatten(0, 1), min(k, len(bank_labels)))

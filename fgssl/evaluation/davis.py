@@ -19,12 +19,12 @@ from PIL import Image
 from fgssl.errors import UserError, at_least
 
 SEQUENCES = 30  # of the official val.txt
-VOID = 255  # in annotations: belongs to no object
+VOID = 255  # label of pixels that belong to no object
 GRANULARITY = 64  # of the longer side of a resized frame, px (eval_video_segmentation.py:205-211 of DINO)
 
 
 class Video(NamedTuple):
-    """A sequence's files: each frame and its annotation."""
+    """Files of a sequence: its frames and their annotations."""
 
     name: str
     frames: list[Path]
@@ -62,7 +62,7 @@ class Davis:
 
 
 def check(options: Davis) -> None:
-    """Look at the header of every file.
+    """Check the files before the network runs, by their headers.
 
     Raises:
         UserError: a file is missing or of another size, or the folder for the masks is not empty.
@@ -84,10 +84,10 @@ def check(options: Davis) -> None:
 
 
 def sequences(options: Davis) -> list[str]:
-    """Names of the sequences in the official list.
+    """Names of the sequences in val.txt.
 
     Raises:
-        UserError: no list, or one that is not the official one though ``--partial`` is not given.
+        UserError: there is no val.txt, or it does not name 30 sequences and ``--partial`` is not given.
     """
     path = Path(options.root) / "ImageSets" / "2017" / "val.txt"
     if not path.is_file():
@@ -104,18 +104,18 @@ def sequences(options: Davis) -> list[str]:
 
 
 def evaluate(network: Any, options: Davis, normalise: Callable) -> dict[str, float]:
-    """Follow the objects of every sequence.
+    """Propagate the objects of every sequence and score them.
 
     Args:
-        network: a timm network without classifier, in eval mode, that takes images of any size.
+        network: timm network without classifier, in eval mode, for images of any size.
         options: data and rule.
         normalise: [B, 3, H, W] uint8 -> float on the network's device.
 
     Returns:
-        Fractions: ``j_mean``, ``f_mean``, ``jf_mean``, ``j_recall``, ``f_recall``, see ``fgssl.metrics.video``.
+        Fractions ``j_mean``, ``f_mean``, ``jf_mean``, ``j_recall``, ``f_recall``, see ``fgssl.metrics.video``.
 
     Raises:
-        UserError: a file that cannot be read, or a network without a map of patches or for images of one size only.
+        UserError: a file cannot be read, or the network has no patch map or takes images of one size only.
     """
     from rich.progress import track
 
@@ -128,7 +128,7 @@ def evaluate(network: Any, options: Davis, normalise: Callable) -> dict[str, flo
 
 
 def _scores_of(network: Any, video: Video, options: Davis, normalise: Callable) -> list:
-    """J and F of each object in the frames that count: all but the first, which was given, and the last."""
+    """J and F of each object in all frames but the first, which is given, and the last, as the benchmark scores."""
     from fgssl.metrics.video import contour_accuracy, region_similarity
 
     numbers = _objects(_read_mask(video.masks[0]))
@@ -147,7 +147,7 @@ def _scores_of(network: Any, video: Video, options: Davis, normalise: Callable) 
 
 
 def follow(network: Any, video: Video, options: Davis, normalise: Callable) -> Iterator[np.ndarray]:
-    """Yield each frame's mask [h, w], uint8 numbers of the objects; the first is the annotation itself."""
+    """Yield the mask of each frame, [h, w] uint8 object numbers; the first is the annotation."""
     import torch
 
     given_hw = _read_mask(video.masks[0])
@@ -174,17 +174,16 @@ def follow(network: Any, video: Video, options: Davis, normalise: Callable) -> I
 
 
 def propagate(target_HWF: Any, sources: list[tuple[Any, Any]], *, topk: int, radius: int, temperature: float) -> Any:
-    """Label each patch by the most alike patches of all sources together that are near it.
+    """Label each patch by a vote of the most similar patches within a radius in all sources together.
 
-    One row of the target is done at a time, beside the source rows within the radius: the largest block is
-    W x (2 radius + 1) S W.
+    Computed row by row of the target; the largest matrix is W x (2 radius + 1) S W.
 
     Args:
-        target_HWF: features of unit length.
-        sources: of each source, its features [H, W, F] of unit length and its soft labels [H, W, K].
-        topk: how many patches vote.
-        radius: rows and columns that a voter may be away.
-        temperature: of the softmax over the voters' cosines.
+        target_HWF: patch features of unit length.
+        sources: patch features [H, W, F] of unit length and soft labels [H, W, K] of each source.
+        topk: number of patches that vote.
+        radius: largest distance of a voting patch, in rows and in columns.
+        temperature: temperature of the softmax over the cosine similarities of the voting patches.
 
     Returns:
         [H, W, K] soft labels.
@@ -266,7 +265,7 @@ def video_of(root: str, name: str) -> Video:
     frames, masks = (Path(root) / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
     found = sorted(frames.glob("*.jpg"))
     if len(found) < 3:
-        raise UserError(f"{frames} holds {len(found)} frames (*.jpg); a sequence needs 3, of which the inner count.")
+        raise UserError(f"{frames} holds {len(found)} frames (*.jpg); a sequence needs at least 3.")
     video = Video(name, found, [masks / f"{path.stem}.png" for path in found])
     there = set(masks.glob("*.png"))
     for path in video.masks:
@@ -293,7 +292,7 @@ def _read(path: Path, mode: str | None = None) -> Image.Image:
 
 
 def _read_mask(path: Path) -> np.ndarray:
-    """[h, w] uint8: the number of the object, 0 for the background."""
+    """[h, w] uint8 object numbers; 0 is the background."""
     return np.array(_read(path))
 
 
@@ -309,7 +308,7 @@ def _write_mask(path: Path, mask_hw: np.ndarray) -> None:
 
 
 def _palette() -> list[int]:
-    """DAVIS's and Pascal VOC's 256 colours: the bits of a number, from the lowest on, fill R, G, B from the highest."""
+    """The 256 colours of DAVIS and Pascal VOC: bits 3n, 3n + 1 and 3n + 2 of a number are bits 7 - n of R, G and B."""
     return [
         sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
         for number in range(256)

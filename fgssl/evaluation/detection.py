@@ -1,4 +1,4 @@
-"""What a detector found, over all ranks, beside what is there: from a network's output to the metrics' input."""
+"""Evaluation of detections: from the outputs of a detector on all ranks to average precision."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from fgssl.data.detection import mask_of
 from fgssl.distributed import is_distributed
 from fgssl.metrics.detection import Boxes, coco_average_precision, voc_average_precision
 
-Found = dict[int, dict[str, Any]]  # data-set row -> boxes [n, 4], scores [n], labels [n] from 0 on, masks
+Found = dict[int, dict[str, Any]]  # data-set row -> boxes [n, 4], scores [n], labels [n] from 0, masks
 
 
 def compact(output: dict[str, Tensor]) -> dict[str, Any]:
-    """One image's detections as torchvision gives them, as arrays; masks of half a probability or more, as codes."""
+    """Detections of one image as arrays; masks are cut at a probability of 0.5 and run-length encoded."""
     found: dict[str, Any] = {
         "boxes": output["boxes"].double().cpu().numpy(),
         "scores": output["scores"].double().cpu().numpy(),
@@ -29,7 +29,7 @@ def compact(output: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def gather(found: Found) -> Found:
-    """The detections of all ranks, in the order of the rows; one that came twice to pad the ranks counts once."""
+    """Detections of all ranks by ascending row; a row that pads a rank counts once."""
     parts = [found]
     if is_distributed():
         parts = [{} for _ in range(dist.get_world_size())]
@@ -39,7 +39,7 @@ def gather(found: Found) -> Found:
 
 
 def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str, float]:
-    """The data set's own metric of the rows in ``found``: VOC's of boxes, or COCO's of boxes and masks."""
+    """Average precision of the rows in ``found``: VOC's for boxes, or COCO's for boxes and masks."""
     if index.name == "voc0712":
         return voc_average_precision(*voc_form(index, found))
     truth = coco_truth(index, found, masks)
@@ -48,7 +48,7 @@ def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str
 
 
 def voc_form(index: ObjectIndex, found: Found) -> tuple[list[Boxes], list[Boxes]]:
-    """Objects and detections, by class."""
+    """Objects and detections of each class."""
     objects = index.objects
     places = np.concatenate([objects.of(row) for row in found])
     image = np.concatenate([np.full(len(objects.of(row)), row) for row in found])
@@ -64,7 +64,7 @@ def voc_form(index: ObjectIndex, found: Found) -> tuple[list[Boxes], list[Boxes]
 
 
 def coco_truth(index: ObjectIndex, found: Found, masks: bool) -> dict[str, Any]:
-    """The rows' annotations in the form of COCO's files; image ids are rows, category ids labels."""
+    """Annotations of the rows in COCO's format; image ids are rows, category ids are labels."""
     objects, images, annotations = index.objects, [], []
     for row in found:
         width, height = objects.sizes[row].tolist()
@@ -82,7 +82,7 @@ def coco_truth(index: ObjectIndex, found: Found, masks: bool) -> dict[str, Any]:
 
 
 def coco_results(found: Found, masks: bool) -> list[dict[str, Any]]:
-    """Detections in the form of COCO's results; a mask without its box, so that its size is the mask's area."""
+    """Detections in COCO's result format; a mask comes without its box, so that its area is the mask's."""
     results = []
     for row, one in found.items():
         for n, ((x0, y0, x1, y1), score, label) in enumerate(

@@ -1,4 +1,4 @@
-"""One embedding pass, any number of ranks: what the ranks' loaders gave becomes one set in the order of the data."""
+"""Embeddings of a data set, collected from all ranks in the order of the data set."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from fgssl.distributed import gather_rows
 
 
 class Embeddings(NamedTuple):
-    """N embedded images, ascending by data-set row, each row once, the same on every rank.
+    """N embedded images, in ascending order of their data-set rows, each row once, equal on every rank.
 
     Attributes:
         embedding: [N, F] float32 features.
@@ -25,7 +25,7 @@ class Embeddings(NamedTuple):
 
 
 def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
-    """Join the batches of all ranks; the duplicates that pad the ranks to equal length go, by their row."""
+    """Concatenate the batches of all ranks, and drop the repeated rows that pad the ranks to equal length."""
     embedding = torch.cat([output["embedding"].float() for output in outputs])
     fine = torch.cat([output["fine"] for output in outputs])
     index = torch.cat([output["index"] for output in outputs])
@@ -37,7 +37,7 @@ def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
 
 @torch.no_grad()
 def embed_rows(trainer: Trainer, method, loader) -> Embeddings:
-    """Embed what another loader gives, with the evaluated network."""
+    """Embed the images of a loader with the evaluated network."""
     outputs = []
     for number, batch in enumerate(loader):
         batch = trainer.strategy.batch_to_device(batch)

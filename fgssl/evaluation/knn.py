@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification with a frozen backbone."""
+"""Weighted k-nearest-neighbour classification of embeddings."""
 
 import torch
 from torch import Tensor
@@ -15,21 +15,23 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy of a vote of the k nearest of the bank, each with weight exp(cosine / temperature).
+    """Top-1 accuracy of k-nearest-neighbour classification; each neighbour votes with weight exp(cosine / temperature).
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
 
     Args:
-        queries, query_labels: [Q, D] float, [Q] int: the test set.
-        bank, bank_labels: [M, D] float, [M] int: the training set.
-        k: voters of a query.
-        temperature: of the weights.
+        queries: [Q, D] float, embeddings of the test set.
+        query_labels: [Q] int, classes of the test set.
+        bank: [M, D] float, embeddings of the training set.
+        bank_labels: [M] int, classes of the training set.
+        k: number of neighbours that vote.
+        temperature: temperature of the votes.
 
     Returns:
-        A fraction. Of classes with equal votes the lowest wins.
+        Fraction of correct queries. Among classes with equal votes the lowest wins.
 
     Raises:
-        ValueError: as ``search``, or lengths that differ.
+        ValueError: invalid input of ``search``, or embeddings and labels of different length.
     """
     if query_labels.shape != (len(queries),) or bank_labels.shape != (len(bank),):
         raise ValueError(
@@ -42,7 +44,7 @@ def knn_accuracy(
 
 
 def vote(cosine_Qk: Tensor, labels_Qk: Tensor, temperature: float) -> Tensor:
-    """The class [Q] with most weight, exp(cosine / temperature) of each voter; the lowest of equals."""
+    """Classes [Q] with the largest sum of exp(cosine / temperature) over k neighbours; the lowest class wins a tie."""
     classes, class_Qk = labels_Qk.unique(return_inverse=True)
     predicted = []
     for rows in torch.arange(len(cosine_Qk), device=cosine_Qk.device).split(4096):

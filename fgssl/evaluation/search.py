@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine: FAISS where it serves, torch where not, the same answer from both.
+"""Exact nearest neighbours by cosine similarity, by FAISS or by torch, with identical results.
 
 Shapes: Q queries, B queries of a block, G gallery rows, D dimensions, C candidates.
 """
@@ -12,32 +12,32 @@ from torch import Tensor
 from fgssl.metrics.checks import check_embeddings
 from fgssl.metrics.ranking import cosine, fixed_point, key_blocks, keys_from_dots
 
-SPARE = 32  # candidates beyond k asked of FAISS, so that near-ties at the k-th place are settled exactly
-LONG = 128  # neighbours beyond which scoring the candidates again takes longer than torch's search
-GPU_LIMIT = 2048  # neighbours that a GPU index of FAISS can return
-BLOCK = 2**24  # numbers in the candidates' vectors at once: 128 MiB
+SPARE = 32  # candidates beyond k that FAISS returns, so that near-ties at rank k are resolved exactly
+LONG = 128  # largest k for which re-scoring FAISS's candidates is faster than torch's search
+GPU_LIMIT = 2048  # most neighbours that a GPU index of FAISS returns
+BLOCK = 2**24  # elements of the candidates' vectors held at a time: 128 MiB
 
 
 def search(
     queries: Tensor, gallery: Tensor, k: int, *, exclude: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The k nearest gallery rows of each query, nearest first, ties by row, the lower first.
+    """The k nearest gallery rows of each query, nearest first; the lower row first among ties.
 
-    The result is the same, bit by bit, for both backends, any number of queries at once, and any device.
+    The result is identical, bit by bit, for both backends, any batch of queries and any device.
 
     Args:
-        queries: [Q, D] float, normalised inside.
-        gallery: [G, D] float on the same device, which is the one that searches.
-        k: neighbours of a query.
-        exclude: [Q] int, the gallery row that each query must not find (itself), or None.
-        backend: ``"faiss"``, ``"torch"``, or ``"auto"``: FAISS, but torch for a long list of neighbours or on a GPU
-            that FAISS cannot use.
+        queries: [Q, D] float; normalised here.
+        gallery: [G, D] float on the same device, on which the search runs.
+        k: number of neighbours.
+        exclude: [Q] int, gallery row that is not a neighbour of the query (the query itself); None: all rows are.
+        backend: ``"faiss"``, ``"torch"``, or ``"auto"``: torch for more than 128 neighbours or on a GPU that FAISS
+            cannot use, else FAISS.
 
     Returns:
-        Cosine similarities [Q, k] float64 in steps of 2^-30, and gallery rows [Q, k] int64, on the queries' device.
+        Cosine similarities [Q, k], float64 in steps of 2^-30, and gallery rows [Q, k], int64, on the queries' device.
 
     Raises:
-        ValueError: an unknown backend, empty input, NaN or Inf, dimensions that differ, or k out of range.
+        ValueError: unknown backend, empty input, NaN or Inf, different dimensions, or k out of range.
     """
     check_embeddings(queries, name="queries")
     check_embeddings(gallery, name="gallery rows")
@@ -45,7 +45,7 @@ def search(
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")
     if not 1 <= k <= available:
-        raise ValueError(f"k must be 1 to {available}, the rows that a query can find, got {k}")
+        raise ValueError(f"k must be 1 to {available}, the number of rows to find, got {k}")
     if backend not in ("auto", "faiss", "torch"):
         raise ValueError(f"backend must be 'auto', 'faiss' or 'torch', got {backend!r}")
 
@@ -66,7 +66,7 @@ def search(
 def _torch_search(
     x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] from all keys of a block of queries."""
+    """Keys and rows [Q, k] from the full key matrix, block by block."""
     row_G = torch.arange(len(g_GD), device=g_GD.device)
     found = []
     for rows, keys_QG in key_blocks(x_QD, g_GD, inverse_length_G, torch.arange(len(x_QD), device=x_QD.device)):
@@ -78,7 +78,7 @@ def _torch_search(
 def _faiss_search(
     x_QD: Tensor, inverse_length_Q: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] from FAISS's candidates, scored again exactly; by torch where a candidate may be missing."""
+    """Keys and rows [Q, k] of FAISS's candidates, re-scored exactly; by torch where a candidate may be missing."""
     index = _flat_index(g_GD, k)
     score, candidate = index.search(_unit_rows(x_QD), min(k + 1 + SPARE, len(g_GD)))
     score_QC, candidate_QC = torch.from_numpy(score).to(x_QD.device), torch.from_numpy(candidate).to(x_QD.device)
@@ -86,7 +86,7 @@ def _faiss_search(
     keys_Qk, ids_Qk = _best_of(candidate_QC, x_QD, g_GD, inverse_length_G, k, exclude_Q)
     if candidate_QC.shape[1] == len(g_GD):
         return keys_Qk, ids_Qk
-    # What FAISS left out scores no more than its last candidate, plus the error of a float32 dot product.
+    # Every other row scores at most as its last candidate plus the error of a float32 dot product.
     error = (x_QD.shape[1] + 4) * 2**-24
     rest = (cosine(keys_Qk[:, -1], inverse_length_Q) <= score_QC[:, -1] + error).nonzero()[:, 0]
     if len(rest):
@@ -97,7 +97,7 @@ def _faiss_search(
 def _best_of(
     candidate_QC: Tensor, x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] of the nearest candidates, from exact dot products."""
+    """Keys and rows [Q, k] of the nearest candidates by exact dot products."""
     keys_Qk = x_QD.new_empty(len(x_QD), k)
     ids_Qk = candidate_QC.new_empty(len(x_QD), k)
     at_once = max(1, BLOCK // (candidate_QC.shape[1] * x_QD.shape[1]))

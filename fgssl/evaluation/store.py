@@ -1,7 +1,7 @@
-"""Embeddings on disk: a folder of .npz shards, so that neither writing nor reading needs all of them in memory twice.
+"""Embeddings on disk: a folder of .npz shards, which are written and read one by one to save memory.
 
 ``<folder>/<part>-<rank>-<number>.npz`` hold ``embedding`` [n, F] float32, ``fine``, ``coarse``, ``index`` [n] int64 and
-``paths`` [n] str; ``<folder>/about.json`` says of which data set and names the classes.
+``paths`` [n] str; ``<folder>/about.json`` names the data set and its classes.
 """
 
 import json
@@ -15,14 +15,15 @@ from fgssl.errors import UserError
 
 
 class Stored(NamedTuple):
-    """N embedded images, ascending by data-set row, each row once.
+    """N embedded images, in ascending order of their data-set rows, each row once.
 
     Attributes:
         embedding: [N, F] float32 features.
-        fine, coarse: [N] int64 labels; coarse is -1 where there is none.
+        fine: [N] int64 fine labels.
+        coarse: [N] int64 coarse labels; -1 where there is none.
         index: [N] int64 data-set rows.
-        paths: [N] str.
-        about: the content of ``about.json``.
+        paths: [N] str image files.
+        about: content of ``about.json``.
     """
 
     embedding: np.ndarray
@@ -37,7 +38,7 @@ COLUMNS = ("embedding", "fine", "coarse", "index", "paths")
 
 
 def write_shard(folder: Path, name: str, columns: dict[str, np.ndarray]) -> None:
-    """Write one shard, whole or not at all."""
+    """Write one shard atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{name}.partial"
     with partial.open("wb") as file:
@@ -46,10 +47,10 @@ def write_shard(folder: Path, name: str, columns: dict[str, np.ndarray]) -> None
 
 
 def read_embeddings(folder: str | Path) -> Stored:
-    """Read all shards of an embedded folder, or of the run folder above it.
+    """Read all shards of a folder of embeddings, or of the run folder above it.
 
     Raises:
-        UserError: there are none, or one of them is damaged.
+        UserError: the folder has no shards, or a shard is damaged.
     """
     folder = Path(folder)
     found = folder if (folder / "about.json").is_file() else folder / "embeddings"
@@ -58,7 +59,7 @@ def read_embeddings(folder: str | Path) -> Stored:
         raise UserError(f"{folder} holds no embeddings. Write them with fgssl embed.")
     columns = [_read(path) for path in shards]
     joined = {name: np.concatenate([shard[name] for shard in columns]) for name in COLUMNS}
-    _, first = np.unique(joined["index"], return_index=True)  # several ranks pad their share with repeated rows
+    _, first = np.unique(joined["index"], return_index=True)  # ranks pad their share with repeated rows
     about = json.loads((found / "about.json").read_text())
     return Stored(**{name: column[first] for name, column in joined.items()}, about=about)
 

@@ -3,8 +3,6 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-DIFFICULT = 255  # target value of a class of which only difficult objects are in the image
-
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy with logits, mean over all B x C entries; difficult entries contribute 0.
@@ -13,12 +11,12 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [B, C] float.
-        targets: [B, C] uint8: 1 present, 0 absent, 255 difficult.
+        targets: [B, C] uint8: 1 present, 0 absent, larger values (255) difficult.
 
     Returns:
         Scalar.
     """
-    known_BC = targets != DIFFICULT
+    known_BC = targets <= 1
     present_BC = (targets == 1).to(logits.dtype)
     loss_BC = F.binary_cross_entropy_with_logits(logits, present_BC, reduction="none")
     return (loss_BC * known_BC).mean()

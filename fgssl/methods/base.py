@@ -9,7 +9,6 @@ import math
 import os
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,6 +22,7 @@ from fgssl.callbacks.queue import QueueUpdate
 from fgssl.callbacks.teacher import TeacherUpdate
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
+from fgssl.data.draws import seed_of
 from fgssl.data.views import Crop
 from fgssl.distributed import any_rank
 from fgssl.errors import UserError, did_you_mean
@@ -247,8 +247,7 @@ class Method(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout and its kind draw from (seed, rank, epoch, batch): nothing to save, and no two ranks alike."""
-        numbers = np.random.SeedSequence([self._seed, self.global_rank, self.current_epoch, batch_idx])
-        torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0]))
+        torch.manual_seed(seed_of(self._seed, self.global_rank, self.current_epoch, batch_idx))
 
     def on_train_start(self) -> None:
         """After a checkpoint's optimiser was restored, what the user says now wins: lr, weight decay, momentum."""
@@ -281,12 +280,15 @@ class Method(LightningModule):
                 f"no checkpoint at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights are not "
                 "finite. The last checkpoint is from before. Lower model.optim.lr, or check trainer.precision."
             )
-        checkpoint["method"] = type(self).__name__
+        checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
         checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
-        if self.trainer.datamodule is not None:
-            sizes = self.trainer.datamodule.batch_size, self.trainer.accumulate_grad_batches
-            checkpoint["global_batch"] = dict(zip(("batch_size", "accumulate_grad_batches"), sizes, strict=True))
+        trainer = self._trainer
+        if trainer is not None and trainer.datamodule is not None:
+            checkpoint["global_batch"] = {
+                "batch_size": trainer.datamodule.batch_size,
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume training with another global batch: the schedule counts steps, and their number changes."""

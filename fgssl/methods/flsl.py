@@ -105,7 +105,7 @@ class FLSL(SelfDistillation):
         self.parents = [*of_teachers, *(parent for parent in of_teachers for _ in range(local_crops))]
         network = backbone.build()
         check_tokens(network, backbone.name)
-        if not backbone.pretrained:
+        if not (backbone.pretrained or backbone.weights):
             fix_positions(network)
         self.temperature_sa, self.temperature_ca = (tau / math.sqrt(network.num_features) for tau in (tau_sa, tau_ca))
         self.student = Encoder(network, DINOHead(network.num_features, prototypes, hidden, bottleneck))

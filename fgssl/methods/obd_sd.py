@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fgssl.checkpoint import read_checkpoint
 from fgssl.data.batch import Batch
+from fgssl.data.draws import seed_of
 from fgssl.distributed import gather_rows, gather_with_gradient
 from fgssl.errors import UserError
 from fgssl.evaluation.embedding import collect
@@ -211,5 +211,4 @@ class OBDSD(Method):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        numbers = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx])
-        self._draw_seed = int(numbers.generate_state(1, np.uint64)[0])
+        self._draw_seed = seed_of(self._seed, self.current_epoch, batch_idx)

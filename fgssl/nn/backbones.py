@@ -1,13 +1,29 @@
-"""The networks: one timm factory."""
+"""Backbones from timm, and the encoder of a backbone and a projection head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.errors import UserError, did_you_mean
-from fgssl.nn.moco import load_moco
+from fgssl.nn.weights import Channels, Whose, load_weights, normalisation_of
+
+_from_checkpoint: ContextVar[bool] = ContextVar("_from_checkpoint", default=False)
+
+
+@contextmanager
+def from_checkpoint() -> Iterator[None]:
+    """Within this context ``Backbone.build`` reads no starting weights: a checkpoint replaces them all afterwards."""
+    token = _from_checkpoint.set(True)
+    try:
+        yield
+    finally:
+        _from_checkpoint.reset(token)
 
 
 @dataclass(frozen=True)
@@ -15,13 +31,17 @@ class Backbone:
     """A timm network without its classifier.
 
     Args:
-        name: timm model name; a pretrained tag may follow (``resnet18.tv_in1k``).
-        pretrained: start from the weights that timm distributes under that name.
-        small_input: for images of 64 px and below: a 3x3 stride-1 first convolution and no max-pool (ResNets).
-        options: further arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
-        pooling: ``avg+max`` sums average and maximum over the positions (Proxy-Anchor, the "+D" of OBD-SD's tables);
-            null leaves the model's own pooling, mostly the average.
-        weights: file in MoCo v2's format (``module.encoder_q.*``) to start from; null: ``pretrained`` decides.
+        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``), or ``bn_inception``.
+        pretrained: start from timm's weights of that name.
+        small_input: replace a ResNet's stem for images of 64 px and below: a 3x3 convolution of stride 1, no max-pool.
+        options: arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
+        pooling: ``avg+max`` adds average and maximum pooling (Proxy-Anchor, "+D" in OBD-SD's tables); null keeps the
+            pooling of the model, which is the average for most.
+        weights: file to start from, in place of ``pretrained``: a state dict of timm or torchvision (.pth,
+            .safetensors), a checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or a run folder of ours. null:
+            ``pretrained`` decides.
+        weights_of: network of a file that holds a student and its teacher: ``student`` or ``teacher``; null: the one
+            that its project or method evaluates (MoCo, MaskCon, MLS: the student; DINO, EsViT, CMD, FLSL: the teacher).
     """
 
     name: str = "resnet18"
@@ -30,23 +50,23 @@ class Backbone:
     options: dict[str, Any] = field(default_factory=dict)
     pooling: Literal["avg+max"] | None = None
     weights: str | None = None
+    weights_of: Whose | None = None
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
-        import timm  # takes seconds to import, and the command line has none to give
-
-        import fgssl.nn.bn_inception  # noqa: F401  # makes the name known to timm
+        timm = timm_with_ours()
         from fgssl.nn.swin import pad_before_rolling  # imports timm
 
         if not timm.is_model(self.name):
             base = self.name.split(".")[0]
             hint = did_you_mean(self.name if base in timm.list_models() else base, timm.list_models(pretrained=False))
             raise UserError(f"model.backbone.name: timm knows no model '{self.name}'.{hint}")
+        weights = None if _from_checkpoint.get() else self.weights
+        pretrained = self.pretrained and not (self.weights or _from_checkpoint.get())
         try:
-            pretrained = self.pretrained and not self.weights
             network = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **self.options)
         except Exception as fault:  # each host and each network fails in its own way
-            if not self.pretrained:
+            if not pretrained:
                 raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
             raise UserError(
                 f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
@@ -59,20 +79,46 @@ class Backbone:
             if not isinstance(getattr(network, "global_pool", None), nn.Module):
                 raise UserError(f"model.backbone.pooling: '{self.name}' has no pooling layer to replace; set it null")
             network.global_pool = AvgMaxPool()
-        if self.weights:
-            load_moco(network, self.weights)
+        if weights:
+            anew = ("conv1.weight",) if self.small_input else ()
+            rank_zero_info(load_weights(network, weights, self.weights_of, anew))
         return network
+
+    def normalisation(self) -> tuple[Channels, Channels] | None:
+        """Mean and standard deviation of the images that the starting weights were trained on; None if unknown.
+
+        ``weights`` by timm's names are taken to be normalised as timm's weights of ``name``, tag included:
+        ``vit_small_patch16_224`` means 0.5, ``vit_small_patch16_224.dino`` ImageNet's.
+        """
+        timm = timm_with_ours()
+        known = normalisation_of(self.weights) if self.weights else None
+        if known or not (self.weights or self.pretrained) or not timm.is_model(self.name):
+            return known
+        trained = timm.get_pretrained_cfg(self.name)
+        return (trained.mean, trained.std) if trained else None
+
+
+def timm_with_ours() -> Any:
+    """timm, which then knows ``bn_inception`` too; imported here because that takes seconds."""
+    import timm
+
+    import fgssl.nn.bn_inception  # noqa: F401
+
+    return timm
 
 
 def of_any_size(backbone: Backbone) -> Any:
-    """The network; a ViT or Swin in the form that takes images of any size."""
-    network = backbone.build()
+    """Build a network that accepts images of any size; ViTs and Swins need an option of timm's for that."""
+    untrained = replace(backbone, pretrained=False, weights=None)
+    network = untrained.build()
     told: dict[str, Any] = {}
     if getattr(network, "dynamic_img_size", None) is False:  # ViTs
         told = {"dynamic_img_size": True}
     elif getattr(getattr(network, "patch_embed", None), "strict_img_size", False) and "swin" in backbone.name:
         told = {"strict_img_size": False}
-    return replace(backbone, options={**backbone.options, **told}).build() if told else network
+    if not told and backbone == untrained:
+        return network
+    return replace(backbone, options={**backbone.options, **told}).build()
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
@@ -89,20 +135,20 @@ def _shrink_stem(network: nn.Module, name: str) -> None:
 
 
 class AvgMaxPool(nn.Module):
-    """[B, F, H, W] to [B, F]: the average over all positions plus their maximum."""
+    """Sum of average and maximum pooling, [B, F, H, W] to [B, F]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3)) + x.amax(dim=(2, 3))
 
 
 class Encoder(nn.Module):
-    """Backbone f and projection head h: ``features`` is what evaluation uses, ``forward`` what the loss sees.
+    """Backbone f and projection head h. Evaluation uses ``features``, the loss ``forward``.
 
     Args:
-        backbone: f.
-        head: h.
-        freeze_statistics: keep the running statistics of the backbone's BatchNorm as they are, also in training; their
-            scale and shift train.
+        backbone: f, images [B, 3, H, W] to features [B, F].
+        head: h, features [B, F] to projections [B, D].
+        freeze_statistics: keep the running statistics of the backbone's BatchNorm also in training mode; its scale and
+            shift are trained.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, freeze_statistics: bool = False):

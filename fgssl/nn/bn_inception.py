@@ -2,9 +2,9 @@
 
 Importing this module makes ``timm.create_model("bn_inception")`` known. Modules are named as in Cadene's
 ``pretrainedmodels`` (``inception_3a_3x3_reduce``, ``inception_3a_3x3_reduce_bn``, ``last_linear``), so that the
-ImageNet weights that the metric-learning codes start from load as they are. Those weights take blue, green, red in
-0 .. 255 less (104, 117, 128): the network takes red, green, blue, normalised by ``MEAN`` and ``STD``, and turns the
-channels over itself.
+ImageNet weights that the metric-learning codes start from load as they are. Those weights are for blue, green, red in
+0 to 255 minus (104, 117, 128). This network takes red, green, blue, normalised by ``MEAN`` and ``STD``, and reverses
+the channels itself.
 """
 
 from typing import Any
@@ -19,8 +19,9 @@ from fgssl.errors import UserError
 MEAN = (128 / 255, 117 / 255, 104 / 255)  # red, green, blue
 STD = (1 / 255, 1 / 255, 1 / 255)
 
-# block: 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3, pooled (output channels; Fig. 5 of the paper, where 4c
-# and 4e are summed wrongly). 1x1 and pooled None: the block halves the map and passes its maxima on.
+# Output channels by block: 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3, pool projection. A block without 1x1
+# and projection halves the map and passes on its pooled input. The branches of 4c to 4e sum to other totals than Fig. 5
+# prints; the sums are what the distributed weights have.
 BLOCKS: dict[str, tuple[int | None, int, int, int, int, int | None]] = {
     "3a": (64, 64, 64, 64, 96, 32),
     "3b": (64, 64, 96, 64, 96, 64),
@@ -33,7 +34,7 @@ BLOCKS: dict[str, tuple[int | None, int, int, int, int, int | None]] = {
     "5a": (352, 192, 320, 160, 224, 128),
     "5b": (352, 192, 320, 192, 224, 128),
 }
-MAX_POOLED = "5b"  # pools maxima before its projection; the other blocks pool averages
+MAX_POOLED = "5b"  # max-pools before its projection; the other blocks average
 STRIDE = 32
 
 
@@ -42,7 +43,7 @@ class BNInception(nn.Module):
 
     Args:
         num_classes: outputs of the classifier; 0: none.
-        in_chans: 3; timm asks for it.
+        in_chans: number of image channels; only 3.
         global_pool: ``avg``; ``""`` keeps the map.
     """
 
@@ -66,12 +67,12 @@ class BNInception(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _add(self, name: str, inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> None:
-        """A convolution with bias and its BatchNorm."""
+        """Add a convolution with bias and its BatchNorm."""
         self.add_module(name, nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2))
         self.add_module(f"{name}_bn", nn.BatchNorm2d(outputs))
 
     def _add_block(self, block: str, inputs: int) -> int:
-        """The convolutions of one Inception block; gives its number of output channels."""
+        """Add the convolutions of one Inception block; returns its number of output channels."""
         one, reduce, three, double_reduce, double, pooled = BLOCKS[block]
         prefix, stride = f"inception_{block}", 1 if one else 2
         if one:
@@ -107,7 +108,7 @@ class BNInception(nn.Module):
         if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
             size = f"{x.shape[2]} x {x.shape[3]}"
             raise UserError(f"bn_inception takes images whose sides are multiples of {STRIDE} px, not {size}.")
-        x = self._convolve(x.flip(1), "conv1_7x7_s2")  # the weights are for blue, green, red
+        x = self._convolve(x.flip(1), "conv1_7x7_s2")  # blue, green, red, which the weights are for
         x = self._convolve(_halved(x), "conv2_3x3_reduce", "conv2_3x3")
         x = _halved(x)
         for block in BLOCKS:

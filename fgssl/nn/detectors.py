@@ -1,14 +1,14 @@
-"""Faster R-CNN and Mask R-CNN on top of any of our backbones: torchvision's detectors with three kinds of neck.
+"""Faster R-CNN and Mask R-CNN on top of any of our backbones, with three kinds of neck.
 
-- ``c4``: one map of stride 16, the network's last stage applied to each region (MoCo's and MLS's R50-C4);
-- ``fpn``: a feature pyramid (Lin et al., 2017) over the last four stages of a network of stages (MLS's R50-FPN), or
+- ``c4``: one map of stride 16, the network's last stage applied to each region (R50-C4 of MoCo and MLS);
+- ``fpn``: a feature pyramid (Lin et al., 2017) over the last four stages of a network of stages (R50-FPN of MLS), or
   over four depths of a ViT, scaled to strides 4 to 32 (FLSL, Table 1);
-- ``simple``: the last map of a ViT alone, scaled to strides 4 to 32 (ViTDet, Li et al., 2022; FLSL, Table 2).
+- ``simple``: the last map of a ViT, scaled to strides 4 to 32 (ViTDet, Li et al., 2022; FLSL, Table 2).
 
-Boxes, anchors, sampling and losses are torchvision's. They differ from Detectron2's, with which the papers' numbers
-were made, in: smooth L1 with beta 1/9 instead of L1; regions aligned without the shift by half a pixel, in the pyramids
-with 2 samples a bin instead of as many as it has pixels; images resized without smoothing, on the device; no batches of
-like aspect ratio. ViTDet's attention within windows is not there: all attention is global.
+The papers' numbers were made with Detectron2. Its numbers of proposals, losses, RoIAlign and initialisation are taken
+(``nn/rcnn.py``). Four things differ: masks are cut to a box without the shift by half a pixel; images are resized
+without smoothing, on the device; batches do not group images of similar aspect ratio; BatchNorm's statistics are not
+computed anew before the test. ViTDet's attention within windows is not implemented: all attention is global.
 """
 
 import itertools
@@ -19,23 +19,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
-from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fgssl.errors import UserError
+from fgssl.nn.rcnn import (
+    Anchors,
+    BoxPredictor,
+    Heads,
+    MaskPredictor,
+    ProposalHead,
+    Proposals,
+    RegionAlign,
+    Res5Heads,
+    xavier,
+)
 
 Neck = Literal["c4", "fpn", "simple"]
 STRIDES = (4, 8, 16, 32)  # of the levels of a pyramid; a fifth is taken from the last
 # Depths of a ViT that become the levels, in twelfths: blocks 2, 5, 8, 11 of 12 (Semantic FPN), or 3, 5, 7, 11 (Mask
 # R-CNN; mask_rcnn_vit_small_12_p16_1x_coco.py:23 of FLSL's code).
 EVEN, UNEVEN = (3, 6, 9, 12), (4, 6, 8, 12)
-Parts = tuple[nn.Module, dict[str, Any]]  # what makes the maps, and torchvision's other parts by their names
+SIZES = (32, 64, 128, 256, 512)  # of the anchors, px
+RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height / width
+Parts = tuple[nn.Module, Proposals, Heads]  # what makes the maps, what proposes regions, what looks at them
 
 
 def build_detector(
@@ -48,48 +59,64 @@ def build_detector(
     long_side: int = 1333,
     width: int = 256,
     norm: bool = True,
-) -> FasterRCNN:
+) -> GeneralizedRCNN:
     """A detector on a timm network without classifier, which becomes part of it.
 
     Args:
-        network: a ResNet for ``c4``; a network of stages or a ViT of any image size for ``fpn``; such a ViT for
+        network: A ResNet for ``c4``; a network of stages or a ViT of any image size for ``fpn``; such a ViT for
             ``simple``.
-        neck: what is between the network and the heads.
-        classes: C, without the background.
+        neck: Layers between the network and the heads.
+        classes: Number of classes C without the background.
         masks: Mask R-CNN instead of Faster R-CNN.
-        sizes: shorter side of an image, px: in training one of them at random, in evaluation the last.
-        long_side: the longer side is never larger, px.
-        width: channels of a pyramid's levels and of the heads' convolutions.
-        norm: BatchNorm in what is new in ``c4`` and ``fpn``, as MoCo has it; of a ViT's ``fpn`` between deconvolutions
-            alone. It has to be trained on enough images.
+        sizes: Shorter side of an image, px: in training one of them at random, in evaluation the last.
+        long_side: Longest side of an image, px.
+        width: Channels of a pyramid's levels and of the heads' convolutions.
+        norm: BatchNorm in the new layers of ``c4`` and ``fpn``, as MoCo has it; in the ``fpn`` of a ViT between its
+            deconvolutions alone. It needs enough images a step.
 
     Returns:
-        torchvision's module: in training, images and targets to losses; in evaluation, images to detections. The images
-        are normalised already.
+        torchvision's module: in training, images and targets to losses; in evaluation, images to detections. It takes
+        normalised images.
 
     Raises:
-        UserError: the neck does not go with the network.
+        UserError: The neck does not fit the network.
     """
     build = {"c4": _c4, "fpn": _fpn, "simple": _simple}[neck]
-    body, parts = build(network, classes, masks, width, norm)
-    settings: dict[str, Any] = {
-        "min_size": sizes,
-        "max_size": long_side,
-        "image_mean": [0.0] * 3,
-        "image_std": [1.0] * 3,
-    }
-    settings |= {"size_divisible": max(32, patch_side(network)) if is_vit(network) else 32}
-    detector = (MaskRCNN if masks else FasterRCNN)(body, **settings, **parts)
-    if neck == "c4":
-        detector.roi_heads.__class__ = Res5Heads  # the same parts, put together in another way
-    return detector
+    body, proposals, heads = build(network, classes, masks, width, norm)
+    divisor = max(32, patch_side(network)) if is_vit(network) else 32
+    transform = GeneralizedRCNNTransform(tuple(sizes), long_side, [0.0] * 3, [1.0] * 3, size_divisible=divisor)
+    return GeneralizedRCNN(body, proposals, heads, transform)
+
+
+def proposals_of(anchors: Anchors, head: ProposalHead, before_nms: tuple[int, int], kept: tuple[int, int]) -> Proposals:
+    """Region proposals with Detectron2's numbers.
+
+    Args:
+        anchors: Anchors of each level.
+        head: Network that scores them.
+        before_nms: Proposals of a level before non-maximum suppression, in training and in evaluation.
+        kept: Proposals of an image after it, in training and in evaluation.
+    """
+    pre, post = ({"training": pair[0], "testing": pair[1]} for pair in (before_nms, kept))
+    return Proposals(anchors, head, 0.7, 0.3, 256, 0.5, pre, post, nms_thresh=0.7)
+
+
+def heads_of(kind: type[Heads], boxes: tuple[nn.Module, ...], masks: tuple[nn.Module, ...] = ()) -> Heads:
+    """Heads with Detectron2's numbers: 512 regions of an image, a quarter with an object of IoU 0.5; 100 detections.
+
+    Args:
+        kind: Class of the heads.
+        boxes: Pooling, network and predictor of the boxes.
+        masks: The same of the masks; empty for Faster R-CNN.
+    """
+    return kind(*boxes, 0.5, 0.5, 512, 0.25, None, 0.05, 0.5, 100, *masks)
 
 
 # ---- R50-C4 ---------------------------------------------------------------------------------------------------------
 
 
 class C4(nn.Module):
-    """The stages of a ResNet but the last: [B, 3, H, W] to [B, 1024, H / 16, W / 16]."""
+    """All stages of a ResNet except the last: [B, 3, H, W] to [B, 1024, H / 16, W / 16]."""
 
     def __init__(self, network: Any):
         super().__init__()
@@ -102,74 +129,40 @@ class C4(nn.Module):
 
 
 class Res5(nn.Sequential):
-    """The last stage on each region, [R, 1024, 14, 14] to [R, 2048, 7, 7], then the BatchNorm that MoCo adds to it."""
+    """The last stage of a ResNet for regions, [R, 1024, 14, 14] to [R, 2048, 7, 7], and MoCo's extra BatchNorm."""
 
     def __init__(self, network: Any, norm: bool):
         super().__init__(network.layer4, *([nn.BatchNorm2d(network.num_features)] if norm else []))
-
-
-class Res5Heads(RoIHeads):
-    """torchvision's heads, but in training the masks take the features that the boxes have computed, as Detectron2's.
-
-    So the last stage sees each region once, and its BatchNorm all regions and not those with an object alone.
-    """
-
-    def forward(self, features, proposals, image_shapes, targets=None):
-        if not (self.training and self.has_mask()):
-            return super().forward(features, proposals, image_shapes, targets)
-        proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
-        res5, *pool = self.box_head
-        regions_RFhw = res5(self.box_roi_pool(features, proposals, image_shapes))
-        logits_RC, deltas_R4C = self.box_predictor(nn.Sequential(*pool)(regions_RFhw))
-        loss_class, loss_box = fastrcnn_loss(logits_RC, deltas_R4C, labels, regression)
-
-        shown = [label > 0 for label in labels]
-        mask_logits = self.mask_predictor(regions_RFhw[torch.cat(shown)])
-        loss_mask = maskrcnn_loss(
-            mask_logits,
-            [boxes[s] for boxes, s in zip(proposals, shown, strict=True)],
-            [target["masks"] for target in targets],
-            [target["labels"] for target in targets],
-            [match[s] for match, s in zip(matched, shown, strict=True)],
-        )
-        return [], {"loss_classifier": loss_class, "loss_box_reg": loss_box, "loss_mask": loss_mask}
 
 
 def _c4(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
     if not (hasattr(network, "layer4") and hasattr(network, "conv1")):
         raise UserError(f"model.neck c4 is for ResNets, and the backbone is a {type(network).__name__}: take fpn.")
     body, res5 = C4(network), Res5(network, norm)
-    sizes, ratios = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
-    pool = {"featmap_names": ["0"], "output_size": 14, "sampling_ratio": 0}
-    parts: dict[str, Any] = {
-        "rpn_anchor_generator": AnchorGenerator((sizes,), (ratios,)),
-        "rpn_pre_nms_top_n_train": 12000,  # Detectron2's, for the one level
-        "rpn_pre_nms_top_n_test": 6000,
-        "box_roi_pool": MultiScaleRoIAlign(**pool),
-        "box_head": nn.Sequential(res5, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        "box_predictor": FastRCNNPredictor(network.num_features, classes + 1),
-    }
-    if masks:
-        parts |= {
-            "mask_roi_pool": MultiScaleRoIAlign(**pool),
-            "mask_head": res5,
-            "mask_predictor": MaskRCNNPredictor(network.num_features, width, classes + 1),
-        }
-    return body, parts
+    anchors = Anchors((SIZES,), (RATIOS,))
+    head = ProposalHead(body.out_channels, len(SIZES) * len(RATIOS))
+    pool = RegionAlign({"0": 16}, size=14)  # torchvision calls a single map "0"
+    boxes = (
+        pool,
+        nn.Sequential(res5, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        BoxPredictor(network.num_features, classes + 1),
+    )
+    shapes = (pool, res5, MaskPredictor(network.num_features, width, classes + 1)) if masks else ()
+    return body, proposals_of(anchors, head, (12000, 6000), (2000, 1000)), heads_of(Res5Heads, boxes, shapes)
 
 
 # ---- pyramids -------------------------------------------------------------------------------------------------------
 
 
 class Pyramid(nn.Module):
-    """Maps of the network, each scaled to its level's stride, and joined: [B, 3, H, W] to five [B, width, H', W'].
+    """Feature pyramid: [B, 3, H, W] to five maps [B, width, H', W'] of strides 4 to 64.
 
     Args:
-        network: the backbone.
-        indices: which of its intermediate maps, one a level.
-        scale: one module a level.
-        join: maps by level to the pyramid.
-        width: its channels.
+        network: Backbone.
+        indices: Number of the intermediate map of each level.
+        scale: Module that brings the map of each level to the level's stride.
+        join: Module from the scaled maps to the pyramid.
+        width: Channels of the pyramid.
     """
 
     def __init__(self, network: Any, indices: list[int], scale: list[nn.Module], join: nn.Module, width: int):
@@ -183,7 +176,7 @@ class Pyramid(nn.Module):
 
 
 def levels_of(network: Any, images: Tensor, indices: list[int], scale: nn.ModuleList) -> OrderedDict[str, Tensor]:
-    """Intermediate maps of the network, ``indices[n]`` scaled by ``scale[n]``, by the level's number."""
+    """Intermediate maps of the network by level: map ``indices[n]`` scaled by ``scale[n]`` is level ``n``."""
     maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
     by_index = dict(zip(sorted(set(indices)), maps, strict=True))
     levels = [module(by_index[index]) for module, index in zip(scale, indices, strict=True)]
@@ -191,7 +184,7 @@ def levels_of(network: Any, images: Tensor, indices: list[int], scale: nn.Module
 
 
 class Top(nn.Module):
-    """Adds the fifth level, every second position of the fourth, to maps that need no joining."""
+    """Add a fifth level, every second position of the fourth, to maps that need no other change."""
 
     def forward(self, levels: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         maps, names = LastLevelMaxPool()(list(levels.values()), list(levels.values()), list(levels))
@@ -201,26 +194,30 @@ class Top(nn.Module):
 def four_levels(
     network: Any, norm: type[nn.Module], depths: tuple[int, ...] = EVEN
 ) -> tuple[list[int], list[nn.Module], list[int]]:
-    """Which maps of the network become the levels of strides 4 to 32, what scales each, and their channels.
+    """Maps of a network for the levels of strides 4 to 32; weights that they do not depend on are frozen.
 
     Args:
-        network: of four stages, or a ViT; what of a ViT makes no map is frozen.
-        norm: between two deconvolutions of a ViT's map.
-        depths: blocks of a ViT whose outputs become the levels, in twelfths of its depth.
+        network: Network of four stages, or a ViT.
+        norm: Normalisation between two deconvolutions of a ViT's map.
+        depths: Blocks of a ViT whose outputs become the levels, in twelfths of its depth.
+
+    Returns:
+        Number of the map, module that scales it, and channels, of each level.
 
     Raises:
-        UserError: the network is neither.
+        UserError: The network is neither.
     """
     if is_vit(network):
         depth, dim = len(network.blocks), network.embed_dim
         indices = [depth * twelfths // 12 - 1 for twelfths in depths]
         scale = [rescale(dim, patch_side(network) / stride, norm) for stride in STRIDES]
-        _freeze_unused(network)
+        freeze_unused(network, indices)
         return indices, scale, [dim] * 4
     if hasattr(network, "forward_intermediates") and has_stages(network):
         last = len(network.feature_info)
-        channels = [stage["num_chs"] for stage in network.feature_info[-4:]]
-        return list(range(last - 4, last)), [nn.Identity() for _ in STRIDES], channels
+        indices, channels = list(range(last - 4, last)), [stage["num_chs"] for stage in network.feature_info[-4:]]
+        freeze_unused(network, indices)
+        return indices, [nn.Identity() for _ in STRIDES], channels
     raise UserError(f"a pyramid (fpn) needs four stages or a ViT, and the backbone is a {type(network).__name__}.")
 
 
@@ -228,18 +225,12 @@ def _fpn(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Par
     indices, scale, channels = four_levels(network, nn.BatchNorm2d if norm else nn.Identity, UNEVEN)
     norm_layer = nn.BatchNorm2d if norm and not is_vit(network) else None  # FLSL's code has none in a ViT's pyramid
     join = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer=norm_layer)
-    parts: dict[str, Any] = {
-        "box_head": TwoMLPHead(width * 7 * 7, 4 * width),
-        "box_predictor": FastRCNNPredictor(4 * width, classes + 1),
-    }
-    if masks:
-        parts["mask_head"] = MaskRCNNHeads(width, [width] * 4, 1)
-        parts["mask_predictor"] = MaskRCNNPredictor(width, width, classes + 1)
-    return Pyramid(network, indices, scale, join, width), parts
+    body = Pyramid(network, indices, scale, join, width)
+    return body, *_pyramid_heads(TwoMLPHead(width * 7 * 7, 4 * width), classes, masks, width)
 
 
 def _simple(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Parts:
-    """ViTDet's pyramid and heads: LayerNorm in all of them, two convolutions before proposals, four before boxes."""
+    """Pyramid and heads of ViTDet: LayerNorm everywhere, two convolutions before proposals, four before boxes."""
     if not is_vit(network):
         raise UserError(
             f"model.neck simple is for ViTs, and the backbone is a {type(network).__name__}: take fpn or c4."
@@ -252,26 +243,62 @@ def _simple(network: Any, classes: int, masks: bool, width: int, norm: bool) -> 
         lateral = [nn.Conv2d(into, width, 1, bias=False), LayerNorm2d(width)]
         smooth = [nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width)]
         scale.append(nn.Sequential(resized, *lateral, *smooth))
-    _freeze_unused(network)
-    parts: dict[str, Any] = {
-        "rpn_head": RPNHead(width, 3, conv_depth=2),
-        "box_head": FastRCNNConvFCHead((width, 7, 7), [width] * 4, [4 * width], norm_layer=LayerNorm2d),
-        "box_predictor": FastRCNNPredictor(4 * width, classes + 1),
-    }
+    indices = [len(network.blocks) - 1] * 4
+    freeze_unused(network, indices)
+    body = Pyramid(network, indices, scale, Top(), width)
+    box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [4 * width], norm_layer=LayerNorm2d)
+    return body, *_pyramid_heads(box_head, classes, masks, width, proposal_convolutions=2, norm_layer=LayerNorm2d)
+
+
+def _pyramid_heads(
+    box_head: nn.Module,
+    classes: int,
+    masks: bool,
+    width: int,
+    proposal_convolutions: int = 1,
+    norm_layer: type[nn.Module] | None = None,
+) -> tuple[Proposals, Heads]:
+    anchors = Anchors(tuple((size,) for size in SIZES), (RATIOS,) * len(SIZES))
+    head = ProposalHead(width, len(RATIOS), conv_depth=proposal_convolutions)
+    strides = {str(level): stride for level, stride in enumerate(STRIDES)}
+    xavier(box_head.modules())
+    boxes = (RegionAlign(strides, size=7), box_head, BoxPredictor(4 * width, classes + 1))
+    shapes: tuple[nn.Module, ...] = ()
     if masks:
-        parts["mask_head"] = MaskRCNNHeads(width, [width] * 4, 1, norm_layer=LayerNorm2d)
-        parts["mask_predictor"] = MaskRCNNPredictor(width, width, classes + 1)
-    return Pyramid(network, [len(network.blocks) - 1] * 4, scale, Top(), width), parts
+        convolutions = MaskRCNNHeads(width, [width] * 4, 1, norm_layer=norm_layer)  # MSRA
+        shapes = (RegionAlign(strides, size=14), convolutions, MaskPredictor(width, width, classes + 1))
+    return proposals_of(anchors, head, (2000, 1000), (1000, 1000)), heads_of(Heads, boxes, shapes)
+
+
+def freeze_unused(network: Any, indices: list[int]) -> None:
+    """Freeze the weights that intermediate maps do not depend on, such as a last normalisation; in place.
+
+    Training on several processes needs a gradient of every trainable weight in every step.
+
+    Args:
+        network: Backbone that takes images of 64 x 64 px.
+        indices: Numbers of its intermediate maps.
+    """
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    training = network.training
+    network.eval()  # BatchNorm's statistics stay
+    with torch.enable_grad():
+        images = weights[0].new_zeros(1, 3, 64, 64)
+        maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
+        gradients = torch.autograd.grad([one.sum() for one in maps], weights, allow_unused=True)
+    network.train(training)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.requires_grad_(gradient is not None)
 
 
 def rescale(dim: int, factor: float, norm: type[nn.Module], shrink: int = 1) -> nn.Module:
-    """[B, dim, H, W] to a map ``factor`` times as large: deconvolutions by 2, or maxima.
+    """Module from [B, dim, H, W] to a map ``factor`` times as large, by deconvolutions of stride 2 or max-pooling.
 
     Args:
-        dim: channels.
-        factor: 4, 2, 1, 1/2, ...
-        norm: between two deconvolutions.
-        shrink: each of them divides the channels by this.
+        dim: Channels.
+        factor: Power of 2: 4, 2, 1, 1/2, ...
+        norm: Normalisation between two deconvolutions.
+        shrink: Divisor of the channels in each deconvolution.
     """
     steps = round(math.log2(factor))
     if steps <= 0:
@@ -300,18 +327,10 @@ def patch_side(network: Any) -> int:
     """Side of a ViT's patches, px.
 
     Raises:
-        UserError: it is no power of 2, and so no stride of a pyramid's level.
+        UserError: It is no power of 2.
     """
     side = network.patch_embed.patch_size
     side = side if isinstance(side, int) else side[0]
     if side & (side - 1):
-        raise UserError(f"model.backbone: patches of {side} px give no pyramid; its strides are powers of 2.")
+        raise UserError(f"model.backbone: patches of {side} px give no pyramid, whose strides are powers of 2.")
     return side
-
-
-def _freeze_unused(network: Any) -> None:
-    """What follows the blocks is not used. Several processes wait for the gradient of every weight that trains."""
-    used = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.", "blocks.")
-    for name, parameter in network.named_parameters():
-        if not name.startswith(used):
-            parameter.requires_grad_(False)

@@ -1,19 +1,19 @@
-"""The memory bank: a first-in first-out queue of keys with their labels and data-set rows."""
+"""Memory bank: a first-in first-out queue of keys with their labels and data-set rows."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Memory(nn.Module):
-    """FIFO memory of K keys.
+    """FIFO memory of K keys of D dimensions.
 
-    ``keys`` [fill, D], ``labels`` [fill] and ``index`` [fill] show only what has been filled. Contents are buffers and
-    position is extra state, so a checkpoint holds all of it. Nothing here is random or rank-dependent: ranks that
-    enqueue the same keys in the same order hold the same memory.
+    ``keys`` [fill, D], ``labels`` [fill] and ``index`` [fill] show the filled slots only. The contents are buffers and
+    the position is extra state, so a checkpoint holds both. Ranks that enqueue the same keys in the same order hold the
+    same memory.
 
     Args:
-        length: K.
-        dim: D.
+        length: Number of keys K.
+        dim: Dimension D of a key.
     """
 
     keys_KD: Tensor
@@ -23,7 +23,7 @@ class Memory(nn.Module):
     def __init__(self, length: int, dim: int):
         super().__init__()
         self.length = length
-        self.pointer = 0  # where the next key goes; plain integers, so that no step waits for the device
+        self.pointer = 0  # slot of the next key; plain integers, so that no step waits for the device
         self.fill = 0
         self.register_buffer("keys_KD", torch.zeros(length, dim))
         self.register_buffer("labels_K", torch.full((length,), -1))
@@ -31,7 +31,7 @@ class Memory(nn.Module):
 
     @property
     def keys(self) -> Tensor:
-        """[fill, D] keys, oldest not first: the order is that of the slots."""
+        """[fill, D] keys in the order of the slots."""
         return self.keys_KD[: self.fill]
 
     @property
@@ -46,9 +46,12 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor, index: Tensor) -> None:
-        """Overwrite the oldest entries with keys [B, D], labels [B] and index [B]; B need not divide K.
+        """Overwrite the oldest entries by a batch of any length; of a batch longer than K the last K keys stay.
 
-        Of a batch longer than the memory the last K stay.
+        Args:
+            keys: [B, D] keys, on the device of the memory.
+            labels: [B] labels, on the same device.
+            index: [B] data-set rows, on the same device.
         """
         start, count = self.pointer, len(keys)
         kept = min(count, self.length)
@@ -59,7 +62,7 @@ class Memory(nn.Module):
         self.fill = min(self.fill + count, self.length)
 
     def checksum(self) -> Tensor:
-        """int64 scalar of all bits and their slots: equal memories have equal ones."""
+        """int64 scalar that is equal for equal memories, computed from all bits and their slots."""
         slots = torch.arange(1, self.length + 1, device=self.keys_KD.device)
         bits_K = sum(
             rows.view(self.length, -1).view(torch.int16).sum(1, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""BatchNorm of keys over several processes: by shuffled images, or by common statistics. No gradient passes either."""
+"""BatchNorm of the key encoder over several processes: shuffled images, or common statistics. Both without gradient."""
 
 from collections.abc import Callable
 
@@ -15,33 +15,34 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def across_processes(encode: Encode, images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Encode the images of all processes, each process a random part of them; give each its own back.
+    """Encode a random part of the images of all processes in each process, and return the rows of its own images.
 
-    MoCo (He et al., CVPR 2020), section 3.3, "Shuffling BN": a query and its key are normalised in different company.
+    MoCo (He et al., CVPR 2020), section 3.3, "Shuffling BN": BatchNorm normalises a query and its key in different
+    batches.
 
     Args:
-        encode: [B, 3, H, W] to two tensors of B rows.
+        encode: Function from [B, 3, H, W] to two tensors of B rows.
         images: [B, 3, H, W], the same B in every process.
-        seed: of the order, the same in every process.
+        seed: Seed of the order, the same in every process.
 
     Returns:
-        What ``encode`` gives, for ``images``, in their order.
+        The two outputs of ``encode`` for ``images``, in their order.
     """
     if not is_distributed():
         return encode(images)
     rank, world = dist.get_rank(), dist.get_world_size()
     (images,) = gather_rows(images)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    mine = order.chunk(world)[rank].to(images.device)
+    mine, own = order.chunk(world)[rank], order.argsort().chunk(world)[rank]  # own: where this process's images went
+    mine, own = (rows.to(images.device, non_blocking=True) for rows in (mine, own))
     first, second = gather_rows(*encode(images[mine]))
-    own = order.argsort().chunk(world)[rank].to(images.device)  # where this process's images went
     return first[own], second[own]
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose batch is that of all processes, for networks that take no gradient.
+    """BatchNorm2d with the statistics of the batches of all processes, without gradient.
 
-    torch's SyncBatchNorm, which has one, runs on GPUs only. Statistics meet in float64.
+    Unlike torch's SyncBatchNorm it runs on CPUs too. The statistics are averaged in float64.
     """
 
     running_mean: Tensor
@@ -53,7 +54,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x_BCHW)
         x = x_BCHW if x_BCHW.dtype == torch.float64 else x_BCHW.float()
         variance_C, mean_C = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        moments_2C = torch.stack([mean_C, variance_C + mean_C**2]).double()  # of equal parts: their mean is the whole's
+        moments_2C = torch.stack([mean_C, variance_C + mean_C**2]).double()  # equal parts: average them
         dist.all_reduce(moments_2C)
         mean_C, square_C = moments_2C / dist.get_world_size()
         variance_C = square_C - mean_C**2
@@ -66,10 +67,10 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Make every BatchNorm2d of a network synchronised, in place; names and values of its state stay.
+    """Replace every BatchNorm2d of a network by a synchronised one, in place; its state dict keeps names and values.
 
     Raises:
-        UserError: the network has another kind of BatchNorm.
+        UserError: The network has another kind of BatchNorm.
     """
     for name, module in list(network.named_modules()):
         if type(module) is nn.BatchNorm2d:
@@ -78,4 +79,4 @@ def synchronise_batch_norm(network: nn.Module) -> None:
             network.set_submodule(name, synchronised.requires_grad_(False))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             kind = type(module).__name__
-            raise UserError(f"model.keys_batch_norm synchronised knows BatchNorm2d, not {kind} ({name}); shuffle them.")
+            raise UserError(f"model.keys_batch_norm synchronised needs BatchNorm2d, not {kind} ({name}): set shuffled.")

@@ -64,7 +64,8 @@ def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, pat
     from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
     columns = max(len(line) for line in lines)
-    figure = Figure(figsize=(1.25 * columns + 0.3, 1.55 * len(lines) + 0.5), dpi=120, layout="constrained")
+    height = 1.55 * len(lines) + 0.3 + 0.2 * len(title.splitlines())
+    figure = Figure(figsize=(1.25 * columns + 0.3, height), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):
         for place, (axis, (image, name, colour)) in enumerate(zip(axes, line, strict=True)):

@@ -41,6 +41,13 @@ def label(method: str, variant: str | None) -> str:
     return variant if variant != variant.lower() else f"{method}/{variant}"
 
 
+def public_label(name: str, pretrained: bool, weights: str | None = None, whose: str | None = None) -> str:
+    """``timm/resnet50``, ``timm/resnet50 (moco_v2.pth.tar)``, ``timm/resnet50 (random weights)``."""
+    if weights:
+        return f"timm/{name} ({Path(weights).name}{f', {whose}' if whose else ''})"
+    return f"timm/{name}" + ("" if pretrained else " (random weights)")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One finished run.
@@ -85,8 +92,8 @@ class RunFolder:
     def method(self) -> str:
         """Name in tables: the label, with a mark if untrained; the timm name of a public network."""
         if self.results["method"] == "Frozen":
-            weights = "" if self.config.get("model.backbone.pretrained") else " (random weights)"
-            return f"timm/{self.config.get('model.backbone.name')}{weights}"
+            keys = ("name", "pretrained", "weights", "weights_of")
+            return public_label(*(self.config.get(f"model.backbone.{key}") for key in keys))  # type: ignore[arg-type]
         name = label(self.results["method"], self.results.get("variant"))
         known = "epochs" in self.results or self.results.get("ckpt_path")
         return name if known else f"{name} (untrained)"

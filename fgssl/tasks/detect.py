@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation: a trained backbone fine-tuned in a detector."""
+"""Object detection and instance segmentation: fine-tuning of a trained backbone in a detector."""
 
 from typing import Any
 
@@ -16,30 +16,31 @@ from fgssl.tasks.downstream import Downstream, Whose
 
 
 class Detect(Downstream):
-    """Faster or Mask R-CNN, all weights trained, on top of a method's checkpoint or any timm network (MLS; FLSL).
+    """Faster R-CNN or Mask R-CNN on a method's checkpoint or any timm network, all weights trained (MLS, FLSL).
 
-    ``batch`` is a ``DetectionBatch``: whole images of their own sizes, and their objects.
+    ``batch`` is a ``DetectionBatch``: whole images of different sizes and their objects.
 
     Args:
-        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
-        init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
+        backbone: Network; with ``init_from`` the one that the checkpoint was trained with.
+        init_from: Checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
+        init_network: Network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
             follows the student step by step, else the student.
-        neck: ``c4`` (ResNets), ``fpn`` or ``simple`` (ViTs), see ``nn/detectors.py``.
-        masks: Mask R-CNN; the data set has to have outlines.
-        freeze_bn: keep the backbone's BatchNorm as it is, scale and shift too, and add none (torchvision's and
-            Detectron2's default, right for small batches). false trains it, as MoCo and MLS do over all processes:
-            with ``trainer.sync_batchnorm: true``.
-        sizes: shorter side of an image, px: in training one of them at random, in evaluation the last.
-        long_side: the longer side is never larger, px.
-        width: channels of a pyramid's levels and of the heads' convolutions; lower for small machines.
-        num_fine: C; the data set's where the command line builds both.
-        optim: optimiser and schedule.
+        neck: Layers between network and heads. ``c4``: last stage of a ResNet on each region; ``fpn``: feature pyramid
+            of a network of four stages or a ViT; ``simple``: pyramid from the last map of a ViT (ViTDet).
+        masks: Mask R-CNN, for data with outlines; false: Faster R-CNN.
+        freeze_bn: Keep the statistics, scale and shift of the backbone's BatchNorm and add no BatchNorm (default of
+            torchvision and Detectron2, for small batches). false: train BatchNorm, as MoCo and MLS do over all
+            processes with ``trainer.sync_batchnorm: true``.
+        sizes: Shorter side of an image, px: one of them at random in training, the last in evaluation.
+        long_side: Largest length of the longer side, px.
+        width: Channels of the pyramid's levels and of the heads' convolutions.
+        num_fine: Number of classes C; on the command line it comes from the data set.
+        optim: Optimiser and schedule.
     """
 
     data_module = DetectionData
     default_views = None
-    embeds = False  # boxes, and no features of images
+    embeds = False  # a detector has no feature of a whole image
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Detect(Downstream):
     ):
         super().__init__(init_from, init_network, **base)
         if not sizes:
-            raise UserError("model.sizes is empty: give the shorter side of an image, px, one or several.")
+            raise UserError("model.sizes is empty: give one or several lengths of the shorter side of an image, px.")
         at_least(32, **{"model.sizes": min(sizes), "model.long_side": long_side})
         at_least(1, **{"model.width": width})
         self.masks, self.freeze_bn = masks, freeze_bn
@@ -70,7 +71,10 @@ class Detect(Downstream):
         self.train()  # Lightning leaves modules in the mode that it finds them in
 
     def step(self, batch: DetectionBatch) -> StepResult:  # type: ignore[override]
-        losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
+        targets = batch.targets
+        if not self.masks:  # or torchvision's detectors would resize them for nothing
+            targets = [{name: target[name] for name in ("boxes", "labels")} for target in targets]
+        losses: dict[str, Tensor] = self.detector(batch.images, targets)
         return StepResult(sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})  # type: ignore[arg-type]
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
@@ -95,7 +99,7 @@ class Detect(Downstream):
         super().setup(stage)
         trainer: Any = self.trainer
         if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
-            raise UserError(f"model.masks: {trainer.datamodule.dataset.name} has boxes alone. Set it false.")
+            raise UserError(f"model.masks: {trainer.datamodule.dataset.name} has boxes only. Set it to false.")
 
     def on_fit_start(self) -> None:
         self._check_batch_norm()
@@ -105,8 +109,8 @@ class Detect(Downstream):
         alone = self.trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
         if alone and not self.freeze_bn:
             rank_zero_warn(
-                "BatchNorm trains on the few images of each process alone. MoCo synchronises it: "
-                "--trainer.sync_batchnorm true (GPUs), or keep it as it is: --model.freeze_bn true."
+                "BatchNorm computes its statistics from the few images of each process. Synchronise it as MoCo does "
+                "(--trainer.sync_batchnorm true, GPUs only) or freeze it (--model.freeze_bn true)."
             )
 
 

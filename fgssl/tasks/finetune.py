@@ -1,4 +1,4 @@
-"""Fine-tuning: a trained backbone and a linear classifier, all weights, on labels."""
+"""Fine-tuning of a trained backbone and a linear classifier on labels."""
 
 from typing import Any
 
@@ -16,19 +16,21 @@ from fgssl.tasks.downstream import Downstream, Whose
 
 
 class Finetune(Downstream):
-    """A classifier trained on top of a method's checkpoint or any timm network (MLS, Table 5).
+    """Classifier on top of a method's checkpoint or any timm network, all weights trained (MLS, Table 5).
 
-    One view an image: ``batch.views = [view]``. Cross-entropy of the fine label; binary cross-entropy of each class
-    where the data set has several labels an image (VOC2007). Shapes: B batch, F feature, C classes.
+    One view per image: ``batch.views = [view]``. The loss is the cross-entropy of the fine label, or the binary
+    cross-entropy of each class for data with several labels per image (VOC2007).
+
+    Shapes: B batch, F feature, C classes.
 
     Args:
-        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
-        init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
+        backbone: Network; with ``init_from`` the one that the checkpoint was trained with.
+        init_from: Checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
+        init_network: Network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
             follows the student step by step, else the student.
-        frozen: train the classifier alone; the backbone stays as it is, BatchNorm's statistics too.
-        num_fine: C; the data set's where the command line builds both.
-        optim: optimiser and schedule.
+        frozen: Train the classifier only; the backbone keeps its weights and BatchNorm statistics.
+        num_fine: Number of classes C; on the command line it comes from the data set.
+        optim: Optimiser and schedule.
     """
 
     default_views = {"class_path": "SingleView"}
@@ -51,7 +53,7 @@ class Finetune(Downstream):
         self.backbone = self.start_of(backbone).build()
         self.backbone.requires_grad_(not frozen)
         self.classifier = nn.Linear(self.backbone.num_features, num_fine)
-        self.register_buffer("targets", None, persistent=False)  # [N, C] of the data set's rows, in ``setup``
+        self.register_buffer("targets", None, persistent=False)  # [N, C] labels of the rows, set in ``setup``
         self.train()  # Lightning leaves modules in the mode that it finds them in
 
     def embed(self, images: Tensor) -> Tensor:
@@ -91,9 +93,9 @@ class Finetune(Downstream):
             return
         name, seen = type(self).__name__, set(parts.index.fine[parts.train])
         if min(seen) < 0:
-            raise UserError(f"model {name} needs a label of each training image, and {parts.index.name} has not all.")
+            raise UserError(f"model {name} needs a label of each training image, and {parts.index.name} lacks some.")
         if stage == "fit" and not seen >= set(parts.index.fine[parts.test]):
             raise UserError(
-                f"model {name}: the test part has classes that no training image shows, and a classifier cannot name "
-                f"them. Choose a data.protocol.split with the same classes in both (it is {parts.protocol.split})."
+                f"model {name}: the test part has classes without a training image, which a classifier cannot "
+                f"predict. Choose a data.protocol.split with the same classes in both (now {parts.protocol.split})."
             )

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a trained backbone fine-tuned with a head that gives each pixel a class."""
+"""Semantic segmentation: fine-tuning of a trained backbone with a head that classifies each pixel."""
 
 from typing import Any
 
@@ -19,18 +19,19 @@ from fgssl.tasks.downstream import Downstream, Whose
 class Segment(Downstream):
     """Semantic FPN or a linear head on top of a method's checkpoint or any timm network (FLSL, Table 10).
 
-    ``batch`` is a ``SegmentationBatch``. Cross-entropy of each pixel that has a class. Shapes: B batch, C classes.
+    ``batch`` is a ``SegmentationBatch``. The loss is the cross-entropy, mean over the pixels that have a class. Shapes:
+    B batch, C classes.
 
     Args:
         backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
         init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
         init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
             follows the student step by step, else the student.
-        head: ``linear`` or ``fpn``, see ``nn/segmenters.py``.
-        frozen: train the head alone; the backbone stays as it is, BatchNorm's statistics too.
-        width: channels of the pyramid's levels; lower for small machines.
-        num_fine: C; the data set's where the command line builds both.
-        optim: optimiser and schedule.
+        head: ``fpn`` (Semantic FPN) or ``linear`` (a 1x1 convolution on the last map).
+        frozen: train the head alone; the backbone and its BatchNorm statistics do not change.
+        width: channels of the pyramid's levels.
+        num_fine: number of classes C; set from the data set on the command line.
+        optim: optimiser and learning rate schedule.
     """
 
     data_module = SegmentationData
@@ -71,7 +72,7 @@ class Segment(Downstream):
     predict_step = validation_step  # type: ignore[assignment]
 
     def classes_of(self, image: Tensor, size: torch.Size) -> Tensor:
-        """[3, H, W] to the class of each pixel, [height, width] int64 of ``size``."""
+        """Classes of the pixels of an image [3, H, W], int64 of ``size`` (height, width)."""
         scores_1CHW = class_scores(self.backbone, self.head, image[None])
         return F.interpolate(scores_1CHW, size, mode="bilinear", align_corners=False)[0].argmax(0)
 

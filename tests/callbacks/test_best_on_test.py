@@ -73,6 +73,13 @@ def test_last_epoch_is_measured_whatever_the_interval():
     assert best.best["recall@1"] == (each.recall[-1], 2)
 
 
+@pytest.mark.parametrize("limit", [2, 0.1])
+def test_limited_test_is_measured_on_the_same_rows(limit):
+    trainer, method = train(BestOnTest(), epochs=1, limit_test_batches=limit)
+    (metrics,) = trainer.test(method, digits(), verbose=False)
+    assert metrics["test/best_epoch_recall@1"] == metrics["test/recall@1"]
+
+
 def test_best_epoch_survives_a_resume(tmp_path):
     best = BestOnTest()
     train(best, ModelCheckpoint(tmp_path, filename="kept"), enable_checkpointing=True)

@@ -24,7 +24,7 @@ def metrics(runs: Path, name: str) -> dict:
     return results["metrics"]
 
 
-def test_of_the_teacher_and_the_student_of_a_checkpoint(root, tmp_path, capsys):
+def test_davis_of_teacher_and_student_of_a_checkpoint(root, tmp_path, capsys):
     assert main([*arguments("flsl", tmp_path, "run"), "--trainer.max_steps", "2"]) == 0
     checkpoint = ("--ckpt_path", str(tmp_path / "flsl" / "run"), "--run.root", str(tmp_path))
     assert main(["davis", *checkpoint, "--root", str(root), *SMALL]) == 0
@@ -38,14 +38,14 @@ def test_of_the_teacher_and_the_student_of_a_checkpoint(root, tmp_path, capsys):
     assert "davis2017" in capsys.readouterr().out
 
 
-def test_of_a_public_network(root, tmp_path):
+def test_davis_of_a_public_network(root, tmp_path):
     flags = ["davis", "--model", "timm/test_resnet", "--pretrained", "false", "--run.root", str(tmp_path)]
     assert main([*flags, "--root", str(root), *SMALL, "--save", str(tmp_path / "masks")]) == 0
     assert 0 <= metrics(tmp_path, "test_resnet_random")["test/j_mean"] <= 1
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 12
 
 
-def test_faults_are_said_at_once(root, tmp_path, capsys):
+def test_davis_refuses_missing_network_and_missing_data(root, tmp_path, capsys):
     assert main(["davis", "--root", str(root)]) == 2
     assert "--ckpt_path RUN or --model timm/NAME" in capsys.readouterr().err
     assert main(["davis", "--model", "timm/resnet18", "--root", str(tmp_path)]) == 2

@@ -68,7 +68,7 @@ def test_a_public_network_stands_in_the_same_table(run, capsys):
     flags = ["--run.root", str(run.parents[1]), "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0"]
     flags += ["--data.eval_size", "32", "--data.eval_resize", "32", "--retrieval.grid", "0", *QUIET]
     assert main(["embed", "--model", "timm/resnet18", "--pretrained", "false", "--data", "digits", *flags]) == 0
-    folder = run.parents[1] / "embed" / "resnet18_digits"
+    folder = run.parents[1] / "embed" / "resnet18_random_digits"
     assert read_embeddings(folder).embedding.shape == (450, 512)
     import timm
     import yaml
@@ -85,7 +85,7 @@ def test_a_public_network_stands_in_the_same_table(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "embed what?"),
+        ([], "no network is named"),
         (["--model", "resnet18", "--data", "digits"], "not of the form timm/NAME"),
         (["--model", "timm/resnet81", "--data", "digits", "--pretrained", "false"], "Did you mean 'resnet18'?"),
         (["--model", "timm/resnet18", "--data", "digitts"], "Did you mean 'digits'?"),

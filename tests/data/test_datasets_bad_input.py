@@ -80,7 +80,7 @@ def test_unknown_class_id(tmp_path):
 def test_duplicate_id(tmp_path):
     trees.make_cub(tmp_path)
     replace_line(tmp_path / "images.txt", 1, "1 001.Laysan_Albatross/other.jpg")
-    with pytest.raises(UserError, match="images.txt: id 1 stands there twice"):
+    with pytest.raises(UserError, match="images.txt: id 1 occurs twice"):
         ALL["cub"](str(tmp_path), partial=True).index()
 
 

@@ -21,7 +21,7 @@ def coordinates(width: int, height: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (1280, 960)])
 @pytest.mark.parametrize("teachers", [1, 2])
 def test_student_view_is_a_part_of_the_teacher_view(size, teachers):
-    """The student's part, cut out of the teacher's finished view, is the student's view."""
+    """The student's box, cut out of the teacher's finished view, is the student's view; the box lies in the image."""
     views = NestedCrops(224, local_size=96, local_crops=2, teacher_views=teachers)
     image_3HW = coordinates(*size)
     for numbers in views.numbers(0, np.arange(COUNT)):
@@ -31,12 +31,22 @@ def test_student_view_is_a_part_of_the_teacher_view(size, teachers):
             if crop.inside is None:
                 continue
             x0, y0, x1, y1 = boxes[crop.inside]
-            sx, sy = 224 / (x1 - x0), 224 / (y1 - y0)
-            left, right = sorted(round((x - x0) * sx) for x in box[0::2])
-            top, bottom = sorted(round((y - y0) * sy) for y in box[1::2])
+            left, right = (round((x - x0) * 224 / (x1 - x0)) for x in box[0::2])
+            top, bottom = (round((y - y0) * 224 / (y1 - y0)) for y in box[1::2])
             part = cut[crop.inside][None, :, top:bottom, left:right]
             wanted = F.interpolate(part, size=(crop.size, crop.size), mode="bicubic", antialias=True)[0]
             assert (view.int() - wanted.int()).abs().max() <= 3
+
+
+def test_student_view_has_the_resolution_of_the_teacher_view():
+    """Cut out of the resized view (main_flsl.py:714-719): stripes that the teacher view cannot show are gone."""
+    stripes = torch.zeros(3, 300, 300, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    views = NestedCrops(64, local_size=48, local_crops=2)
+    for numbers in views.numbers(0, np.arange(5)):
+        teacher, *students = views.cut(stripes, views.boxes((300, 300), numbers), numbers)
+        for view in (teacher, *students):
+            assert (view[:, 4:-4, 4:-4].int() - 127).abs().max() <= 8
 
 
 def test_all_teacher_views_of_an_image_show_one_place():

@@ -74,7 +74,6 @@ def batches(dataset, **options) -> list:
     data = DetectionData(dataset, batch_size=2, num_workers=0, **options)
     with pytest.warns(UserWarning, match="published"):
         loader = data.train_loader(epoch=0)
-    loader.dataset.masks = dataset.name == "coco_instances"
     return [(loader.dataset.index, batch) for batch in loader]
 
 
@@ -88,6 +87,7 @@ def test_a_batch_shows_boxes_and_masks_on_the_flipped_image(dataset, flip):
             assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
             for number, (box, label) in enumerate(zip(target["boxes"], target["labels"], strict=True)):
                 assert shows(image, box, index.fine_names[label - 1])
+                assert ("masks" in target) == (dataset.name == "coco_instances")
                 if "masks" in target:
                     x0, y0, x1, y1 = (int(side) for side in box)
                     assert target["masks"][number].sum() == (x1 - x0) * (y1 - y0)
@@ -155,7 +155,7 @@ def test_missing_and_broken_coco_files_are_named(tmp_path):
 def test_broken_outlines_are_named(tmp_path):
     change(trees.make_coco_instances(tmp_path), segmentation={"size": [3]})
     index = read(ALL["coco_instances"](str(tmp_path), partial=True))
-    with pytest.raises(UserError, match=r"000000.jpg: an object's outline"):
+    with pytest.raises(UserError, match=r"000000.jpg: the outline"):
         training_target(index, 0, masks=True)
 
 
@@ -184,7 +184,7 @@ def test_mistakes_in_voc_annotations_are_named(old, new, said, tmp_path):
 def test_an_image_of_another_size_than_its_annotation_is_named(tmp_path):
     dataset = ALL["voc0712"](str(trees.make_voc0712(tmp_path)), partial=True)
     trees.write_image(tmp_path / "VOC2007/JPEGImages/000001.jpg", size=(50, 32))
-    with pytest.raises(UserError, match=r"000001.jpg is of 50 x 32 px and its annotation of 40 x 32"):
+    with pytest.raises(UserError, match=r"000001.jpg has 50 x 32 px and its annotation 40 x 32"):
         batches(dataset)
 
 

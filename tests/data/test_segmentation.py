@@ -111,7 +111,10 @@ def test_a_missing_mask_or_image_is_named(root):
 
 @pytest.mark.parametrize(
     ("number", "line", "said"),
-    [(0, "Index\tName", "no columns Idx and Name"), (2, "5\t.1\t4\t4\t1\tblue", "line 3: class 2 is expected")],
+    [
+        (0, "Index\tName", "must name the columns Idx and Name"),
+        (2, "5\t.1\t4\t4\t1\tblue", "line 3: class 2 is expected"),
+    ],
 )
 def test_a_table_of_classes_of_another_form_is_named(number, line, said, root):
     lines = (root / "objectInfo150.txt").read_text().splitlines()
@@ -125,9 +128,9 @@ def test_a_table_of_classes_of_another_form_is_named(number, line, said, root):
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        (np.zeros((30, 40), np.uint8), "is of 40 x 30 px and its image of 40 x 32"),
-        (np.full((32, 40), 4, np.uint8), r"label 4, and the labels go from 0 \(none\) to 3"),
-        (np.zeros((32, 40, 3), np.uint8), "no mask: one channel of 8 bits is expected, this is an image of mode RGB"),
+        (np.zeros((30, 40), np.uint8), "has 40 x 30 px and its image 40 x 32"),
+        (np.full((32, 40), 4, np.uint8), r"label 4; labels are 0 \(no class\) to 3"),
+        (np.zeros((32, 40, 3), np.uint8), "no mask: one channel of 8 bits is expected, the image has mode RGB"),
         (None, "unreadable image"),
     ],
 )

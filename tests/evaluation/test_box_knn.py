@@ -25,7 +25,7 @@ def seen(view: EvalView, size: tuple[int, int]) -> torch.Tensor:
     return torch.tensor(view.boxes(size, view.numbers(0, np.array([-1]))[0]))
 
 
-def test_golden_patches_of_the_shorter_side_resized_and_cropped():
+def test_box_patches_of_a_cropped_image_are_golden():
     golden = GOLDEN["patch_ids"]
     largest, expected = golden["aspect_preserving"]
     part = seen(EvalView(224, 256), (golden["W"], golden["H"]))
@@ -68,12 +68,12 @@ def test_patches_of_random_boxes_are_those_of_the_released_code():
         assert found.tolist() == [centre_patches_of_the_code(width, height, (x0, y0, x1, y1))]
 
 
-def test_the_whole_image_squeezed():
+def test_box_patches_of_a_squeezed_image_cover_the_box():
     box, part = torch.tensor([[0, 0, 90, 30]]), seen(EvalView(96), (90, 30))
     assert box_patches(box, part, (3, 3)).tolist() == [list(range(9))]
 
 
-def test_golden_votes():
+def test_box_knn_votes_are_golden():
     golden = GOLDEN["knn"]
     train, test = (torch.tensor(golden[part], dtype=torch.float64) for part in ("train", "test"))
     train_labels, test_labels = torch.tensor(golden["train_labels"]), torch.tensor(golden["test_labels"])
@@ -89,7 +89,7 @@ def test_golden_votes():
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 20, 100])
-def test_a_bank_in_parts_is_one_bank(at_once):
+def test_nearest_in_parts_equals_one_search(at_once):
     """Each row of the bank is there twice, so that ties are between parts; a part may have fewer rows than k."""
     generator = torch.Generator().manual_seed(0)
     queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator).repeat(2, 1)
@@ -97,7 +97,7 @@ def test_a_bank_in_parts_is_one_bank(at_once):
         assert ours.equal(whole)
 
 
-def test_a_process_without_a_share_has_nothing_right():
+def test_box_knn_right_is_empty_without_test_images():
     nothing, bank = torch.zeros(0, 9, 4), torch.ones(2, 9, 4)
     right = box_knn_right(nothing, torch.zeros(0), bank, torch.zeros(2), k=1, temperature=0.07)
     assert right.tolist() == []
@@ -122,7 +122,7 @@ def cub(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("network", "options"), [("vit_tiny_patch16_224", VIT), ("resnet18", RESNET)])
-def test_of_a_network_that_was_not_trained(cub, tmp_path, network, options, capsys):
+def test_box_knn_of_an_untrained_network(cub, tmp_path, network, options, capsys):
     config = Path(__file__).parents[2] / "experiments" / "maskcon_cub.yaml"
     command = ["test", "--config", str(config), "--model", "Frozen", "--model.backbone.name", network]
     command += ["--model.backbone.options", options, "--model.backbone.pretrained", "false"]
@@ -142,7 +142,7 @@ def flsl(cub: Path, runs: Path, command: str, *flags: str) -> list[str]:
 
 
 @pytest.mark.ddp
-def test_of_a_checkpoint_and_on_several_processes(cub, tmp_path):
+def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
     """What training ends with, a test of its checkpoint gives on two processes, each of which asks for its share."""
     assert main(flsl(cub, tmp_path, "fit", "--trainer.max_epochs", "1", "--data.views.size", "32")) == 0
     fitted = tmp_path / "flsl_cub_small" / "run"
@@ -156,7 +156,7 @@ def test_of_a_checkpoint_and_on_several_processes(cub, tmp_path):
     assert top1(fitted.parent / "several") == top1(fitted)
 
 
-def test_imagenets_boxes_alone_are_looked_at(tmp_path, capsys):
+def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys):
     """Test images that are training images are found again. Images without a box, here of another class, do not count,
     neither as questions nor as answers."""
     root = trees.make_imagenet(tmp_path / "imagenet")
@@ -182,7 +182,7 @@ def test_imagenets_boxes_alone_are_looked_at(tmp_path, capsys):
     assert "none of the 9 test images of imagenet has a bounding box" in capsys.readouterr().err
 
 
-def test_a_copy_without_boxes_is_said_at_once(cub, tmp_path, capsys):
+def test_data_set_without_boxes_is_refused_before_the_run(cub, tmp_path, capsys):
     (tmp_path / "cub").mkdir()
     for entry in cub.iterdir():
         if entry.name != "bounding_boxes.txt":

@@ -59,7 +59,7 @@ def options(root: Path, **given) -> davis.Davis:
     return davis.Davis(str(root), **({"partial": True, "short_side": 32} | given))
 
 
-def test_golden_propagation():
+def test_propagate_is_golden():
     target_NF, sources_SNF = (torch.tensor(GOLDEN[key], dtype=torch.float64) for key in ("feat_target", "feat_sources"))
     labels_SKHW = torch.tensor(GOLDEN["segs"], dtype=torch.float64)
     sources = list(zip(sources_SNF.unflatten(1, (3, 3)), labels_SKHW.permute(0, 2, 3, 1), strict=True))
@@ -70,7 +70,7 @@ def test_golden_propagation():
 
 
 @pytest.mark.parametrize(("topk", "radius"), [(5, 2), (5, 0), (200, 1), (3, 12)])
-def test_row_by_row_is_the_whole_matrix_with_a_mask(topk, radius):
+def test_propagate_equals_the_masked_full_matrix(topk, radius):
     """Radius 0 and topk 200 leave fewer patches than may vote."""
     torch.manual_seed(0)
     sources, height, width = 3, 7, 9
@@ -90,14 +90,14 @@ def test_row_by_row_is_the_whole_matrix_with_a_mask(topk, radius):
     torch.testing.assert_close(found, expected.unflatten(0, (height, width)))
 
 
-def test_each_label_is_stretched_over_the_frame():
+def test_upsample_scales_each_label_to_0_1():
     weak, everywhere = torch.tensor([[0.1, 0.3]]), torch.ones(1, 2)
     found = davis.upsample(torch.stack([weak, everywhere], dim=-1), (2, 4))
     assert found[..., 0].tolist()[0] == pytest.approx([0, 0.25, 0.75, 1])
     assert (found[..., 1] == 1).all()
 
 
-def test_static_objects_are_kept_whole(tmp_path):
+def test_static_objects_score_1(tmp_path):
     root = make_davis(tmp_path, still=(0, 0))
     args = options(root)
     davis.check(args)
@@ -125,7 +125,7 @@ def test_moving_objects_are_followed_and_saved(tmp_path):
         davis.check(args)
 
 
-def test_without_previous_frames_and_out_of_reach_objects_are_lost(tmp_path):
+def test_objects_out_of_the_radius_are_lost(tmp_path):
     """Only the first frame as a source and one patch of radius: squares that move by 2 patches a frame are left."""
     root = make_davis(tmp_path, fast=(4, -4))
     near = options(root, radius=2)
@@ -135,7 +135,7 @@ def test_without_previous_frames_and_out_of_reach_objects_are_lost(tmp_path):
     assert next(follow) < 0.5
 
 
-def test_the_first_frame_stays_a_source(tmp_path):
+def test_first_frame_remains_a_source(tmp_path):
     """Hidden for a frame, the objects are in no previous frame of the one that follows."""
     root = make_davis(tmp_path, hidden=(0, 0))
     Image.new("RGB", (WIDTH, HEIGHT), tuple(COLOURS[0].tolist())).save(root / "JPEGImages/480p/hidden/00002.jpg")
@@ -144,7 +144,7 @@ def test_the_first_frame_stays_a_source(tmp_path):
     assert (found[3] == found[0]).all()
 
 
-def test_the_first_and_last_frames_do_not_count(tmp_path):
+def test_first_and_last_frame_are_not_scored(tmp_path):
     root = make_davis(tmp_path, still=(0, 0))
     blank(root / "Annotations/480p/still/00005.png")
     assert davis.evaluate(Colours(), options(root), fractions)["jf_mean"] == 1
@@ -159,7 +159,7 @@ def blank(path: Path) -> None:
 VIT = {"patch_size": 8, "img_size": 32, "depth": 1, "embed_dim": 12, "num_heads": 2}
 
 
-def test_of_a_vision_transformer(tmp_path):
+def test_davis_with_a_vision_transformer(tmp_path):
     torch.manual_seed(0)
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True, **VIT).eval()
     figures = davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), fractions)
@@ -167,13 +167,13 @@ def test_of_a_vision_transformer(tmp_path):
     assert figures["j_mean"] > 0.5  # nothing moves, and equal images have equal patches
 
 
-def test_a_network_of_one_size_is_said(tmp_path):
+def test_network_of_one_image_size_is_refused(tmp_path):
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT).eval()
     with pytest.raises(UserError, match="VisionTransformer takes no images of 32 x 64 px"):
         davis.evaluate(network, options(make_davis(tmp_path, still=(0, 0))), fractions)
 
 
-def test_a_network_that_gives_nan_is_said(tmp_path):
+def test_nan_features_are_refused(tmp_path):
     args = options(make_davis(tmp_path, still=(0, 0)))
     with pytest.raises(UserError, match="NaN or Inf for .*00000.jpg"):
         davis.evaluate(Colours(), args, lambda images: images * torch.nan)
@@ -184,7 +184,7 @@ def root(tmp_path) -> Path:
     return make_davis(tmp_path, one=(0, 0))
 
 
-def test_the_official_list_is_asked_for(root):
+def test_other_number_of_sequences_than_30_is_refused(root):
     args = options(root, partial=False)
     with pytest.raises(UserError, match="val.txt names 1 sequences instead of 30.*--partial"):
         davis.check(args)
@@ -236,7 +236,7 @@ def spoil_bytes(root):
         (spoil_bytes, "one/00002.jpg cannot be read"),
     ],
 )
-def test_a_fault_of_the_files_is_said_before_the_network_runs(root, spoil, said):
+def test_faulty_file_is_named_before_the_network_runs(root, spoil, said):
     spoil(root)
     with pytest.raises(UserError, match=said):
         davis.check(options(root))
@@ -260,11 +260,11 @@ def test_options_out_of_bounds_are_refused_by_name(given):
         ((480, 854), 14, (476, 826)),  # whole patches
     ],
 )
-def test_frames_are_resized_as_by_dinos_code(frame, patch, expected):
+def test_frame_size_is_that_of_dinos_code(frame, patch, expected):
     assert davis.frame_size(*frame, 480, patch) == expected
 
 
-def test_features_are_of_the_frame_in_dinos_size(tmp_path):
+def test_frames_are_resized_bilinearly_without_smoothing(tmp_path):
     """OpenCV's bilinear interpolation, which does not smooth: 4 columns of 128 become 2 of 64 between their centres."""
     columns = np.tile(np.array([0, 100, 40, 200], np.uint8), 64)
     Image.fromarray(np.repeat(np.tile(columns, (64, 1))[:, :, None], 3, axis=2)).save(tmp_path / "frame.png")

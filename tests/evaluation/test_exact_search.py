@@ -35,7 +35,7 @@ def test_faiss_and_torch_agree_bit_by_bit(kind, k):
 
 @pytest.mark.parametrize("kind", ["gaussian", "duplicates", "quantised", "equal"])
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
-def test_as_a_full_sort(kind, backend):
+def test_search_equals_a_full_sort(kind, backend):
     z = gallery(kind)
     queries = z[::3]
     got, ids = search(queries, z, 20, backend=backend)
@@ -46,7 +46,7 @@ def test_as_a_full_sort(kind, backend):
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
-def test_shards_of_queries_and_small_blocks_change_nothing(backend, monkeypatch):
+def test_search_does_not_depend_on_shards_and_blocks(backend, monkeypatch):
     z = gallery("near-ties")
     whole = search(z, z, 9, backend=backend)
     monkeypatch.setattr("fgssl.evaluation.search.BLOCK", 1)
@@ -55,7 +55,7 @@ def test_shards_of_queries_and_small_blocks_change_nothing(backend, monkeypatch)
     assert all(torch.equal(torch.cat([part[i] for part in parts]), whole[i]) for i in (0, 1))
 
 
-def test_auto_takes_torch_for_long_lists():
+def test_auto_backend_is_torch_for_many_neighbours():
     z = torch.randn(400, 8)
     assert torch.equal(search(z, z, 300)[1], search(z, z, 300, backend="torch")[1])
 
@@ -71,6 +71,6 @@ def test_auto_takes_torch_for_long_lists():
         ({"k": 1, "queries": torch.full((1, 3), torch.nan)}, "NaN"),
     ],
 )
-def test_bad_input_is_said(arguments, message):
+def test_search_refuses_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         search(**({"queries": torch.randn(5, 3), "gallery": torch.randn(5, 3)} | arguments))

@@ -49,20 +49,20 @@ def objective(s, *, weights=(0.03, 1.0, 5.0)):
     return terms, sum(weight * term for weight, term in zip(weights, terms, strict=True))
 
 
-def test_golden_modes():
+def test_mean_shift_is_golden():
     close(mean_shift(QUERIES, S, temperature=SHIFT["temp_sa"]), SHIFT["mode_sa"])
     close(mean_shift(QUERIES, T, temperature=SHIFT["temp_ca"]), SHIFT["mode_ca"])
     close(mean_shift(QUERIES, S, temperature=SHIFT["temp_sa"]), of(SHIFT["attn_sa"]) @ S)
 
 
-def test_limits_of_the_temperature():
+def test_mean_shift_at_temperature_0_and_infinity():
     close(mean_shift(QUERIES, S, temperature=0), SHIFT["temp0_is_mean"])
     close(mean_shift(QUERIES, S, temperature=0), S.mean(dim=1, keepdim=True).expand_as(QUERIES))
     close(mean_shift(QUERIES, S, temperature=1e4), SHIFT["temp_large_is_argmax_row"])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 5.0])
-def test_fused_attention_is_the_plain_formula_with_its_gradient(temperature):
+def test_mean_shift_equals_the_plain_formula_and_its_gradient(temperature):
     q, k = random(2, 5, 24).requires_grad_(), random(2, 9, 24, seed=1).requires_grad_()
     ours, plain = mean_shift(q, k, temperature=temperature), plain_mean_shift(q, k, temperature)
     close(ours, plain, rtol=1e-9)
@@ -71,7 +71,7 @@ def test_fused_attention_is_the_plain_formula_with_its_gradient(temperature):
         close(mine, theirs, rtol=1e-8)
 
 
-def test_golden_terms_and_total():
+def test_terms_and_total_are_golden():
     (intra, inter, spread), total = objective(S)
     close(intra, LOSS["intra"])
     close(inter, LOSS["inter"])
@@ -79,21 +79,21 @@ def test_golden_terms_and_total():
     close(total, LOSS["total"])
 
 
-def test_golden_gradient():
+def test_gradient_is_golden():
     s = S.clone().requires_grad_()
     _, total = objective(s)
     total.backward()
     close(s.grad, LOSS["grad_total_wrt_s_teacher_branch_constant"])
 
 
-def test_intra_view_is_the_cosine():
+def test_intra_view_is_2_minus_2_cos():
     z, modes = random(3, 4, 6), random(3, 4, 6, seed=1)
     close(intra_view(z, modes), (2 - 2 * cosine_similarity(z, modes, dim=-1)).mean())
     close(intra_view(z, 7 * z), 0.0)
     assert torch.autograd.gradcheck(intra_view, (z.requires_grad_(), modes.requires_grad_()))
 
 
-def test_inter_view_is_the_students_alone():
+def test_inter_view_has_no_gradient_to_the_teacher():
     student, teacher = random(3, 4, 6).requires_grad_(), random(3, 4, 6, seed=1).requires_grad_()
     inter_view(student, teacher, tau_s=0.5, tau_t=0.3).backward()
     assert teacher.grad is None
@@ -115,7 +115,7 @@ def test_volume_is_zero_at_uniform_and_log_k_at_one_hot():
     assert torch.autograd.gradcheck(volume, (p,))
 
 
-def test_volume_is_of_the_mean_over_queries_and_images_alike():
+def test_volume_takes_the_mean_over_queries_and_images():
     """The printed pseudo-code sums over tokens, whose p_bar is none: it sums to Q."""
     p = random(3, 4, 5).softmax(dim=-1)
     p_bar = p.mean(dim=(0, 1))
@@ -123,7 +123,7 @@ def test_volume_is_of_the_mean_over_queries_and_images_alike():
     close(volume(p), volume(p_bar[None]))
 
 
-def test_golden_softmax_along_the_batch():
+def test_batch_mass_gives_the_golden_batch_softmax():
     golden = GOLDEN["batch_softmax_sinkhorn_like"]
     logits, tau = mean_shift(QUERIES, S, temperature=SHIFT["temp_sa"]) @ W_S, LOSS["tau_s"]
     share = (logits / tau - batch_mass(logits, tau=tau)).exp().flatten(0, -2)
@@ -132,6 +132,6 @@ def test_golden_softmax_along_the_batch():
     close(share, (logits / tau).flatten(0, -2).softmax(dim=0), rtol=1e-9)
 
 
-def test_default_temperatures():
+def test_default_temperatures_of_384_channels():
     golden = GOLDEN["default_temperatures_d384"]
     assert [0.1 / math.sqrt(384), 0.2 / math.sqrt(384)] == pytest.approx([golden["sa"], golden["ca"]], rel=1e-12)

@@ -43,7 +43,7 @@ def cloud(classes=6, each=4, dim=8, dtype=torch.float64) -> tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("name", ["multisimilarity", "multisimilarity_2"])
-def test_multi_similarity_is_the_golden_one(name):
+def test_multi_similarity_matches_the_golden_file(name):
     case = GOLDEN[name]
     z = unit(case["raw"]).requires_grad_()
     loss = multi_similarity(z, torch.tensor(case["labels"]))
@@ -53,7 +53,7 @@ def test_multi_similarity_is_the_golden_one(name):
     assert torch.autograd.gradcheck(lambda x: multi_similarity(x, torch.tensor(case["labels"])), z)
 
 
-def test_pytorch_metric_learning_divides_by_the_skipped_anchors_too():
+def test_multi_similarity_of_pytorch_metric_learning_divides_by_all_anchors():
     """With its own miner it sees the same pairs, and its mean runs over all rows of the batch."""
     case = GOLDEN["multisimilarity_2"]
     z, labels = unit(case["raw"]), torch.tensor(case["labels"])
@@ -66,7 +66,7 @@ def test_pytorch_metric_learning_divides_by_the_skipped_anchors_too():
 
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3]], ids=["no negative", "no positive"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_all_anchors_skipped_is_zero_with_a_finite_gradient(labels, dtype):
+def test_multi_similarity_is_0_with_finite_gradient_if_all_anchors_are_skipped(labels, dtype):
     z = unit(torch.eye(4) + 0.1, dtype).requires_grad_()
     loss = multi_similarity(z, torch.tensor(labels))
     loss.backward()
@@ -78,7 +78,7 @@ def test_all_anchors_skipped_is_zero_with_a_finite_gradient(labels, dtype):
 
 
 @pytest.mark.parametrize("name", ["margin_beta1.2", "margin_beta0.6", "rmargin_flip"])
-def test_margin_loss_is_the_golden_one(name):
+def test_margin_loss_matches_the_golden_file(name):
     case = GOLDEN[name]
     z, labels = unit(MARGIN_Z).requires_grad_(), torch.tensor([0, 0, 1, 1, 2, 2])
     beta = torch.tensor(case["beta"], dtype=torch.float64, requires_grad=True)
@@ -88,7 +88,7 @@ def test_margin_loss_is_the_golden_one(name):
     assert torch.autograd.gradcheck(lambda x, b: margin_loss(x, labels, triplets, b), (z, beta))
 
 
-def test_pytorch_metric_learning_divides_by_pairs():
+def test_margin_loss_of_pytorch_metric_learning_divides_by_pairs():
     case = GOLDEN["margin_beta0.6"]
     z, labels, triplets = unit(MARGIN_Z), torch.tensor([0, 0, 1, 1, 2, 2]), tuple(torch.tensor(case["triplets"]).T)
     theirs = losses.MarginLoss(margin=0.2, beta=0.6)(z, labels, triplets)
@@ -97,7 +97,7 @@ def test_pytorch_metric_learning_divides_by_pairs():
     assert abs(margin_loss(z, labels, triplets, beta) - theirs) > 0.05
 
 
-def test_nothing_active_is_zero_with_a_finite_gradient():
+def test_margin_loss_is_0_with_finite_gradient_if_nothing_is_active():
     z, labels = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 1]].requires_grad_(), torch.tensor([0, 0, 1, 1])
     triplets = tuple(torch.tensor([[0, 1, 2], [2, 3, 0]]).T)
     for chosen in (triplets, tuple(column[:0] for column in triplets)):
@@ -113,7 +113,7 @@ SAMPLERS = [random_triplets, semi_hard_triplets, soft_hard_triplets, distance_we
 
 
 @pytest.mark.parametrize("sample", SAMPLERS[1:])
-def test_a_triplet_for_each_anchor_with_both_partners(sample):
+def test_samplers_give_a_triplet_for_each_anchor_with_both_partners(sample):
     z, labels = cloud()
     labels[0] = 99  # alone in its class
     for _ in range(20):
@@ -126,7 +126,7 @@ def test_a_triplet_for_each_anchor_with_both_partners(sample):
 
 @pytest.mark.parametrize("sample", SAMPLERS)
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
-def test_no_partner_no_triplet(sample, labels):
+def test_samplers_give_no_triplet_without_partners(sample, labels):
     assert [len(column) for column in sample(unit(torch.eye(3)), torch.tensor(labels))] == [0, 0, 0]
 
 
@@ -142,7 +142,7 @@ def test_random_triplets_are_as_many_as_rows_and_all_different():
         assert (labels[anchor] != labels[negative]).all()
 
 
-def test_every_random_triplet_is_equally_likely():
+def test_random_triplets_are_equally_likely():
     """Classes of 3, 2 and 1: an anchor of the first has 2 x 3 triplets, of the second 1 x 4, of the third none."""
     labels = torch.tensor([0, 1, 0, 2, 1, 0])
     torch.manual_seed(0)
@@ -163,7 +163,7 @@ def distances_of(z, triplets):
     return (z[anchor] - z[positive]).norm(dim=1), (z[anchor] - z[negative]).norm(dim=1)
 
 
-def test_semi_hard_negatives_lie_just_beyond_the_positive_where_there_are_any():
+def test_semi_hard_negatives_are_farther_than_the_positive_by_less_than_the_margin():
     z, labels = cloud()
     d = torch.cdist(z, z)
     for _ in range(20):
@@ -175,7 +175,7 @@ def test_semi_hard_negatives_lie_just_beyond_the_positive_where_there_are_any():
         assert ((d_an > d_ap) & (d_an < d_ap + 0.2))[there].all()
 
 
-def test_soft_hard_partners_violate_each_other_where_any_do():
+def test_soft_hard_positives_are_far_and_negatives_near():
     z, labels = cloud()
     d, same = torch.cdist(z, z), labels == labels[:, None]
     farthest = torch.where(same, d, 0).amax(dim=1)
@@ -187,7 +187,7 @@ def test_soft_hard_partners_violate_each_other_where_any_do():
     assert (d_an < farthest + 1e-9)[hard].all()
 
 
-def test_distance_weights_are_the_golden_ones():
+def test_inverse_density_matches_the_golden_file():
     case = GOLDEN["distance_weighted"]
     z, labels = unit(case["raw"]), torch.tensor(case["labels"])
     d = (z[:1] - z).norm(dim=1)[None]
@@ -198,14 +198,14 @@ def test_distance_weights_are_the_golden_ones():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dim", [3, 128, 512])
-def test_the_opposite_point_has_a_finite_weight(dim, dtype):
+def test_inverse_density_is_finite_at_distance_2(dim, dtype):
     d = torch.tensor([[2.0, 2.0000002, 1.4, 0.0]], dtype=dtype)
     weights = inverse_density(d, torch.ones(1, 4, dtype=torch.bool), dim=dim)
     assert weights.isfinite().all()
     close(weights.sum(), 1.0, rtol=1e-5)
 
 
-def test_distance_weighted_draws_follow_the_weights():
+def test_distance_weighted_negatives_follow_the_inverse_density():
     case = GOLDEN["distance_weighted"]
     z, labels = unit(case["raw"]), torch.tensor(case["labels"])
     torch.manual_seed(0)
@@ -214,7 +214,7 @@ def test_distance_weighted_draws_follow_the_weights():
     torch.testing.assert_close(shares, torch.tensor(case["prob"]), rtol=0, atol=0.03)
 
 
-def test_r_margin_pushes_a_sample_of_the_same_class_away():
+def test_without_positives_replaces_a_share_of_the_triplets():
     z, labels = cloud()
     torch.manual_seed(0)
     triplets = random_triplets(z, labels)
@@ -226,7 +226,7 @@ def test_r_margin_pushes_a_sample_of_the_same_class_away():
     assert torch.stack(flipped).double().mean().item() == pytest.approx(0.4, abs=0.03)
 
 
-def test_our_triplets_serve_pytorch_metric_learning():
+def test_triplets_are_accepted_by_pytorch_metric_learning():
     z, labels = cloud()
     triplets = semi_hard_triplets(z, labels)
     d_ap, d_an = distances_of(z, triplets)

@@ -8,7 +8,14 @@ import torch
 from torch.nn.functional import normalize
 
 from fgssl.losses.contrastive import info_nce
-from fgssl.losses.mls import bce_pos_loss, knn_softmax_loss, multi_label_loss, pseudo_labels
+from fgssl.losses.mls import (
+    bce_pos_loss,
+    knn_softmax_loss,
+    mean_length,
+    multi_label_loss,
+    pseudo_labels,
+    pull_and_push,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mls.json").read_text())
 MAIN = GOLDEN["main"]
@@ -182,3 +189,65 @@ def test_extreme_logits_stay_finite():
 def test_k_below_one_is_named():
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         pseudo_labels(G1, QG, k=0)
+
+
+REDUCTIONS = ["mean", "balanced", "sum"]
+REDUCED = GOLDEN["reductions"]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reductions_and_their_gradients_are_the_golden_ones(reduction):
+    golden = REDUCED[reduction]
+    z1 = Z1.clone().requires_grad_()
+    pull, push = pull_and_push(z1, QZ, Y, tau=TAU, reduction=reduction)
+    close(pull.detach(), golden["pull"])
+    close(push.detach(), golden["push"])
+    close(bce_pos_loss(Z1, QZ, Y, tau=TAU, reduction=reduction), golden["pull"])
+    loss = multi_label_loss(z1, QZ, Y, tau=TAU, reduction=reduction)
+    close(loss.detach(), golden["loss"])
+    loss.backward()
+    close(z1.grad, golden["grad_wrt_z1"])
+
+
+def test_mean_is_torchs_binary_cross_entropy():
+    y = pseudo_labels(random_unit(16, 8, seed=0), random_unit(64, 8, seed=1), k=5)
+    z1, q_z = random_unit(16, 6, seed=2), random_unit(64, 6, seed=3)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(z1 @ q_z.T / TAU, y)
+    close(multi_label_loss(z1, q_z, y, tau=TAU), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradient_of_a_reduction_is_that_of_finite_differences(reduction):
+    def loss(z):
+        return multi_label_loss(z, QZ, Y, tau=TAU, reduction=reduction)
+
+    assert torch.autograd.gradcheck(loss, Z1.clone().requires_grad_())
+
+
+@pytest.mark.parametrize(("reduction", "share"), [("mean", 20 / 4096), ("sum", 20 / 4096), ("balanced", 0.5)])
+def test_share_of_the_gradient_on_the_labels(reduction, share):
+    """At p = 0, where every entry has the same gradient: Eq. 9 as printed gives the labels k / D of it."""
+    p = torch.zeros(1, 4096, dtype=torch.float64, requires_grad=True)
+    y = torch.zeros(1, 4096, dtype=torch.float64)
+    y[:, :20] = 1
+    multi_label_loss(p, torch.eye(4096, dtype=torch.float64), y, tau=TAU, reduction=reduction).backward()
+    size = p.grad.abs()
+    close(size[:, :20].sum() / size.sum(), share)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("fill", [0, 2, 3])
+def test_reductions_of_a_dictionary_without_negatives_are_finite(reduction, fill):
+    y = pseudo_labels(G1, QG[:fill], k=3)
+    pull, push = pull_and_push(Z1, QZ[:fill], y, tau=TAU, reduction=reduction)
+    assert torch.isfinite(pull)
+    assert push == 0
+    assert (pull == 0) == (fill == 0)
+
+
+def test_mean_length_is_0_where_entries_cancel_and_1_where_they_agree():
+    direction = random_unit(1, 6, seed=0)
+    close(mean_length(direction.expand(5, 6)), 1.0)
+    close(mean_length(torch.cat([direction, -direction])), 0.0)
+    close(mean_length(QZ), QZ.mean(dim=0).norm())
+    assert mean_length(QZ[:0]) == 0

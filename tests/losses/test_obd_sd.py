@@ -42,32 +42,32 @@ def check(case: dict, targets: torch.Tensor, tau: float):
     close(relation_distillation(STUDENT, targets, tau=tau), case["kl"])
 
 
-def test_similarities_of_the_golden_file():
+def test_similarities_match_the_golden_file():
     close(TEACHER, GOLDEN["inputs"]["D_teacher"])
     close(STUDENT, GOLDEN["inputs"]["D_student"])
 
 
 @pytest.mark.parametrize("name", GOLDEN["psd"])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_without_diffusion_it_is_psd(name, normalization):
+def test_targets_with_omega_0_are_those_of_psd(name, normalization):
     tau = settings(name)["tau"]
     check(GOLDEN["psd"][name], diffused_targets(TEACHER, omega=0, tau=tau, normalization=normalization), tau)
 
 
 @pytest.mark.parametrize("name", GOLDEN["obdp_code_softmax"])
-def test_softmax_normalisation(name):
+def test_targets_with_softmax_normalisation_match_the_golden_file(name):
     said = {"omega": 0.0, **settings(name)}
     check(GOLDEN["obdp_code_softmax"][name], diffused_targets(TEACHER, **said), said["tau"])
 
 
 @pytest.mark.parametrize("name", GOLDEN["obdp_paper_eq5"])
-def test_symmetric_normalisation(name):
+def test_targets_with_symmetric_normalisation_match_the_golden_file(name):
     case, said = GOLDEN["obdp_paper_eq5"][name], settings(name)
     close(symmetric_transition(TEACHER), case["S"])
     check(case, diffused_targets(TEACHER, **said, normalization="symmetric"), said["tau"])
 
 
-def test_gradient_is_the_golden_one_and_reaches_the_student_alone():
+def test_distillation_gradient_matches_the_golden_file_and_reaches_the_student_only():
     targets = diffused_targets(TEACHER, omega=0.3, tau=1.0)
     d = STUDENT.clone().requires_grad_()
     relation_distillation(d, targets, tau=1.0).backward()
@@ -82,7 +82,7 @@ def test_gradient_is_the_golden_one_and_reaches_the_student_alone():
 
 
 @pytest.mark.parametrize("point", GOLDEN["weight"], ids=lambda p: f"epoch{p['epoch_zero_based']}")
-def test_weight(point):
+def test_distillation_weight_matches_the_golden_file(point):
     weight = distillation_weight(point["epoch_zero_based"], point["n_epochs"], lam=point["lam"], tau=point["tau"])
     assert weight == pytest.approx(point["weight"], rel=1e-12)
 
@@ -94,7 +94,7 @@ def batch(count=24, dim=5, seed=0, dtype=torch.float64) -> torch.Tensor:
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("omega", [0.0, 0.3, 0.99])
-def test_rows_sum_to_one_and_the_order_of_the_batch_does_not_matter(normalization, omega):
+def test_targets_sum_to_one_and_permute_with_the_batch(normalization, omega):
     d = batch()
     targets = diffused_targets(d, omega=omega, tau=0.5, normalization=normalization)
     close(targets.sum(dim=1), torch.ones(24))
@@ -105,7 +105,7 @@ def test_rows_sum_to_one_and_the_order_of_the_batch_does_not_matter(normalizatio
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_small_omega_approaches_psd(normalization):
+def test_targets_with_small_omega_approach_psd(normalization):
     psd = diffused_targets(batch(), omega=0, tau=1.0)
     torch.testing.assert_close(
         diffused_targets(batch(), omega=1e-9, tau=1.0, normalization=normalization), psd, rtol=0, atol=1e-8
@@ -114,7 +114,7 @@ def test_small_omega_approaches_psd(normalization):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("omega", [0.3, 0.99])
-def test_closed_form_is_where_the_random_walk_ends(normalization, omega):
+def test_closed_form_is_the_limit_of_the_random_walk(normalization, omega):
     d = batch()
     if normalization == "softmax":
         transition, start = torch.softmax((d / 0.5).fill_diagonal_(-torch.inf), dim=1), torch.softmax(d, dim=1)
@@ -127,7 +127,7 @@ def test_closed_form_is_where_the_random_walk_ends(normalization, omega):
     close(diffused_targets(d, omega=omega, tau=1.0, tau_d=0.5, normalization=normalization), expected)
 
 
-def test_a_negative_degree_is_clamped():
+def test_clamp_avoids_nan_for_a_row_with_a_negative_sum():
     case = GOLDEN["negative_degree"]
     affinity = NEGATIVE.clone().fill_diagonal_(0)
     close(affinity.sum(dim=1), case["degree_unclamped"])
@@ -139,7 +139,7 @@ def test_a_negative_degree_is_clamped():
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("precision", ["float32", "bf16 autocast", "bf16 input"])
-def test_negative_degrees_give_no_nan_at_low_precision(normalization, precision):
+def test_targets_are_finite_for_negative_sums_at_low_precision(normalization, precision):
     d = NEGATIVE.to(torch.bfloat16 if precision == "bf16 input" else torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in precision):
         targets = diffused_targets(d, omega=0.99, tau=0.2, tau_d=0.005, normalization=normalization)
@@ -155,14 +155,14 @@ def test_negative_degrees_give_no_nan_at_low_precision(normalization, precision)
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("rows", [torch.ones(6, 3), -torch.eye(4) + 0.0, torch.eye(1)], ids=["equal", "apart", "one"])
-def test_degenerate_batches_are_finite(rows, normalization):
+def test_targets_are_finite_for_degenerate_batches(rows, normalization):
     targets = diffused_targets(similarity(rows).float(), omega=0.99, tau=1.0, normalization=normalization)
     assert targets.isfinite().all()
     close(targets.sum(dim=1), torch.ones(len(rows)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [{"omega": 1.0}, {"omega": -0.1}, {"tau": 0.0}, {"tau_d": 0.0}])
-def test_values_out_of_range_are_named(wrong):
+def test_targets_refuse_values_out_of_range(wrong):
     with pytest.raises(ValueError, match="omega lies in"):
         diffused_targets(TEACHER, **({"omega": 0.3, "tau": 1.0} | wrong))
 
@@ -185,7 +185,7 @@ def test_global_affinity_keeps_mutual_neighbours_only(power):
 
 
 @pytest.mark.parametrize("omega", [0.3, 0.99])
-def test_global_similarity_is_the_dense_solution(omega, monkeypatch):
+def test_global_similarity_equals_the_dense_solution(omega, monkeypatch):
     monkeypatch.setattr("fgssl.losses.obd_sd.COLUMNS", 25)
     z = points()
     w = global_affinity(z, neighbours=5).to_dense()
@@ -196,7 +196,7 @@ def test_global_similarity_is_the_dense_solution(omega, monkeypatch):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_with_everyone_a_neighbour_the_global_manifold_is_the_batch():
+def test_global_similarity_with_all_neighbours_equals_the_batch_diffusion():
     z = normalize(points().abs() + 0.1, dim=1)  # no negative cosine, so that each pair is an edge
     close(
         torch.softmax(global_similarity(z, omega=0.3, neighbours=59, tolerance=1e-12), dim=1),

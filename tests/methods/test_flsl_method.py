@@ -23,8 +23,9 @@ from fgssl.errors import UserError
 from fgssl.losses.flsl import mean_shift
 from fgssl.methods.flsl import FLSL, TOKENS
 from fgssl.nn.backbones import Backbone
-from fgssl.optim import Optim
+from fgssl.optim import Group, Optim
 from fgssl.report.published import table
+from fgssl.tasks import Detect, Segment
 from tests.methods.runs import ROOT, arguments, state
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
@@ -154,7 +155,7 @@ def test_two_teacher_views_give_the_loss_and_gradient_of_algorithm_1(monkeypatch
             assert gradient[place].item() == pytest.approx((around[0] - around[1]) / 2e-6, rel=1e-5, abs=1e-8)
 
 
-def test_views_of_another_kind_are_one_clear_error():
+def test_other_views_than_nested_crops_are_refused():
     method = flsl(local_crops=1)
     with pytest.raises(UserError, match=r"gives 2 views.*local_crops 1.*NestedCrops"):
         method.check_views(NestedCrops(8, local_crops=0).crops)
@@ -166,7 +167,7 @@ def test_views_of_another_kind_are_one_clear_error():
     method.setup("fit")
 
 
-def test_queries_are_drawn_from_the_seed_and_the_sample_alone():
+def test_query_tokens_depend_on_seed_and_sample_only():
     method, batch = flsl(), batch_of(8, 8, images=40)
     asked = method.query_tokens(batch, 1)
     assert asked.shape == (40, 4)
@@ -186,7 +187,7 @@ def test_queries_are_drawn_from_the_seed_and_the_sample_alone():
         flsl(window=5).query_tokens(batch, 1)
 
 
-def test_targets():
+def test_teacher_targets_are_plain_batch_softmax_or_centred():
     logits = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     tau = 0.04  # the teacher's in the first epoch
     assert torch.equal(flsl().balanced(logits), logits)
@@ -209,13 +210,13 @@ def test_targets():
 
 
 @pytest.mark.parametrize(("weight", "term"), [("v", "intra"), ("eta", "inter"), ("gamma", "volume")])
-def test_weights(weight, term):
+def test_weight_scales_its_term_of_the_loss(weight, term):
     weights = dict.fromkeys(("v", "eta", "gamma"), 0.0) | {weight: 2.5}
     result = flsl(**weights).step(batch_of(8, 8))
     torch.testing.assert_close(result.loss, 2.5 * result.parts[term])
 
 
-def test_gradient_reaches_the_student_alone_and_not_its_positions():
+def test_gradient_reaches_the_student_except_its_positions():
     method = flsl()
     method.step(batch_of(8, 8)).loss.backward()
     assert all(p.grad is None for p in method.teacher.parameters())
@@ -223,7 +224,7 @@ def test_gradient_reaches_the_student_alone_and_not_its_positions():
     assert without == ["backbone.pos_embed"]
 
 
-def test_embedding_is_the_mean_of_the_teachers_tokens():
+def test_embed_gives_the_mean_of_the_teacher_tokens():
     method, images = flsl().eval(), batch_of(8).views[0]
     with torch.no_grad():
         for p in method.student.parameters():
@@ -232,7 +233,7 @@ def test_embedding_is_the_mean_of_the_teachers_tokens():
 
 
 @pytest.mark.parametrize("targets", ["plain", "sinkhorn", "center"])
-def test_it_trains_and_the_positions_stay(targets):
+def test_training_changes_the_weights_but_not_the_positions(targets):
     method = flsl({"depth": 2, "drop_path_rate": 0.5}, targets=targets)
     before = {name: weight.clone() for name, weight in method.state_dict().items()}
     drops = [network.backbone.blocks[1].drop_path1 for network in (method.student, method.teacher)]
@@ -245,7 +246,7 @@ def test_it_trains_and_the_positions_stay(targets):
         assert torch.equal(after[f"{whose}.backbone.pos_embed"], before[f"{whose}.backbone.pos_embed"])
 
 
-def test_a_temperature_of_ca_below_sas_is_warned_of():
+def test_tau_ca_below_tau_sa_warns():
     with pytest.warns(UserWarning, match="model.tau_ca 0.05 is below model.tau_sa 0.1"):
         flsl(tau_ca=0.05)
 
@@ -262,12 +263,12 @@ def test_a_temperature_of_ca_below_sas_is_warned_of():
         ({"vit": {"global_pool": "max"}}, "global_pool: avg"),
     ],
 )
-def test_impossible_settings_are_named(options, message):
+def test_invalid_options_are_refused_by_name(options, message):
     with pytest.raises(UserError, match=message):
         flsl(**options)
 
 
-def test_a_network_without_patch_tokens_is_named():
+def test_network_without_patch_tokens_is_refused():
     with pytest.raises(UserError, match="'resnet18' with its options is no ViT"):
         FLSL(BACKBONE)
 
@@ -283,7 +284,7 @@ def run(tmp_path_factory) -> Path:
     return root / "flsl" / "run"
 
 
-def test_a_run_logs_what_tells_a_collapse(run):
+def test_run_logs_teacher_entropy_and_divergence(run):
     rows = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["train/loss"]]
     assert len(rows) == 2
     for row in rows:
@@ -291,7 +292,7 @@ def test_a_run_logs_what_tells_a_collapse(run):
         assert float(row["train/teacher_student_kl"]) >= 0
 
 
-def test_the_exported_backbone_loads_into_timm_with_no_key_missing(run, tmp_path):
+def test_exported_backbone_loads_into_timm_without_missing_keys(run, tmp_path):
     assert main(["export", "--ckpt_path", str(run), "--out", str(tmp_path / "out"), "--formats", "timm"]) == 0
     options = {**TOKENS, "img_size": 32, "patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options).eval()
@@ -309,7 +310,7 @@ def test_the_exported_backbone_loads_into_timm_with_no_key_missing(run, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["similarity", "attention"])
-def test_maps_of_a_run_beside_another(kind, run, tmp_path):
+def test_maps_command_draws_two_runs_side_by_side(kind, run, tmp_path):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
     out, again = tmp_path / "maps.png", tmp_path / "alone.png"
     line = ["maps", kind, "--ckpt_path", str(run), str(tmp_path / "red.png")]
@@ -318,7 +319,7 @@ def test_maps_of_a_run_beside_another(kind, run, tmp_path):
     assert Image.open(out).width > 1.5 * Image.open(again).width
 
 
-def test_the_ablations_numbers_are_the_published_ones_and_their_flags_the_methods():
+def test_ablations_readme_has_published_numbers_and_existing_flags():
     text = (ROOT / "experiments" / "flsl_ablations" / "README.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 15
@@ -363,10 +364,32 @@ def test_experiment_of_the_code_carries_its_numbers():
 
 
 @pytest.mark.parametrize(
+    ("experiment", "task", "options"),
+    [
+        ("detect_coco_vit", Detect, {"neck": "fpn", "sizes": [64], "width": 8}),
+        ("segment_ade20k", Segment, {"width": 8}),
+    ],
+)
+def test_position_embeddings_do_not_decay_in_detection_and_segmentation(experiment, task, options):
+    """Appendix H and the released configurations; the blocks' matrices decay."""
+    section = compose([ROOT / "experiments" / f"{experiment}.yaml"])["model"]["init_args"]["optim"]
+    optim = Optim(**section | {"groups": [Group(**group) for group in section["groups"]]})
+    vit = Backbone("vit_tiny_patch16_224", options=VIT | {"patch_size": 8, "img_size": 32, "depth": 4})
+    method = task(vit, num_fine=2, optim=optim, **options)
+    groups = optim.build(method, global_batch=16).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert all(group["lr"] == section["lr"] for group in groups)
+    network = method.backbone_of()
+    assert decay[id(network.pos_embed)] == 0
+    assert decay[id(network.blocks[0].norm1.weight)] == 0
+    assert decay[id(network.blocks[0].attn.qkv.weight)] == section["weight_decay"] > 0
+
+
+@pytest.mark.parametrize(
     ("name", "tokens", "parameters"),
     [("vit_small_patch16_224", 196, 21), ("vit_small_patch8_224", 784, 21), ("vit_base_patch16_224", 196, 85)],
 )
-def test_networks_of_the_paper(name, tokens, parameters):
+def test_networks_have_the_tokens_and_parameters_of_table_8(name, tokens, parameters):
     """Table 8, whose 785 tokens of ViT-S/8 count a class token that the text says is not there."""
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=0, **TOKENS)

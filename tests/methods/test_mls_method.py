@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
+from fgssl.cli.compose import compose
 from fgssl.data.batch import Batch
 from fgssl.errors import UserError
 from fgssl.losses.contrastive import info_nce
-from fgssl.losses.mls import multi_label_loss, pseudo_labels
+from fgssl.losses.mls import bce_pos_loss, multi_label_loss, pseudo_labels
 from fgssl.methods.mls import MLS
+from fgssl.nn import shuffle
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import ema_update
 from fgssl.optim import Optim
+from tests.devices.fake_cuda import batch_on_cuda, fake_cuda, on_cuda
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mls.json").read_text())
@@ -186,9 +190,67 @@ def test_teacher_moves_by_the_papers_momentum():
     assert [seen[0], seen[1], seen[99]] == pytest.approx(GOLDEN["moco"]["ema"], rel=1e-4)
 
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+OWN = sorted([*EXPERIMENTS.glob("mls_*.yaml"), *EXPERIMENTS.glob("mocov2_*.yaml")])
+
+
+@pytest.mark.parametrize("experiment", OWN, ids=lambda path: path.stem)
+def test_experiments_initialise_resnets_as_moco(experiment):
+    """Another backbone.name drops the options of the fragment; with timm's initialisation Q_z collapses on digits."""
+    assert compose([experiment])["model"]["init_args"]["backbone"]["options"]["zero_init_last"] is False
+
+
 def test_embedding_is_the_query_feature_not_the_projection():
     method, images = mls().eval(), one_batch().views[0]
     torch.testing.assert_close(method.embed(images), method.query.backbone(images))
+
+
+REDUCTIONS = ["mean", "balanced", "sum"]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("variant", "loss_of"), [("mls", multi_label_loss), ("bce_pos", bce_pos_loss)])
+def test_reduction_reaches_the_loss_and_its_logged_terms(variant, loss_of, reduction):
+    method, batch = golden_method(variant=variant, reduction=reduction)
+    result = method.step(batch)
+    expected = loss_of(of("z1"), of("Qz"), of("y"), tau=MAIN["tau"], reduction=reduction)
+    value(result.parts[variant], expected.item())
+    value(result.loss, MAIN["L_nce"] + MAIN["lambda"] * expected.item())
+    both = result.parts["pull"] + result.parts["push"]
+    value(both, multi_label_loss(of("z1"), of("Qz"), of("y"), tau=MAIN["tau"], reduction=reduction).item())
+    value(result.parts["pull"], bce_pos_loss(of("z1"), of("Qz"), of("y"), tau=MAIN["tau"], reduction=reduction).item())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_logs_the_length_of_the_mean_of_q_z(variant):
+    method, batch = golden_method(variant=variant)
+    value(method.step(batch).parts["q_z_mean"], of("Qz").mean(dim=0).norm().item())
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # of torch's own deep copies
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("variant", ["mls", "moco_v2"])
+def test_step_prefill_and_enqueue_stay_on_the_device(variant, processes, monkeypatch):
+    """On a CUDA device of fake tensors; two processes send what one would, and only from the device."""
+
+    def gather_rows(*rows: torch.Tensor) -> list[torch.Tensor]:
+        assert {row.device.type for row in rows} == {"cuda"}
+        return [torch.cat([row, row]) for row in rows]
+
+    if processes == 2:
+        monkeypatch.setattr(shuffle, "is_distributed", lambda: True)
+        monkeypatch.setattr(shuffle, "gather_rows", gather_rows)
+        monkeypatch.setattr(dist, "get_rank", lambda: 1)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with fake_cuda():
+        method = on_cuda(lambda: mls(variant=variant))
+        batch = batch_on_cuda([torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8)])
+        method.memory.enqueue(*method.prefill(batch)["memory"])
+        result = method.step(batch)
+        rows = result.enqueue["memory"]
+        method.memory.enqueue(*(gather_rows(*rows) if processes == 2 else rows))
+        method.nearest_entries(batch.views[0], 3)
+        assert {part.device.type for part in (result.loss, *result.parts.values())} == {"cuda"}
 
 
 def test_losses_differ():
@@ -206,6 +268,7 @@ def test_losses_differ():
         ({"lam": -1.0}, "lam is -1.0"),
         ({"lam": 0.0, "nce_weight": 0.0}, "both 0"),
         ({"memory": 0}, "memory is 0"),
+        ({"variant": "knn", "reduction": "sum"}, "model.reduction sum has no effect on model.variant knn"),
     ],
 )
 def test_impossible_settings_are_named(options, message):

@@ -1,4 +1,4 @@
-"""OBD-SD as a LightningModule: its step, its teachers, its networks, its optimiser, and an exact resume."""
+"""OBD-SD as a LightningModule: step, teachers, networks, optimiser, resume."""
 
 from dataclasses import replace
 
@@ -79,7 +79,7 @@ def scrambled(method: OBDSD) -> OBDSD:
 
 @pytest.mark.parametrize("normalization", ["softmax", "symmetric"])
 @pytest.mark.parametrize("omega", [0.0, 0.3])
-def test_step_is_the_papers(omega, normalization, monkeypatch):
+def test_step_loss_is_the_weighted_sum_of_eq_7(omega, normalization, monkeypatch):
     monkeypatch.setattr(OBDSD, "current_epoch", 2)
     monkeypatch.setattr(OBDSD, "epochs", lambda self: 5)
     settings = Distillation(lam=10.0, omega=omega, tau=0.5, tau_d=0.7, normalization=normalization)
@@ -94,7 +94,7 @@ def test_step_is_the_papers(omega, normalization, monkeypatch):
     torch.testing.assert_close(result.loss, dml + 0.5**2 * 2 / 5 * 10 * kl)
 
 
-def test_gradient_reaches_the_student_alone(monkeypatch):
+def test_step_gradient_reaches_the_student_only(monkeypatch):
     monkeypatch.setattr(OBDSD, "current_epoch", 1)
     method = scrambled(obd_sd()).train()
     method.step(one_batch()).loss.backward()
@@ -102,7 +102,7 @@ def test_gradient_reaches_the_student_alone(monkeypatch):
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
-def test_the_similarities_keep_float32_under_autocast(monkeypatch):
+def test_step_loss_is_float32_under_autocast(monkeypatch):
     monkeypatch.setattr(OBDSD, "current_epoch", 1)
     method = scrambled(obd_sd()).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,7 +136,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_teacher_is_last_epochs_student_and_rests_in_the_first(accumulate):
+def test_teacher_is_the_student_of_the_last_epoch_and_unused_in_the_first(accumulate):
     watch = Watch()
     fit(obd_sd(), callbacks=(watch,), accumulate_grad_batches=accumulate)
     assert watch.forwards == [0, 4, 4]
@@ -147,7 +147,7 @@ def test_teacher_is_last_epochs_student_and_rests_in_the_first(accumulate):
     assert not torch.equal(watch.students[0]["head.weight"], watch.students[1]["head.weight"])
 
 
-def test_weight_grows_with_the_epoch():
+def test_distillation_weight_grows_linearly_with_the_epoch():
     logged = []
 
     class Log(Callback):
@@ -178,7 +178,7 @@ class Keep(ModelCheckpoint):
 
 @pytest.mark.parametrize("step", [6, 8, 9], ids=["in mid-epoch", "after an epoch's last batch", "in the third epoch"])
 @pytest.mark.parametrize("loss", ["MultiSimilarity", "Margin"])
-def test_a_resume_is_exact(loss, step, tmp_path):
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(loss, step, tmp_path):
     """Through the data module, whose samplers go on at the checkpoint's batch: 4 steps an epoch."""
     groups = [Group("dml_loss.beta", 5e-3)] if loss == "Margin" else []
     optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, schedule="steps", milestones=[2], groups=groups)
@@ -203,7 +203,7 @@ def test_a_resume_is_exact(loss, step, tmp_path):
 # ---- networks, classes, optimiser -----------------------------------------------------------------------------------
 
 
-def test_frozen_statistics_stay_and_their_scale_trains():
+def test_freeze_bn_fixes_the_statistics_and_trains_the_scale():
     method = obd_sd(freeze_bn=True)
     before = {name: value.clone() for name, value in method.student.state_dict().items()}
     fit(method)
@@ -217,7 +217,7 @@ def test_frozen_statistics_stay_and_their_scale_trains():
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "inception_v3"])
-def test_average_plus_maximum_pooling(name):
+def test_pooling_avg_max_sums_average_and_maximum(name):
     network = Backbone(name, pooling="avg+max").build().eval()
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
@@ -228,18 +228,18 @@ def test_average_plus_maximum_pooling(name):
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
-def test_a_network_without_a_pooling_layer_says_so(name):
+def test_pooling_is_refused_for_a_network_without_a_pooling_layer(name):
     with pytest.raises(UserError, match=f"model.backbone.pooling: '{name}' has no pooling layer"):
         Backbone(name, pooling="avg+max").build()
 
 
-def test_embedding_is_of_unit_length():
+def test_embed_gives_unit_rows():
     z = obd_sd().eval().embed(one_batch().views[0])
     assert z.shape == (8, 6)
     torch.testing.assert_close(z.norm(dim=1), torch.ones(8))
 
 
-def test_labels_are_counted_through_the_training_classes():
+def test_class_of_gives_positions_among_the_training_classes():
     method = obd_sd(train_classes=[3, 7, 20], dml_loss="ProxyAnchorLoss")
     assert method.class_of(torch.tensor([20, 3, 7, 7])).tolist() == [2, 0, 1, 1]
     assert method.dml_loss.proxies.shape == (3, 6)
@@ -247,7 +247,7 @@ def test_labels_are_counted_through_the_training_classes():
     assert digits(protocol=Protocol("zero_shot", val_fraction=0.4)).train_classes != [0, 1, 2, 3, 4]
 
 
-def test_boundaries_have_a_learning_rate_of_their_own():
+def test_margin_boundaries_form_a_parameter_group_with_its_own_rate():
     optim = Optim(name="adam", lr=1e-3, weight_decay=4e-4, warmup_epochs=0, groups=[Group("dml_loss.beta", 5e-4)])
     method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
     rest, beta = optim.build(method, 8).param_groups
@@ -259,7 +259,7 @@ def test_boundaries_have_a_learning_rate_of_their_own():
         Optim(groups=[Group("dml_lo.beta", 1.0)]).build(method, 8)
 
 
-def test_boundaries_are_learnt():
+def test_margin_boundaries_are_trained():
     optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, groups=[Group("dml_loss.beta", 1e-2)])
     method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
     fit(method)
@@ -293,7 +293,7 @@ def test_learning_rate_falls_at_the_milestones():
         ({"teacher": "heads", "head_dims": [8, 12]}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchorLoss+S2SD-MSD+OBDP"),
     ],
 )
-def test_every_variant_trains_under_the_papers_name(settings, options, label):
+def test_each_variant_trains_and_has_its_name_of_the_tables(settings, options, label):
     method = obd_sd(Distillation(**({"lam": 10.0} | settings)), **options)
     before = method.student.backbone.conv1.weight.clone()
     fit(method, epochs=2)
@@ -303,12 +303,12 @@ def test_every_variant_trains_under_the_papers_name(settings, options, label):
     assert hasattr(method, "teacher") == (settings.get("teacher", "epoch") == "epoch")
 
 
-def test_r_margin_is_named():
+def test_variant_of_r_margin():
     spec = {"class_path": "Margin", "init_args": {"push_own": 0.4}}
     assert obd_sd(dml_loss=spec, miner="DistanceWeighted").variant == "R-Margin+OBD-SD"
 
 
-def test_heads_teach_and_are_trained():
+def test_s2sd_heads_give_targets_and_are_trained():
     settings = Distillation(teacher="heads", head_dims=[8, 12], lam=50.0, dynamic=False, omega=0.3)
     method, batch = obd_sd(settings, freeze_bn=True).train(), one_batch()
     result = method.step(batch)
@@ -328,7 +328,7 @@ def test_heads_teach_and_are_trained():
     assert all(p.grad is not None for p in growing.heads.parameters())
 
 
-def test_a_pretrained_teacher_comes_from_its_checkpoint_and_stays(tmp_path):
+def test_pretrained_teacher_is_loaded_from_its_checkpoint_and_stays_fixed(tmp_path):
     first = obd_sd(Distillation(teacher="none"))
     fit(first, callbacks=(ModelCheckpoint(tmp_path, filename="first"),), enable_checkpointing=True)
     settings = {"teacher": "pretrained", "lam": 10.0, "dynamic": False, "omega": 0.0}
@@ -353,7 +353,7 @@ def test_a_pretrained_teacher_comes_from_its_checkpoint_and_stays(tmp_path):
         fit(obd_sd(Distillation(**settings)))
 
 
-def test_the_global_manifold_is_the_teachers_over_all_training_images(monkeypatch):
+def test_global_relations_are_computed_once_an_epoch_from_all_training_images(monkeypatch):
     """Its plain views, embedded once an epoch; the batch looks its rows up."""
     asked, made = [], []
 
@@ -389,7 +389,7 @@ def test_the_global_manifold_is_the_teachers_over_all_training_images(monkeypatc
         ({"teacher": "heads", "head_dims": []}, "needs head_dims"),
     ],
 )
-def test_impossible_settings_are_named(settings, message):
+def test_distillation_refuses_settings_out_of_range(settings, message):
     with pytest.raises(UserError, match=message):
         Distillation(**settings)
 
@@ -398,7 +398,7 @@ def test_impossible_settings_are_named(settings, message):
 
 
 @pytest.mark.parametrize("in_fit", [False, True])
-def test_extra_metrics_come_with_the_test_and_with_validation_where_asked(in_fit):
+def test_extra_metrics_are_logged_in_the_test_and_on_request_in_validation(in_fit):
     data = digits(protocol=Protocol("zero_shot", val_fraction=0.4, label_fraction=0.3), batch_size=12)
     seen = {}
 
@@ -420,7 +420,7 @@ def test_extra_metrics_come_with_the_test_and_with_validation_where_asked(in_fit
     assert metrics["density"] > 0
 
 
-def test_noise_is_recorded_and_the_sampler_follows_it():
+def test_label_noise_is_recorded_and_followed_by_the_sampler():
     data = digits(protocol=Protocol("zero_shot", label_noise=0.4), batch_size=20, images_per_class=4)
     said, clean = data.describe(), digits(protocol=Protocol("zero_shot"))
     assert 0.3 < said["flipped"] / said["train"]["images"] < 0.5

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
-from fgssl.metrics.classification import average_precisions, mean_average_precisions, topk_accuracy
+from fgssl.data import index
+from fgssl.metrics.classification import DIFFICULT, average_precisions, mean_average_precisions, topk_accuracy
 
 
 def ranked(*relevant: int) -> dict[str, float]:
@@ -111,3 +112,7 @@ def test_mean_average_precision_rejects_invalid_input():
         mean_average_precisions(torch.zeros(2, 3), none + 2)
     with pytest.raises(ValueError, match="targets of shape"):
         mean_average_precisions(torch.zeros(2, 4), none)
+
+
+def test_difficult_is_marked_as_the_data_sets_mark_it():
+    assert DIFFICULT == index.DIFFICULT == 255

@@ -7,7 +7,7 @@ from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone
 from fgssl.nn.bn_inception import MEAN, STD, BNInception
 
-# Of pretrainedmodels' BNInception with the weights of ``patterned``, in float64, channels turned over beforehand.
+# Of pretrainedmodels' BNInception with the weights of ``patterned``, in float64, channels reversed beforehand.
 GOLDEN_FEATURES = [
     7.70321813859044,
     6.090230623983767,
@@ -91,6 +91,19 @@ def test_backbone_builds_it_by_name(pooling):
     expected = map_BFHW.mean(dim=(2, 3)) + (map_BFHW.amax(dim=(2, 3)) if pooling else 0)
     torch.testing.assert_close(features, expected)
     assert network.num_features == features.shape[1] == 1024
+
+
+def test_file_of_the_distributed_weights_loads_without_its_classifier(tmp_path):
+    trained = patterned(BNInception()).float()
+    with torch.no_grad():
+        expected = trained.forward_features(images().float())
+    # as distributed: no num_batches_tracked, which BatchNorm counts since later
+    state = {name: w for name, w in trained.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "bn_inception-52deb4733.pth")
+    backbone = Backbone("bn_inception", pretrained=True, weights=str(tmp_path / "bn_inception-52deb4733.pth"))
+    assert backbone.normalisation() == (MEAN, STD)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.build().eval().forward_features(images().float()), expected)
 
 
 def test_weights_to_download_and_other_sizes_are_refused():

@@ -47,11 +47,11 @@ def value(dml_loss, miner=None) -> torch.Tensor:
         ("pytorch_metric_learning.losses.CircleLoss", None),
     ],
 )
-def test_losses_and_miners_by_name(dml_loss, miner):
+def test_build_dml_by_name_gives_a_finite_loss(dml_loss, miner):
     assert value(dml_loss, miner).isfinite()
 
 
-def test_arguments_reach_the_loss_and_facts_fill_the_rest():
+def test_build_dml_passes_arguments_and_fills_in_facts():
     loss, _ = build_dml({"class_path": "ProxyAnchorLoss", "init_args": {"alpha": 16}}, None, **FACTS)
     assert (loss.alpha, tuple(loss.proxies.shape)) == (16, (5, 8))
     loss, _ = build_dml({"class_path": "Margin", "init_args": {"num_classes": 7}}, "SoftHard", **FACTS)
@@ -59,7 +59,7 @@ def test_arguments_reach_the_loss_and_facts_fill_the_rest():
     assert loss.beta.tolist() == pytest.approx([1.2] * 7)
 
 
-def test_arguments_that_are_objects_are_named_too():
+def test_build_dml_builds_arguments_that_are_objects():
     spec = {
         "class_path": "TripletMarginLoss",
         "init_args": {
@@ -73,7 +73,7 @@ def test_arguments_that_are_objects_are_named_too():
     assert loss.reducer.low == 0.1
 
 
-def test_ours_is_the_function_and_theirs_the_class():
+def test_build_dml_prefers_our_class_of_a_name():
     z, labels = cloud()
     torch.testing.assert_close(value("MultiSimilarity"), multi_similarity(z, labels))
     torch.testing.assert_close(value("CircleLoss"), losses.CircleLoss()(z, labels))
@@ -97,13 +97,13 @@ def test_ours_is_the_function_and_theirs_the_class():
         ("CrossBatchMemory", None, "CrossBatchMemory cannot be built"),
     ],
 )
-def test_mistakes_are_named(dml_loss, miner, message):
+def test_build_dml_names_the_mistake(dml_loss, miner, message):
     with pytest.raises(UserError) as said:
         build_dml(dml_loss, miner, **FACTS)
     assert message in str(said.value)
 
 
-def test_a_spec_is_equal_to_what_a_configuration_holds():
+def test_spec_equals_the_value_of_a_configuration():
     assert Spec.read("Margin") == "Margin"
     assert Spec("Margin") == "Margin"
     named = {"class_path": "Margin", "init_args": {"beta": 0.6}}

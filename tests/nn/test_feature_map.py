@@ -39,12 +39,12 @@ def test_pooled_features_and_their_map_from_one_forward(name, shape):
         torch.testing.assert_close(map_BFHW.mean((2, 3)), pooled_BF)
 
 
-def test_tokens_keep_their_places():
+def test_map_keeps_the_places_of_tokens():
     network = build("vit_tiny_patch16_224")
     raw = torch.arange(1 + 6.0)[None, :, None].expand(1, 7, 12)
     assert as_map(network, raw, torch.zeros(1, 3, 32, 48))[0, 0].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_tokens_that_form_no_grid():
+def test_tokens_without_a_grid_are_refused():
     with pytest.raises(UserError, match="7 tokens"):
         as_map(build("vit_tiny_patch16_224"), torch.zeros(1, 8, 12), torch.zeros(1, 3, 32, 48))

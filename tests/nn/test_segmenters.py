@@ -35,7 +35,7 @@ def test_every_pixel_has_scores_and_every_weight_that_trains_a_gradient(backbone
         assert built(network, torch.randn(1, 3, 64, 96)).shape == (1, 3, 16, 24)
 
 
-def test_what_pads_an_image_is_cut_off():
+def test_padding_is_cut_off_the_scores():
     """On an image that fits, padding does nothing; scores far from the padding are those of the padded image."""
     torch.manual_seed(0)
     network = of_any_size(RESNET).eval()
@@ -69,6 +69,6 @@ def test_semantic_fpn_is_that_of_flsls_code():
     assert not (seen[1] == 0).all(dim=(2, 3)).any()
 
 
-def test_a_network_without_stages_has_no_pyramid():
+def test_semantic_fpn_refuses_a_network_without_stages():
     with pytest.raises(UserError, match="needs four stages or a ViT"):
         build_head(of_any_size(Backbone("mixer_s32_224")), "fpn", classes=3, width=16)

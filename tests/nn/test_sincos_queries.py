@@ -23,7 +23,7 @@ def tokens(grid, window, *draws, corner=(False, False)) -> list[int]:
     return row
 
 
-def test_golden_positions():
+def test_sincos_positions_are_golden():
     expected = torch.tensor(GOLDEN["sincos_D8_G3"], dtype=torch.float64)
     torch.testing.assert_close(sincos_positions(3, 3, 8), expected, rtol=1e-6, atol=1e-12)
     large = sincos_positions(14, 14, 384)
@@ -33,12 +33,12 @@ def test_golden_positions():
     assert large[14, 192:196].tolist() == pytest.approx(LARGE["row14_cols_192_196"], rel=1e-6)
 
 
-def test_positions_are_timms_but_for_the_order_of_the_axes():
+def test_sincos_positions_equal_timms_with_swapped_axes():
     theirs = build_sincos2d_pos_embed([3, 5], 16, interleave_sin_cos=True).roll(8, dims=1)
     torch.testing.assert_close(sincos_positions(3, 5, 16).float(), theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_vit_with_fixed_positions():
+def test_fix_positions_of_a_vit():
     network = Backbone("vit_tiny_patch16_224", options=VIT).build()
     fix_positions(network)
     assert not network.pos_embed.requires_grad
@@ -51,7 +51,7 @@ def test_a_vit_with_fixed_positions():
 
 
 @pytest.mark.parametrize(("window", "count"), [(2, 49), (3, 16), (4, 9)])
-def test_counts_of_queries(window, count):
+def test_window_tokens_lie_in_windows_of_their_own(window, count):
     assert window_count((14, 14), window) == count
     draws = np.random.default_rng(0).random((3, count))
     found = window_tokens((14, 14), window, draws, np.zeros((3, 2), bool))
@@ -62,7 +62,7 @@ def test_counts_of_queries(window, count):
     assert window_count((14, 14), 15) == 0
 
 
-def test_golden_queries():
+def test_window_tokens_are_golden():
     assert tokens((14, 14), 2, *[0.0] * 49)[:8] == GRIDS["14x14_w2_first8"]
     assert tokens((14, 14), 3, *[0.0] * 16) == GRIDS["14x14_w3_corner00"]
     assert tokens((14, 14), 3, *[0.0] * 16, corner=(True, True)) == GRIDS["14x14_w3_corner11"]
@@ -70,7 +70,7 @@ def test_golden_queries():
     assert sorted(tokens((4, 4), 2, 0.75, 0.0, 0.25, 0.5)) == GRIDS["4x4_w2_offsets_3_0_1_2"]
 
 
-def test_every_place_of_a_window_is_drawn():
+def test_every_place_of_a_window_is_drawn_equally_often():
     draws = np.random.default_rng(0).random((400, 1))
     seen, counts = window_tokens((2, 2), 2, draws, np.zeros((400, 2), bool)).unique(return_counts=True)
     assert seen.tolist() == [0, 1, 2, 3]

@@ -232,9 +232,9 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
     root = ("--run.root", str(tmp_path), "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0")
     public = ("--model", "timm/resnet10t", "--pretrained", "false", "--data", "digits", "--data.eval_size", "32")
     assert main(["probe", *public, "--augment", "false", "--recipe", "lcr", *root, *SHORT]) == 0
-    said = results(tmp_path / "probe" / "resnet10t_digits_lcr")
+    said = results(tmp_path / "probe" / "resnet10t_random_digits_lcr")
     assert said["variant"] == "timm/resnet10t (random weights)"
-    config = yaml.safe_load((tmp_path / "probe" / "resnet10t_digits_lcr" / "config.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "probe" / "resnet10t_random_digits_lcr" / "config.yaml").read_text())
     data = config["data"]
     assert (data["eval_size"], data["eval_resize"], data["views"]["init_args"]["size"]) == (32, 37, 32)
     assert data["mean"] == [0.485, 0.456, 0.406]
@@ -255,11 +255,11 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "fgssl probe needs a network"),
+        ([], "no network is named"),
         (["--ckpt_path", "absent"], "no checkpoint at"),
         (["--model", "timm/resnet18", "--data", "digitts"], "Did you mean 'digits'?"),
         (["--model", "timm/resnet81", "--data", "digits", "--pretrained", "false"], "Did you mean 'resnet18'?"),
-        (["--model", "timm/resnet18", "--data", "digits", "--network", "teacher"], "of a checkpoint"),
+        (["--model", "timm/resnet18", "--data", "digits", "--network", "teacher"], "chooses from a checkpoint"),
         (["--model", "timm/resnet18", "--data", "digits", "--network", "techer"], "Did you mean 'teacher'?"),
         (["--model", "timm/resnet18", "--data", "digits", "--block", "2"], "unknown option --block. Did you mean"),
         (["--model", "timm/resnet18", "--data", "digits", "--blocks", "0", "--pretrained", "false"], "blocks is 0"),

@@ -222,7 +222,7 @@ def test_images_that_come_again_on_another_process_count_once():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--data.dataset", "Digits", "--data.dataset.root", "null"), "Digits has no classes of pixels"),
+        (("--data.dataset", "Digits", "--data.dataset.root", "null"), "Digits has no pixel classes"),
         (("--model.backbone.name", "mixer_s32_224", "--model.backbone.options", "{}"), "needs four stages or a ViT"),
         (("--model.init_from", "nowhere"), "--model.init_from: no checkpoint at nowhere"),
     ],

@@ -1,4 +1,4 @@
-"""The data sets, one file each. A config names them by class (``dataset: CUB``), the command line in lower case."""
+"""Data sets, one file each. Configurations name them by class (``dataset: CUB``), ``fgssl data`` in lower case."""
 
 from fgssl.data.datasets.ade20k import ADE20K
 from fgssl.data.datasets.aircraft import Aircraft

@@ -1,4 +1,4 @@
-"""ADE20K's scene parsing benchmark (Zhou et al., 2017): photographs with a class of 150 for nearly every pixel."""
+"""ADE20K scene parsing benchmark (Zhou et al., 2017): one of 150 classes for nearly every pixel."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ class MaskIndex(Index):
     """An index whose images have a mask each; ``fine`` is -1.
 
     Attributes:
-        masks: [N] paths of the masks: images of one channel, 0 where no class is given, class + 1 elsewhere.
+        masks: [N] paths of the masks: one-channel images with class + 1, and 0 where no class is given.
     """
 
     masks: np.ndarray
 
 
 class ADE20K(DataSet):
-    """The official validation part, which the field reports on, is the test part here."""
+    """Photographs with one of 150 classes for nearly every pixel; the official validation part is the test part."""
 
     name = "ade20k"
     folder = "ADEChallengeData2016"
@@ -49,7 +49,7 @@ class ADE20K(DataSet):
         """Images of a part and their masks, by name.
 
         Raises:
-            UserError: one of them has no counterpart.
+            UserError: an image has no mask, or a mask no image.
         """
         images = {path.stem: str(path) for path in (self.root / "images" / part).glob("*.jpg")}
         masks = {path.stem: str(path) for path in (self.root / "annotations" / part).glob("*.png")}
@@ -72,7 +72,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
         [cell.strip() for cell in line.split("\t")] for line in path.read_text().splitlines() if line.strip()
     ] or [[]]
     if not {"Idx", "Name"} <= set(head):
-        raise UserError(f"{path}: no columns Idx and Name, parted by tabulators, in its first line.")
+        raise UserError(f"{path}: the first line must name the columns Idx and Name, separated by tabs.")
     number, name = head.index("Idx"), head.index("Name")
     for place, row in enumerate(rows, start=1):
         if len(row) <= max(number, name) or row[number] != str(place):

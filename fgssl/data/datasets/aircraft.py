@@ -16,11 +16,11 @@ class Aircraft(DataSet):
     """100 aircraft variants in 70 families of 30 manufacturers.
 
     Args:
-        root: the folder that holds ``data/``.
-        coarse: which level is the coarse label, ``family`` or ``manufacturer``.
-        trainval: train on the official train and val parts together (6,667 images), as the field does; otherwise the
-            official val part is the validation part.
-        partial: as in the base.
+        root: folder that holds ``data/``; null: ``$FGSSL_DATA/fgvc-aircraft-2013b``.
+        coarse: level of the coarse label: ``family`` or ``manufacturer``.
+        trainval: train on the official train and val parts together (6,667 images), as is usual; false: validate on
+            the official val part.
+        partial: accept a copy with other counts than the published ones, such as a subset, with a warning.
     """
 
     name = "aircraft"

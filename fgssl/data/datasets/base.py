@@ -1,6 +1,6 @@
-"""The contract of a data set: one official on-disk layout, read into an Index without opening an image.
+"""Base of the data sets: one official layout on disk, read into an Index without opening an image.
 
-Nothing here or in the files beside it imports torch: a missing data set must be said before torch has loaded.
+Nothing here or in the files beside it imports torch, so that a missing data set is reported before torch has loaded.
 """
 
 import os
@@ -27,14 +27,13 @@ class Published:
 class DataSet:
     """One data set in its official layout.
 
-    A subclass states the class attributes and writes ``_read``. ``index()`` reads the files once, checks them against
+    A subclass sets the class attributes and implements ``_read``. ``index()`` reads the files once, checks them against
     each other and against the published counts, and returns the same Index every time.
 
     Args:
-        root: folder of the data set. Default: ``$FGSSL_DATA/<folder>``, or ``data/<folder>`` where the variable is
-            unset.
-        partial: accept a copy whose counts differ from the published ones (a subset), with a warning. Class counts
-            then come from the files.
+        root: folder of the data set; null: ``$FGSSL_DATA/<folder>``, or ``data/<folder>`` where the variable is unset.
+        partial: accept a copy with other counts than the published ones, such as a subset, with a warning. Class counts
+            are then read from the files.
 
     Raises:
         UserError: files are missing or contradict each other, or the counts differ and ``partial`` is off.
@@ -47,7 +46,7 @@ class DataSet:
     published: Published | None = None  # None: only the disk knows (a user's own folder)
     source: str = ""  # where to get it, mirrors included
     licence: str = ""
-    trainval = False  # True: index() turns the official "val" part into training rows, as the field does
+    trainval = False  # True: index() turns the official "val" part into training rows
 
     def __init__(self, root: str | None = None, partial: bool = False):
         self.root = Path(root or Path(os.environ.get("FGSSL_DATA", "data")) / self.folder).expanduser()
@@ -65,7 +64,7 @@ class DataSet:
         return len(self.index().coarse_names) if self.partial or not self.published else self.published.coarse
 
     def check_files(self) -> None:
-        """Raise one UserError that names every missing file, where it was looked for and where to get the data."""
+        """Raise a UserError that names all missing files, the folder that was searched and a source of the data."""
         if not any(self.has(layout) for layout in (self.layout, *self.other_layouts)):
             raise self.not_found([part for part in self.layout if not (self.root / part).exists()])
 
@@ -74,7 +73,7 @@ class DataSet:
         return all((self.root / part).exists() for part in layout)
 
     def not_found(self, missing: list[str]) -> UserError:
-        """The error for missing files: what was looked for, where, and where to get it."""
+        """Error for missing files: their names, the folder that was searched, the layout and a source of the data."""
         where = "" if self.root.is_dir() else " (no such folder)"
         layouts = "\n  or: ".join(", ".join(layout) for layout in (self.layout, *self.other_layouts))
         return UserError(
@@ -86,7 +85,7 @@ class DataSet:
         )
 
     def index(self) -> Index:
-        """Read the official files (once), check them, and return the rows."""
+        """Rows of the data set; the files are read and checked at the first call."""
         if self._index is None:
             self.check_files()
             index = self._read()
@@ -114,10 +113,10 @@ class DataSet:
 
 
 def check_rows(index: Index) -> None:
-    """Check what must hold in any index, complete or partial: one label a row, labels in range, no image twice.
+    """Check an index: one label for each row, labels in range, no image listed twice.
 
     Raises:
-        UserError: naming the column, the label or the image.
+        UserError: a check fails; the message names the column, the label or the image.
     """
     for column in ("fine", "split", "coarse", "boxes", "pixels", "targets"):
         values = getattr(index, column)
@@ -137,7 +136,7 @@ def check_rows(index: Index) -> None:
 
 
 def count_faults(index: Index, published: Published | None) -> list[str]:
-    """Say where the counts of an index differ from the published ones."""
+    """Differences between the counts of an index and the published ones, one line each."""
     if published is None:
         return []
     found = {part: int((index.split == part).sum()) for part in published.splits}
@@ -156,7 +155,7 @@ def count_faults(index: Index, published: Published | None) -> list[str]:
 
 
 def empty_classes(index: Index) -> list[str]:
-    """Name the fine classes without a single image; none where no image has a class of its own (ADE20K)."""
+    """Fine classes without an image; an empty list where images have no single class (ADE20K)."""
     if index.targets is None and (index.fine == -1).all():
         return []
     if index.targets is not None:
@@ -168,12 +167,12 @@ def empty_classes(index: Index) -> list[str]:
 
 
 def encode(values: Iterable[str], names: Sequence[str], where: Path | str) -> np.ndarray:
-    """Labels [N] int64 of class names: the place of each value in ``names``.
+    """Labels [N] int64 of class names: the position of each value in ``names``.
 
     Args:
-        values: one class name (or class id) an image.
+        values: class name or class id of each image.
         names: all class names, in label order.
-        where: the file that the values come from, for the error.
+        where: file that the values come from, for the error message.
 
     Raises:
         UserError: values that are not in ``names``.
@@ -187,6 +186,6 @@ def encode(values: Iterable[str], names: Sequence[str], where: Path | str) -> np
 
 
 def some(items: Sequence | np.ndarray, limit: int = 5) -> str:
-    """The first few items in words: ``a, b, c and 7 more``."""
+    """The first items as text: ``a, b, c and 7 more``."""
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

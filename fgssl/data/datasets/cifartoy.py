@@ -24,11 +24,11 @@ class CIFARToy(CIFAR10):
     """Eight CIFAR-10 classes, seen through two coarse groups; 40,000 training and 8,000 test images.
 
     Args:
-        root: the folder of CIFAR-10's pickled batches, or of its images as ``train/<class>/`` and ``test/<class>/``.
-        variant: ``good`` parts vehicles from animals. ``bad`` mixes them as the paper's text says (A = airplane,
-            automobile, bird, cat). ``bad_code`` mixes them as the authors' released code does (A = airplane,
-            automobile, cat, dog).
-        partial: as in the base.
+        root: folder of CIFAR-10's pickled batches, or of its images as ``train/<class>/`` and ``test/<class>/``; null:
+            ``$FGSSL_DATA/cifar-10-batches-py``.
+        variant: grouping of the classes. ``good``: vehicles and animals. ``bad``: airplane, automobile, bird, cat in
+            group A (the paper's text). ``bad_code``: airplane, automobile, cat, dog in group A (the released code).
+        partial: accept a copy with other counts than the published ones, such as a subset, with a warning.
     """
 
     name = "cifartoy"

@@ -10,10 +10,10 @@ from fgssl.errors import UserError
 
 
 class COCOInstances(ObjectDataSet):
-    """train2017 to train, val2017 to test, as the field reports it.
+    """Boxes and outlines of 80 classes; train2017 is the training part, val2017 the test part.
 
-    Crowds are not trained on and ignored by the evaluation. Of the 118,287 training images 1,021 show no other object
-    and are left out, as Detectron2 leaves them out.
+    Crowds are left out of training and ignored in evaluation. The 1,021 training images without another object are left
+    out, as in Detectron2.
     """
 
     name = "coco_instances"

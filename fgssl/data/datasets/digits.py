@@ -5,7 +5,7 @@ import numpy as np
 from fgssl.data.datasets.base import DataSet, Published
 from fgssl.data.index import Index
 
-# Coarse groups by the shape of the pen's stroke: ours, for want of published ones.
+# Coarse groups by the shape of the stroke; there are no published ones.
 STROKES = {"loop": (0, 6, 8, 9), "straight": (1, 4, 7), "curve": (2, 3, 5)}
 SIZE = 32  # px; the originals are 8 x 8
 TEST_SHARE = 0.25
@@ -14,8 +14,8 @@ TEST_SHARE = 0.25
 class Digits(DataSet):
     """1,797 handwritten digits (Alpaydin & Kaynak, 1998), enlarged to 32 x 32 px.
 
-    Coarse label: the shape of the stroke, loop (0, 6, 8, 9), straight (1, 4, 7) or curve (2, 3, 5). A quarter of each
-    class is the test part, fixed for good: the split has no seed to choose.
+    Coarse label: shape of the stroke: loop (0, 6, 8, 9), straight (1, 4, 7) or curve (2, 3, 5). A fixed quarter of each
+    class is the test part.
     """
 
     name = "digits"

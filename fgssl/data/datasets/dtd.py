@@ -8,14 +8,14 @@ from fgssl.data.index import Index
 
 
 class DTD(DataSet):
-    """47 kinds of texture.
+    """47 texture classes.
 
     Args:
-        root: the folder that holds ``images/`` and ``labels/``.
-        partition: which of the ten published splits, 1 to 10; the field reports the first.
-        trainval: train on the official train and val parts together (3,760 images), as the field does for
-            fine-tuning; otherwise the official val part is the validation part.
-        partial: as in the base.
+        root: folder that holds ``images/`` and ``labels/``; null: ``$FGSSL_DATA/dtd``.
+        partition: number of the published split, 1 to 10; results are usually reported on the first.
+        trainval: train on the official train and val parts together (3,760 images), as is usual for fine-tuning;
+            false: validate on the official val part.
+        partial: accept a copy with other counts than the published ones, such as a subset, with a warning.
     """
 
     name = "dtd"

@@ -11,17 +11,17 @@ from fgssl.errors import UserError
 
 
 def read_table(path: Path, columns: int, header: int = 0) -> list[list[str]]:
-    """Read a text table, one row a line, columns parted by white space.
+    """Read a text table with one row per line and columns separated by white space.
 
-    The last column takes the rest of its line, so it may hold blanks. Empty lines are skipped.
+    The last column is the rest of its line and may contain blanks. Empty lines are skipped.
 
     Args:
         path: the file.
-        columns: how many columns each line must have.
+        columns: number of columns of each line.
         header: number of leading lines to skip.
 
     Raises:
-        UserError: naming the file and the first line with fewer columns.
+        UserError: a line has fewer columns; the message names it.
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -38,18 +38,18 @@ def read_by_id(path: Path) -> dict[str, str]:
     """Read a table of ``<id> <value>`` lines.
 
     Raises:
-        UserError: an id stands twice in the file.
+        UserError: an id occurs twice in the file.
     """
     values: dict[str, str] = {}
     for key, value in read_table(path, columns=2):
         if key in values:
-            raise UserError(f"{path}: id {key} stands there twice.")
+            raise UserError(f"{path}: id {key} occurs twice.")
         values[key] = value
     return values
 
 
 def read_column(path: Path, ids: Sequence[str]) -> list[str]:
-    """Read a table of ``<id> <value>`` lines and give the values in the order of ``ids``.
+    """Values of a table of ``<id> <value>`` lines, in the order of ``ids``.
 
     Raises:
         UserError: the table lacks one of the ids, or has others.
@@ -79,7 +79,7 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Loads plain values and numpy arrays and nothing else: a pickle from the net may otherwise run any code."""
+    """Loads plain values and numpy arrays only: an unrestricted pickle can run any code."""
 
     # both names of numpy's package: the CIFAR files were written long before numpy 2 renamed it
     allowed = {

@@ -11,13 +11,13 @@ PARTS = {"trnid": "train", "valid": "val", "tstid": "test"}
 
 
 class Flowers(DataSet):
-    """102 kinds of flowers; the official files number the classes and do not name them.
+    """102 flower species; the official files number the classes without names.
 
     Args:
-        root: the folder that holds ``jpg/``.
-        trainval: train on the official train and val parts together (2,040 images), as the field does for
-            fine-tuning; otherwise the official val part is the validation part.
-        partial: as in the base.
+        root: folder that holds ``jpg/``; null: ``$FGSSL_DATA/flowers-102``.
+        trainval: train on the official train and val parts together (2,040 images), as is usual for fine-tuning;
+            false: validate on the official val part.
+        partial: accept a copy with other counts than the published ones, such as a subset, with a warning.
     """
 
     name = "flowers"

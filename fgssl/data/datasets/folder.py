@@ -1,4 +1,4 @@
-"""A user's own images: one folder a class."""
+"""A user's own images, one folder for each class."""
 
 import csv
 import json
@@ -16,20 +16,20 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".
 
 
 class Folder(DataSet):
-    """``root/train/<class>/...`` and ``root/test/<class>/...``; ``root/val/<class>/...`` where there is one.
+    """A user's own images in ``root/train/<class>/``, ``root/test/<class>/`` and, optionally, ``root/val/<class>/``.
 
-    The classes are the folder names of all parts, sorted. Class counts need the disk.
+    The classes are the folder names of all parts, sorted. Class counts are read from the disk.
 
     Args:
-        root: the folder that holds ``train`` and ``test``.
-        coarse_map: file that gives each class its coarse class: a JSON object ``{"class": "coarse class"}``, or a CSV
-            file of two columns (class, coarse class), with or without a header line ``class,coarse``.
+        root: folder that holds ``train`` and ``test``; null: ``$FGSSL_DATA/folder``.
+        coarse_map: JSON file ``{"class": "coarse class", ...}`` or CSV file with the columns class and coarse class;
+            null: no coarse labels.
     """
 
     name = "folder"
     folder = "folder"
     layout = ("train", "test")
-    source = "your own images, sorted into one folder a class"
+    source = "your own images, sorted into one folder for each class"
     licence = "your own"
 
     def __init__(self, root: str | None = None, coarse_map: str | None = None):
@@ -112,7 +112,7 @@ def add_coarse(index: Index, mapping: dict[str, str], source: str) -> Index:
     """Give each row of an index the coarse label that ``mapping`` has for its class.
 
     Raises:
-        UserError: classes that the map misses, all in one message.
+        UserError: the map misses classes; the message names all of them.
     """
     missing = [name for name in index.fine_names if name not in mapping]
     if missing:

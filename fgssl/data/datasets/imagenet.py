@@ -35,10 +35,11 @@ class ImageNet(DataSet):
     The official validation images are the test part, as everywhere in the field: the true test labels are not public.
 
     Args:
-        root: the folder that holds ``train`` and ``val``.
-        boxes: read the bounding boxes from ``Annotations/`` (XML files of the challenge's bounding-box archives:
-            ``Annotations/<wnid>/<image>.xml`` for training and ``Annotations/val/<image>.xml``). Takes minutes.
-        partial: as in the base; a subset of the classes keeps the coarse labels of its wnids.
+        root: folder that holds ``train`` and ``val``; null: ``$FGSSL_DATA/imagenet``.
+        boxes: read the bounding boxes from the XML files ``Annotations/<wnid>/<image>.xml`` (training images) and
+            ``Annotations/val/<image>.xml``; takes minutes.
+        partial: accept a copy with other counts than the published ones, such as some of the classes, with a warning;
+            the coarse labels stay the same.
     """
 
     name = "imagenet"

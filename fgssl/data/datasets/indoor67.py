@@ -10,7 +10,7 @@ LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
 
 
 class Indoor67(DataSet):
-    """67 indoor scenes: the 80 training and 20 test images a scene of the published lists (15,620 images exist)."""
+    """67 indoor scenes with 80 training and 20 test images each, by the published lists (of 15,620 images)."""
 
     name = "indoor67"
     folder = "indoorCVPR_09"

@@ -1,4 +1,4 @@
-"""Data sets of annotated objects, several an image: what detection and instance segmentation train and measure on."""
+"""Data sets with several annotated objects in an image, for detection and instance segmentation."""
 
 import json
 from dataclasses import dataclass
@@ -7,22 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fgssl.data.datasets.base import DataSet, some
-from fgssl.data.index import Index
+from fgssl.data.index import DIFFICULT, Index
 from fgssl.errors import UserError
-
-DIFFICULT = 255  # of a target: only objects that evaluation ignores are there
 
 
 class Annotation(NamedTuple):
     """One object of one image.
 
     Attributes:
-        box: x0, y0, x1, y1 in pixels; x1 and y1 are where it ends, so that x1 - x0 is its width.
+        box: x0, y0, x1, y1 in pixels, with width x1 - x0 and height y1 - y0.
         label: 0-based class.
-        ignored: the evaluation neither asks for it nor counts a detection of it (VOC's difficult objects, COCO's
-            crowds).
-        trained: whether training shows it.
-        area: what the evaluation sorts it by size with, px.
+        ignored: left out of the evaluation, also where it is detected (VOC's difficult objects, COCO's crowds).
+        trained: used in training.
+        area: area by which the evaluation groups objects by size, square px.
         outline: COCO's ``segmentation``, polygons or a run-length code; None where there are boxes alone.
     """
 
@@ -45,19 +42,20 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects:
-    """The M objects of N images, those of image n at ``starts[n]`` to ``starts[n + 1]``.
+    """The M objects of N images; image n has the objects ``starts[n]`` to ``starts[n + 1]`` - 1.
 
-    Arrays of numbers alone: loader processes share them without copying.
+    Plain arrays, which loader processes share without copying.
 
     Attributes:
         starts: [N + 1] int64.
         sizes: [N, 2] int64 width and height of the images, px.
         boxes: [M, 4] float64, as ``Annotation.box``.
         labels: [M] int64.
-        ignored, trained: [M] bool.
+        ignored: [M] bool.
+        trained: [M] bool.
         areas: [M] float64.
-        outlines: [bytes] uint8, the objects' outlines as JSON one after another, or None.
-        outline_ends: [M + 1] int64, where each begins and the one before it ends.
+        outlines: uint8 text of all outlines as JSON, joined; or None.
+        outline_ends: [M + 1] int64 boundaries of the outlines in ``outlines``.
     """
 
     starts: np.ndarray
@@ -71,7 +69,7 @@ class Objects:
     outline_ends: np.ndarray
 
     def of(self, row: int) -> np.ndarray:
-        """The objects of an image: places in the arrays."""
+        """Positions of an image's objects in the arrays."""
         return np.arange(self.starts[row], self.starts[row + 1])
 
     def outline(self, place: int) -> Any:
@@ -82,7 +80,7 @@ class Objects:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectIndex(Index):
-    """An index whose images have objects. ``targets`` says which classes an image shows; ``fine`` is -1."""
+    """An index whose images have objects; ``targets`` holds the classes of each image, ``fine`` is -1."""
 
     objects: Objects
 
@@ -95,12 +93,12 @@ class ObjectDataSet(DataSet):
 
 
 def object_index(name: str, classes: tuple[str, ...], scenes: list[Scene]) -> ObjectIndex:
-    """Put the scenes of a data set into arrays.
+    """Convert the scenes of a data set to arrays.
 
-    Training images without an object to train on are left out, as Detectron2 leaves them out; test images stay.
+    Training images without an object to train on are left out, as in Detectron2; test images are kept.
 
     Raises:
-        UserError: a box that lies outside of its image. One that reaches over the edge is cut to it in training.
+        UserError: a box lies outside its image. Boxes that cross the border are clipped in training.
     """
     scenes = [scene for scene in scenes if scene.split != "train" or any(o.trained for o in scene.objects)]
     for scene in scenes:
@@ -143,7 +141,7 @@ def _check_inside(item: Annotation, scene: Scene) -> None:
 
 
 def _targets(objects: Objects, classes: int) -> np.ndarray:
-    """[N, C] uint8: 1 where an object of the class is there, 255 where only ignored ones are, else 0."""
+    """[N, C] uint8: 1 for an object of the class, 255 for ignored objects only, else 0."""
     rows = np.repeat(np.arange(len(objects.sizes)), np.diff(objects.starts))
     targets = np.zeros((len(objects.sizes), classes), dtype=np.uint8)
     targets[rows, objects.labels] = DIFFICULT
@@ -155,7 +153,7 @@ def known_class(name: Any, known: dict[Any, int], where: str) -> int:
     """Label of a class name or id.
 
     Raises:
-        UserError: it is none of ``known``.
+        UserError: the class is not in ``known``.
     """
     if name not in known:
         raise UserError(f"{where}: category '{name}' is not in the list of categories ({some(list(known))}).")

@@ -13,10 +13,9 @@ LISTS = (("VOC2007", "trainval", "train"), ("VOC2012", "trainval", "train"), ("V
 
 
 class VOC0712(ObjectDataSet):
-    """20 object classes in boxes: trained on the trainval parts of both years, tested on that of 2007.
+    """Boxes of 20 classes; the trainval parts of both years are the training part, the test part of 2007 the test part.
 
-    Objects marked difficult are trained on, as Detectron2 trains on them (MoCo's and MLS's tables), and ignored by the
-    evaluation.
+    Difficult objects are used in training, as in Detectron2 (MoCo, MLS), and ignored in evaluation.
     """
 
     name = "voc0712"
@@ -46,7 +45,7 @@ def _read_scene(folder: Path, key: str, part: str) -> Scene:
     """One annotation file.
 
     Raises:
-        UserError: it is missing, no XML of VOC's form, or names an unknown class.
+        UserError: the file is missing, is no XML in VOC's format, or names an unknown class.
     """
     path, label_of = folder / "Annotations" / f"{key}.xml", {name: label for label, name in enumerate(CLASSES)}
     try:

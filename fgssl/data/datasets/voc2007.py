@@ -4,7 +4,7 @@ import numpy as np
 
 from fgssl.data.datasets.base import DataSet, Published
 from fgssl.data.datasets.files import read_column, read_table
-from fgssl.data.index import Index
+from fgssl.data.index import DIFFICULT, Index
 from fgssl.errors import UserError
 
 CLASSES = (
@@ -12,16 +12,14 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 PARTS = {"train": "trainval", "test": "test"}
-DIFFICULT = 255  # as VOC's own void pixels
 TARGETS = {"1": 1, "-1": 0, "0": DIFFICULT}
 
 
 class VOC2007(DataSet):
-    """20 object classes, several an image; the official trainval part is the training part.
+    """20 object classes, several in an image; the official trainval part is the training part.
 
-    ``targets`` is 1 where the class is in the image, 0 where it is not, and 255 where only objects marked difficult
-    are. The official average precision leaves the difficult ones of a class out; a training loss does the same or
-    takes them for present. ``fine`` is -1: there is no single class label an image.
+    ``targets`` is 1 where the class is in the image, 0 where it is not, and 255 where only difficult objects of it are,
+    which the average precision leaves out. ``fine`` is -1: images have no single class label.
     """
 
     name = "voc2007"

@@ -1,0 +1,222 @@
+"""The flags that name a network and its data: the same for every command that takes a network."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from fgssl.cli.compose import assign, read_section
+from fgssl.errors import UserError, did_you_mean
+
+HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")  # of a data section
+EVALUATED, FOLLOWING = "the one that its method evaluates", "the teacher where it has one"
+
+
+def add_network_flags(parser: argparse.ArgumentParser, default: str = EVALUATED) -> None:
+    """Add ``--ckpt_path``, ``--model``, ``--pretrained``, ``--weights``, ``--network`` and ``--config``.
+
+    Args:
+        parser: of the command.
+        default: which network of a checkpoint the command takes without ``--network``, in words for the help.
+    """
+    flags = parser.add_argument_group("network")
+    flags.add_argument("--ckpt_path", metavar="RUN", help="run folder or .ckpt file of any method")
+    flags.add_argument(
+        "--model",
+        metavar="timm/NAME",
+        help="public network instead; images in the size, mean and standard deviation that it was trained with",
+    )
+    flags.add_argument(
+        "--pretrained", choices=("true", "false"), default="true", help="load timm's weights of --model; default true"
+    )
+    flags.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights of --model instead of timm's: a state dict of timm or torchvision (.pth, .safetensors), a "
+        "checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or a run folder",
+    )
+    flags.add_argument(
+        "--network",
+        choices=("student", "teacher"),
+        help=f"network of a checkpoint, or of --weights that hold both; default of a checkpoint: {default}",
+    )
+    flags.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="experiment file instead of the run's configuration; can be repeated",
+    )
+
+
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data``."""
+    parser.add_argument(
+        "--data", metavar="NAME|FILE", help="other data than the run's: a data set (cub) or a file of configs/data/"
+    )
+
+
+def check_network_flags(args: argparse.Namespace, untrained: bool = False) -> None:
+    """Refuse flags that name no network, or two.
+
+    Args:
+        args: of ``add_network_flags``.
+        untrained: whether ``--config`` alone is enough; it names an untrained network.
+
+    Raises:
+        UserError: none is named, two are, or a flag belongs to one that is not.
+    """
+    choices = ["--ckpt_path RUN", "--model timm/NAME", *(["--config FILE (an untrained network)"] if untrained else [])]
+    if not (args.ckpt_path or args.model or (untrained and args.config)):
+        raise UserError(f"no network is named: give {', '.join(choices[:-1])} or {choices[-1]}.")
+    if args.ckpt_path and args.model:
+        raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
+    if args.weights and not args.model:
+        raise UserError("--weights needs the network that they are of: give --model timm/NAME.")
+    if args.weights and not Path(args.weights).exists():
+        raise UserError(f"--weights: no file {args.weights}.")
+    if args.network and not (args.ckpt_path or args.weights):
+        raise UserError(
+            "--network chooses from a checkpoint or from --weights: give --ckpt_path RUN or --weights FILE."
+        )
+
+
+def parse_network(text: str) -> argparse.Namespace:
+    """The flags of a network that is named in one word.
+
+    Args:
+        text: run folder, .ckpt file, ``timm/NAME`` or ``timm/NAME=FILE``.
+    """
+    model, _, weights = text.partition("=") if text.startswith("timm/") else ("", "", "")
+    named = {"ckpt_path": None if model else text, "model": model or None, "weights": weights or None}
+    args = argparse.Namespace(**named, pretrained="true", network=None, config=[], data=None)
+    check_network_flags(args)
+    return args
+
+
+def network_configuration(args: argparse.Namespace, flags: list[str] = []) -> dict[str, Any]:  # noqa: B006
+    """The configuration of a run with its checkpoint, or of a public network, and of the chosen data.
+
+    Args:
+        args: of ``add_network_flags``, and of ``add_data_flag`` where the command has it.
+        flags: the command line's other options; those of the ``data`` section win over the public network's.
+    """
+    from fgssl.commands.restore import configuration
+
+    config = configuration(args.ckpt_path, args.config)
+    if getattr(args, "data", None):
+        set_data(config, args.data)
+    if args.model:
+        set_public_network(config, args, flags)
+    return config
+
+
+def set_data(config: dict[str, Any], data: str) -> None:
+    """Replace the data set by its name, or the data section by a file, in place.
+
+    Where the file does not say how images are seen (``HOW_SEEN``), that stays as it was.
+
+    Raises:
+        UserError: there is no such data set or file.
+    """
+    from fgssl.data.datasets import ALL
+
+    if data.endswith((".yaml", ".yml")):
+        seen = {option: value for option, value in (config.get("data") or {}).items() if option in HOW_SEEN}
+        config["data"] = seen | read_section(data)
+        return
+    known = {cls.__name__.lower(): cls.__name__ for cls in ALL.values()}
+    if data.lower() not in known:
+        raise UserError(f"--data: no data set '{data}'.{did_you_mean(data.lower(), known)} See fgssl data list.")
+    assign(config, "data.dataset", {"class_path": known[data.lower()]})
+
+
+def without_data(config: dict[str, Any]) -> None:
+    """Name a data set that needs no files: the images are given on the command line, and nothing of it is read."""
+    config.setdefault("data", {}).setdefault("dataset", "Digits")
+
+
+def take_backbone(config: dict[str, Any], args: argparse.Namespace) -> None:
+    """Replace the method of a run by the backbone that ``--network`` chooses from its checkpoint, in place."""
+    if not (args.ckpt_path and args.network):
+        return
+    weights = {"pretrained": False, "weights": config.pop("ckpt_path"), "weights_of": args.network}
+    config["model"] = {"class_path": "Frozen", "init_args": {"backbone": backbone_of(config["model"]) | weights}}
+
+
+def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: list[str]) -> None:
+    """Take a timm network as the method, and show it images as it was trained on: size, crop, mean and deviation."""
+    from fgssl.nn.backbones import Backbone, timm_with_ours
+
+    timm = timm_with_ours()
+    family, _, name = args.model.partition("/")
+    if family != "timm" or not name:
+        raise UserError(f"--model: '{args.model}' is not of the form timm/NAME, such as timm/resnet50.a1_in1k.")
+    backbone = {"name": name, "pretrained": args.pretrained == "true" and not args.weights}
+    backbone |= {"weights": args.weights, "weights_of": args.network if args.weights else None}
+    config["model"] = {"class_path": "Frozen", "init_args": {"backbone": backbone}}
+    trained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if trained is None:
+        return  # an unknown name is said, with a suggestion, when the network is built
+    size, of_weights = trained.input_size[-1], Backbone(**backbone).normalisation()
+    mean, std = of_weights or (trained.mean, trained.std)
+    options: dict[str, Any] = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
+    options |= {"mean": list(mean), "std": list(std)}
+    for option, value in options.items():
+        if not any(flag.split("=")[0] == f"--data.{option}" for flag in flags):
+            assign(config, f"data.{option}", value)
+
+
+def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
+    """The network that a method's configuration describes, with the method's own defaults.
+
+    Raises:
+        UserError: there is no such method, or its constructor has no ``backbone``.
+    """
+    from fgssl.cli.defaults import backbone_default
+    from fgssl.methods.base import method_class
+
+    method = method_class(str(model.get("class_path")))
+    default = backbone_default(method)
+    if default is None:
+        raise UserError(f"model {method.__name__} has no option backbone, so that its network cannot be built again.")
+    return default | ((model.get("init_args") or {}).get("backbone") or {})
+
+
+def public_name(args: argparse.Namespace) -> str:
+    """Name of a public network for a folder: ``resnet50``, ``resnet50_random``, ``resnet50_moco_v2``."""
+    name = args.model.partition("/")[2]
+    if not args.weights:
+        return name + ("_random" if args.pretrained == "false" else "")
+    file = re.sub(r"(\.(safetensors|pth|tar|pt|bin|ckpt))+$", "", Path(args.weights).name)
+    chosen = f"_{args.network}" if args.network else ""
+    return (file if file.startswith(name) else f"{name}_{file}") + chosen
+
+
+def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, part: str = "") -> None:
+    """Name the run of a command that evaluates a network; the command line's ``--run`` options win.
+
+    A run's is in its own experiment, with the command at the end of the name; all others are
+    ``runs/<command>/<network>_<data set>``.
+
+    Args:
+        config: changed in place.
+        args: of ``add_network_flags``, and ``data``.
+        command: the command.
+        part: word at the end of the name, such as the rows that are embedded; empty for none.
+    """
+    from fgssl.checkpoint import checkpoint_file
+
+    run, end = config.setdefault("run", {}), f"_{part}" if part else ""
+    if args.ckpt_path and not args.config:
+        folder = checkpoint_file(args.ckpt_path).resolve().parent.parent
+        if (folder / "config.yaml").is_file():
+            chosen = f"_{args.network}" if args.network else ""
+            data = f"_{Path(args.data).stem.lower()}" if args.data else ""
+            run |= {"root": str(folder.parent.parent), "experiment": folder.parent.name}
+            run |= {"name": f"{folder.name}_{command}{chosen}{end}{data}"}
+            return
+    network = public_name(args) if args.model else "checkpoint" if args.ckpt_path else "untrained"
+    dataset = (config.get("data") or {}).get("dataset") or "data"
+    dataset = dataset["class_path"].rsplit(".", 1)[-1] if isinstance(dataset, dict) else dataset
+    run |= {"experiment": command, "name": f"{network}_{dataset.lower()}{end}"}
