@@ -175,12 +175,7 @@ OPTIONS: dict[str, list[dict]] = {
         *({"trainer__max_epochs": 100, "data__batch_size": size} for size in (64, 128, 256, 1024, 2048)),
         {"trainer__max_epochs": 100, "model__window": 4},
     ],
-    "mls_coco": [
-        {"trainer__max_epochs": 800},
-        *({"model__variant": variant} for variant in ("knn", "bce_pos")),
-        *({"model__dictionary": dictionary} for dictionary in ("g", "z")),
-        *({"model__k": k} for k in (1, 5, 40)),
-    ],
+    "mls_coco": [{"trainer__max_epochs": 800}],
     "mocov2_coco": [{"trainer__max_epochs": 800}],
 }
 SUPERVISED = {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__pretrained": True}
