@@ -1,7 +1,7 @@
-"""The conditions of a printed number, and what a run says of each.
+"""Conditions of a printed number, and their values in a run.
 
-A row of ``published.csv`` states conditions in its columns (network, epochs) and in ``setting``; ``STATED`` adds what a
-paper states once for all of its tables. ``FACTS`` says how to read each condition from a run.
+A row of ``published.csv`` states conditions in its columns (network, epochs) and in ``setting``; ``STATED`` adds
+what a paper states once for all of its tables. ``FACTS`` reads the value of each condition from a run.
 """
 
 import math
@@ -13,20 +13,19 @@ from typing import Any
 
 from fgssl.report.runs import RunFolder
 
-Row = dict[str, str]  # of published.csv
+Row = dict[str, str]  # a row of published.csv
 
-# Tasks on top of a trained method, by protocol and, for masks of objects and of classes, data set. The method of their
-# rows is that of the run that the task started from.
+# Protocol -> task on top of a trained method; the method of such a row is that of the run that the task started from.
 TASKS = {"linear_probe": "Probe", "finetune": "Finetune", "detection": "Detect", "segmentation": "Segment"}
-MASKS_OF_OBJECTS = "coco"
+MASKS_OF_OBJECTS = "coco"  # data set whose segmentation rows are of a detector
 RETRIEVAL = ("recall", "retrieval_loo", "clustering", "embedding_space")
-DATASETS = {"cifar10toy": "cifartoy", "voc07": "voc2007"}  # the papers' names, ours
-# Names that tables give to what our configurations call otherwise.
+DATASETS = {"cifar10toy": "cifartoy", "voc07": "voc2007"}  # names in the tables -> names of our data sets
+# Variants whose names in the tables differ from ours.
 ALSO = {"moco_v2": ("MoCo-v2", "MoCo v2", "Baseline"), "knn": ("+kNN",), "bce_pos": ("+BCE-pos",)}
-# Keys of ``setting`` that tell where a number is from, not how it was made.
+# Keys of ``setting`` that are no conditions.
 REMARKS = ("note", "hyper_from", "reproduced", "reimplemented", "epochs_inferred", "elements", "extra_loss", "venue")
 
-# Images that a complete data set evaluates, by data set and split: a part of it gives other numbers.
+# Number of test images of each data set and split.
 TEST_IMAGES = {
     ("cifar10toy", "good"): 8000, ("cifar10toy", "bad"): 8000, ("cifar100", "official"): 10_000,
     ("imagenet32", "official"): 50_000, ("imagenet", "official"): 50_000, ("sop", "sop_split1"): 25_278,
@@ -37,17 +36,18 @@ TEST_IMAGES = {
     ("ade20k", "official"): 2000, ("davis2017", "official"): 30,
 }  # fmt: skip
 
+# Conditions of every row, unless it states another value.
 WHOLE = {
     "held out": 0, "training batches": "all", "test batches": "all", "label_proportion": 100, "noise": 0,
     "pretraining images": 100,
 }  # fmt: skip
 
-FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that have their w whatever the option says
+FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
 OBDSD = ("MS+OBD-SD", "Margin+OBD-SD", "R-Margin+OBD-SD")
 PSD = ("MS+PSD",)
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
 
-# What a paper states once: (columns that have to agree, conditions). Later entries win, and a row's own setting wins.
+# What a paper states once: (columns of the row, conditions). Later entries override earlier ones; ``setting`` overrides all.
 STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     # MaskCon, appendix A.1; its released code starts every data set from ImageNet weights
     ({"paper": "maskcon"}, {"batch": 128, "image size": 224, "stem": "7x7", "tau0": 0.1, "init": "imagenet"}),
@@ -122,23 +122,23 @@ class Evidence:
         return self.run.results["data"]
 
 
-IMAGENET_FILES = ("bn_inception-52deb4733",)  # files that are known by name, for networks that timm has no weights of
+IMAGENET_FILES = ("bn_inception-52deb4733",)  # known files of networks without weights in timm
 SHAPE = ("layers", "channels", "depth", "embed_dim", "num_heads", "patch_size", "stem_width")
 
 
 def option(name: str, missing: Any = None) -> Callable[[Evidence], Any]:
-    """Reads an option of the method's training."""
+    """Reader of an option of the method's training."""
     return lambda e: e.config.get(name, missing)
 
 
 def _network(e: Evidence) -> str:
-    """``resnet50``, ``swin_tiny``, ``vit_small_16``; with the options that make it another network."""
+    """Network as the tables name it (``vit_small_16``), with the options that change its shape."""
     name = str(e.config.get("model.backbone.name")).split(".")[0]
     for ending in ("_224", "_window7", "_patch4", "_patch"):
         name = name.replace(ending, "_" if ending == "_patch" else "")
     place = "model.backbone.options."
     changed = {k.removeprefix(place): v for k, v in e.config.items() if k.startswith(place)}
-    if name.startswith("swin"):  # the patches and the number of stages make the size of an instance
+    if name.startswith("swin"):  # part of the instance size
         changed.pop("patch_size", None)
     kept = {option: value for option, value in changed.items() if option in SHAPE}
     return name + "".join(f" with {option} {value}" for option, value in sorted(kept.items()))
@@ -149,8 +149,10 @@ def _pooling(e: Evidence) -> str:
 
 
 def _start(e: Evidence) -> str:
-    """What the method's training started from: ``imagenet`` (labels of ImageNet-1k), ``none``, or what else."""
+    """Start weights: ``imagenet`` (labels of ImageNet-1k), ``none``, or the name of other weights."""
     weights = e.config.get("model.backbone.weights")
+    if e.trained is None:
+        weights = e.config.get("model.init_from") or weights  # a run that is not there any more
     if weights:
         return "imagenet" if Path(weights).stem in IMAGENET_FILES else str(weights)
     if not e.config.get("model.backbone.pretrained"):
@@ -161,14 +163,14 @@ def _start(e: Evidence) -> str:
 
 
 def _epochs(e: Evidence) -> int | None:
-    """Epochs of the method's training; of torchvision's first ImageNet weights 90."""
+    """Epochs of the method's training; 90 for torchvision's first ImageNet weights."""
     if e.trained is None:
         return 90 if str(e.config.get("model.backbone.name")).endswith(".tv_in1k") else None
     return e.trained.epochs
 
 
 def _pretraining_share(e: Evidence) -> float:
-    """Percent of the training images that the method saw before a task."""
+    """Percentage of the training images in the pretraining of a task."""
     return 100 * e.trained.results["data"].get("label_fraction", 1) if e.task and e.trained else 100
 
 
@@ -331,8 +333,10 @@ def conditions(row: Row) -> dict[str, Any]:
 
 
 def unmet(row: Row, run: RunFolder) -> list[str]:
-    """The conditions of a row that do not hold of a run, each as ``epochs 200, the run 15``; of another data set or
-    method that alone."""
+    """Conditions of a row that a run does not meet, as ``epochs 200, the run 15``.
+
+    If the data set or the method differs, this is the only one that is returned.
+    """
     e = Evidence(run, task_of(row) is not None)
     where, here = f"{row['dataset']} {row['split']}", _data_of(run)
     names = [DATASETS.get(row["dataset"], row["dataset"]), row["split"]]
@@ -340,8 +344,7 @@ def unmet(row: Row, run: RunFolder) -> list[str]:
         return [f"data {where}, the run {' '.join(here)}"]
     if letters(row["method"]) not in {letters(name) for name in method_names(e, row)}:
         return [f"method {row['method']}, the run {method_names(e, row)[0]}"]
-    unknown = option("no option has it")  # a condition that nothing of ours can meet
-    found = {name: (stated, FACTS.get(name, unknown)(e)) for name, stated in conditions(row).items()}
+    found = {name: (stated, FACTS[name](e) if name in FACTS else None) for name, stated in conditions(row).items()}
     return [
         f"{name} {stated}, the run {_shown(fact)}" for name, (stated, fact) in found.items() if not same(stated, fact)
     ]
@@ -354,8 +357,8 @@ def _data_of(run: RunFolder) -> list[str]:
 
 
 def method_names(e: Evidence, row: Row) -> list[str]:
-    """What the papers call the method of a run, our own name first."""
-    if e.trained is None:  # a task on weights that no run of ours made
+    """Names of a run's method, our own name first."""
+    if e.trained is None:  # a task that started from other weights
         supervised = _start(e) == "imagenet"
         return ["Supervised"] if supervised else ["Random", "None"] if _start(e) == "none" else [_start(e)]
     results = e.trained.results
@@ -366,7 +369,7 @@ def method_names(e: Evidence, row: Row) -> list[str]:
 
 
 def same(stated: Any, fact: Any) -> bool:
-    """Whether a condition holds: numbers however they are written. ``best``: the paper searched and does not say."""
+    """Whether a condition holds. ``best``, a searched value that the paper does not state, always holds."""
     stated = WORDS.get(stated, stated) if isinstance(stated, str) else stated
     if stated is None or stated == "best":
         return True
@@ -383,5 +386,5 @@ def _shown(fact: Any) -> str:
 
 
 def letters(name: str) -> str:
-    """``OBD-SD`` and ``obd_sd`` are one."""
+    """Letters, digits and + of a name in lower case: ``OBD-SD`` and ``obd_sd`` are equal."""
     return "".join(letter for letter in name.lower() if letter.isalnum() or letter == "+")

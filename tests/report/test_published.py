@@ -81,6 +81,12 @@ def test_detector_has_the_number_of_the_method_that_it_starts_from(runs):
     assert beside(named, "ap_box") == "MLS, Table 4, MLS: the row has method MLS, the run moco_v2"
 
 
+def test_task_on_a_run_that_is_gone_has_no_number_of_supervised_weights(runs, tmp_path):
+    gone = runs.add("gone", changed("finetune_cub", model__init_from=str(tmp_path / "gone")))
+    assert beside(runs.add("supervised", changed("finetune_cub")), "top1") is not None
+    assert f"method Supervised, the run {tmp_path / 'gone'}" in beside(gone, "top1")
+
+
 def test_mls_table_1_has_both_lengths_of_pretraining(runs):
     for epochs, printed in ((400, 40.1), (800, 40.5)):
         run = runs.add(str(epochs), changed("mls_coco", trainer__max_epochs=epochs))
