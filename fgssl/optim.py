@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, at_least, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,33 @@ class Optim:
     """Optimiser and learning-rate schedule: linear warm-up from 0, then a decay, by optimiser step.
 
     Args:
-        name: name of the optimiser.
+        name: name of the optimiser: ``sgd`` (without Nesterov's momentum), ``adam``, ``adamw``, or any other of timm's
+            ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; at a global batch of ``reference_batch`` if that is set.
-        momentum: momentum of SGD.
+        momentum: momentum of SGD, LARS and others that have one.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, reached by a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too.
-        warmup_epochs: length of the warm-up, in ``unit``.
+        warmup: length of the warm-up, in ``unit``.
         min_lr: learning rate at the end of the ``cosine`` or ``linear`` schedule.
         reference_batch: multiply ``lr`` by (global batch / reference_batch); null: use ``lr`` unchanged.
         schedule: decay after the warm-up. ``cosine``: half a cosine down to ``min_lr``. ``linear``: straight line down
             to ``min_lr``. ``steps``: multiply by ``gamma`` at each milestone.
         milestones: times of the steps, in ``unit``, for ``schedule: steps``.
-        unit: unit of ``warmup_epochs`` and ``milestones``: ``epoch`` or optimiser ``step``.
+        unit: unit of ``warmup`` and ``milestones``: ``epoch`` or optimiser ``step``.
         gamma: factor at each milestone, for ``schedule: steps``.
         clip_each: largest gradient norm of each parameter tensor (DINO's code: 3.0); null: no clipping. The trainer's
             gradient_clip_val limits the norm over all tensors together.
         groups: parameter groups with their own settings, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
     """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
-    warmup_epochs: float = 5
+    warmup: float = 5
     min_lr: float = 0.0
     reference_batch: int | None = None
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
@@ -68,7 +69,7 @@ class Optim:
 
     def __post_init__(self):
         at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
-        at_least(0, warmup_epochs=self.warmup_epochs)
+        at_least(0, warmup=self.warmup)
         if self.lr == 0:
             raise UserError("lr is 0: nothing would be learnt.")
         if self.reference_batch is not None:
@@ -83,13 +84,20 @@ class Optim:
         return self.lr * global_batch / self.reference_batch if self.reference_batch else self.lr
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-        """Build the optimiser over the module's trainable parameters."""
+        """Build the optimiser over the module's trainable parameters.
+
+        Raises:
+            UserError: timm knows no optimiser of this name.
+        """
+        from timm.optim import create_optimizer_v2, list_optimizers  # takes seconds to import
+
+        if self.name not in list_optimizers():
+            hint = did_you_mean(self.name, list_optimizers())
+            raise UserError(f"model.optim.name: unknown optimiser '{self.name}'.{hint}")
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
-        lr = self.peak(global_batch)
-        if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
-        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name](groups, lr=lr)
+        name = "momentum" if self.name == "sgd" else self.name  # timm's sgd is Nesterov's
+        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
 
 
 def parameter_groups(

@@ -61,3 +61,40 @@ def test_parameters_with_settings_of_their_own_leave_the_rest():
     assert [name for name, _ in rest] == ["0.weight", "0.bias"]
     with pytest.raises(UserError, match="no trainable parameter of the model is named '2"):
         own_groups(module.named_parameters(), [Group("2.", lr=1.0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.8, "nesterov": False}),
+        ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-8, "decoupled_weight_decay": False}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    ],
+)
+def test_optimiser_of_the_papers_is_torchs_own(name, kind, settings):
+    module = nn.Linear(2, 2)
+    built = Optim(name=name, lr=0.3, momentum=0.8, weight_decay=0.01).build(module, global_batch=1)
+    assert type(built) is kind
+    (group,) = built.param_groups
+    assert {"lr": 0.3, "weight_decay": 0.01, **settings}.items() <= group.items()
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb", "lion"])
+def test_optimiser_of_timm_takes_a_step_with_groups_of_its_own(name):
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    groups = [Group("1.", lr=0.5, weight_decay=0.25)]
+    built = Optim(name=name, lr=0.1, weight_decay=0.01, decay_1d=False, groups=groups).build(module, global_batch=1)
+    assert [(group["lr"], group["weight_decay"]) for group in built.param_groups] == [
+        (0.1, 0.01),
+        (0.1, 0.0),
+        (0.5, 0.25),
+    ]
+    before = [weight.detach().clone() for weight in module.parameters()]
+    module(torch.ones(3, 2)).sum().backward()
+    built.step()
+    assert all(not old.equal(new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+def test_unknown_optimiser_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"model.optim.name: unknown optimiser 'larz'. Did you mean 'lars'\?"):
+        Optim(name="larz").build(nn.Linear(1, 1), global_batch=1)

@@ -155,11 +155,11 @@ def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: 
     backbone = {"name": name, "pretrained": args.pretrained == "true" and not args.weights}
     backbone |= {"weights": args.weights, "weights_of": args.network if args.weights else None}
     config["model"] = {"class_path": "Frozen", "init_args": {"backbone": backbone}}
+    of_weights = Backbone(**backbone).normalisation()
     trained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if trained is None:
         return  # an unknown name is said, with a suggestion, when the network is built
-    size, of_weights = trained.input_size[-1], Backbone(**backbone).normalisation()
-    mean, std = of_weights or (trained.mean, trained.std)
+    size, (mean, std) = trained.input_size[-1], of_weights or (trained.mean, trained.std)
     options: dict[str, Any] = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
     options |= {"mean": list(mean), "std": list(std)}
     for option, value in options.items():

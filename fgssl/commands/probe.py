@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "blocks": 1,
             "unit_length": True,
             "optim": {
-                "name": "sgd", "lr": 30.0, "momentum": 0.9, "weight_decay": 0.0, "warmup_epochs": 0,
+                "name": "sgd", "lr": 30.0, "momentum": 0.9, "weight_decay": 0.0, "warmup": 0,
                 "reference_batch": None, "schedule": "steps", "milestones": [60, 80], "gamma": 0.1,
             },
         },

@@ -229,9 +229,9 @@ class Method(LightningModule):
         """Factor of the peak learning rate at an optimiser step."""
         if step == 0:
             # Without asking for the run's length: that would start the loaders before a checkpoint's position is known.
-            return 0.0 if self.optim.warmup_epochs else 1.0
+            return 0.0 if self.optim.warmup else 1.0
         unit = 1 if self.optim.unit == "step" else self.steps_per_epoch()
-        warmup = round(self.optim.warmup_epochs * unit)
+        warmup = round(self.optim.warmup * unit)
         if self.optim.schedule == "steps":
             milestones = [milestone * unit for milestone in self.optim.milestones]
             return warmup_steps(step, warmup, milestones, self.optim.gamma)

@@ -15,7 +15,7 @@ from fgssl.optim import Optim
 from fgssl.tasks.finetune import Finetune
 
 # eval_linear.py of DINO, EsViT and CMD. Their cosine decays by epoch, ours by step.
-RECIPE = Optim(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, warmup_epochs=0, reference_batch=256)
+RECIPE = Optim(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, warmup=0, reference_batch=256)
 
 
 class Probe(Finetune):

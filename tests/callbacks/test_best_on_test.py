@@ -17,7 +17,7 @@ from tests.methods.runs import assert_same_state, results
 from tests.methods.test_obd_sd_method import digits, obd_sd
 from tests.tiny import tiny_trainer
 
-PLAIN = Optim(name="adam", lr=0.01, warmup_epochs=0, schedule="steps")
+PLAIN = Optim(name="adam", lr=0.01, warmup=0, schedule="steps")
 
 
 class EachEpoch(Callback):

@@ -20,7 +20,7 @@ class Toy(Method):
     """A linear student without normalisation layers, so that two half batches are exactly one whole."""
 
     def __init__(self, memory: int = 20, momentum: float = 0.9):
-        super().__init__(Optim(lr=0.01, warmup_epochs=0, momentum=0.0))
+        super().__init__(Optim(lr=0.01, warmup=0, momentum=0.0))
         torch.manual_seed(0)
         self.student = nn.Linear(3, 2, dtype=torch.float64)
         self.teacher = teacher_of(self.student)
@@ -114,7 +114,7 @@ def test_memory_warns_only_above_two_epochs_of_images():
 
 def make_maskcon() -> MaskCon:
     torch.manual_seed(0)
-    optim = Optim(lr=0.05, warmup_epochs=1)
+    optim = Optim(lr=0.05, warmup=1)
     return MaskCon(BACKBONE, dim=6, hidden=8, memory=20, num_coarse=2, optim=optim)
 
 
@@ -156,7 +156,7 @@ def test_what_the_user_says_at_resume_wins_over_the_checkpoints_optimiser(tmp_pa
     keep = ModelCheckpoint(tmp_path, filename="last")
     tiny_trainer(max_epochs=2, callbacks=[keep], enable_checkpointing=True).fit(make_maskcon(), blob_loader())
     resumed = make_maskcon()
-    resumed.optim = Optim(lr=0.5, weight_decay=0.0, warmup_epochs=0)
+    resumed.optim = Optim(lr=0.5, weight_decay=0.0, warmup=0)
     seen = []
 
     class Look(Callback):

@@ -296,7 +296,7 @@ class Watched(CMD):
 def trained() -> Watched:
     """3 epochs of 4 steps."""
     torch.manual_seed(0)
-    optim = Optim(name="adamw", lr=0.01, min_lr=0.001, warmup_epochs=1, weight_decay=0.04, weight_decay_end=0.4)
+    optim = Optim(name="adamw", lr=0.01, min_lr=0.001, warmup=1, weight_decay=0.04, weight_decay_end=0.4)
     method = Watched(Backbone("resnet18", options=OPTIONS), **SMALL, optim=optim, tau_t_epochs=3)
     batch = batch_of((16, 16))
     batches = [batch._replace(views=[view.float() for view in batch.views])] * 4

@@ -32,7 +32,7 @@ from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "flsl.json").read_text())
 SHIFT, LOSS = GOLDEN["meanshift"], GOLDEN["loss"]
 VIT = {**TOKENS, "img_size": 8, "patch_size": 2, "depth": 1, "embed_dim": 8, "num_heads": 2}
-ADAMW = Optim(name="adamw", lr=0.01, warmup_epochs=0)
+ADAMW = Optim(name="adamw", lr=0.01, warmup=0)
 
 
 def flsl(vit=None, **options) -> FLSL:
@@ -337,7 +337,7 @@ def test_experiment_of_the_paper_carries_its_numbers():
     model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
     optim = Optim(**model["optim"])
     assert optim.peak(config["data"]["batch_size"]) == pytest.approx(5e-4)
-    assert (optim.warmup_epochs, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (10, 0.05, 0.5, None)
+    assert (optim.warmup, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (10, 0.05, 0.5, None)
     assert (model["teacher_views"], model["local_crops"], model["queries"]) == (2, 0, "random")
     crops = NestedCrops(**views).crops
     assert [crop.inside for crop in crops] == [None, None, 0, 1]
@@ -353,7 +353,7 @@ def test_experiment_of_the_code_carries_its_numbers():
     model, views = config["model"]["init_args"], config["data"]["views"]["init_args"]
     optim = Optim(**model["optim"])
     assert optim.peak(config["data"]["batch_size"]) == pytest.approx(1e-3)
-    assert (optim.warmup_epochs, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (30, 0.04, 0.4, 3.0)
+    assert (optim.warmup, optim.weight_decay, optim.weight_decay_end, optim.clip_each) == (30, 0.04, 0.4, 3.0)
     assert (model["teacher_views"], model["local_crops"], model["queries"]) == (1, 2, "top_left")
     crops = NestedCrops(**views).crops
     assert [crop.inside for crop in crops] == [None, 0, 0, 0]

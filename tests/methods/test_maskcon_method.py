@@ -27,7 +27,7 @@ from fgssl.report.published import table
 from tests.data.test_protocols import sop_index
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
-PLAIN = Optim(lr=0.1, warmup_epochs=0)
+PLAIN = Optim(lr=0.1, warmup=0)
 
 
 def maskcon(**options) -> MaskCon:
@@ -307,7 +307,7 @@ def derived_training(method: MaskCon, kind: str, w: float, tau: float) -> tuple[
     ],
 )
 def test_three_training_steps_equal_the_independent_derivation(kind, w, tau):
-    optim = Optim(lr=LR, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY, warmup_epochs=0)
+    optim = Optim(lr=LR, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY, warmup=0)
     settings = {"variant": kind, "weight": w, "tau": tau, "tau0": TAU0, "memory": MEMORY, "momentum": TEACHER}
     method = maskcon(**settings, optim=optim)
     expected_query, expected_bank = derived_training(method, kind, w, tau)

@@ -28,7 +28,7 @@ VARIANTS = ["mls", "knn", "bce_pos", "moco_v2"]
 
 def mls(**options) -> MLS:
     torch.manual_seed(0)
-    settings = {"dim": 6, "hidden": 8, "memory": 12, "k": 3, "optim": Optim(lr=0.1, warmup_epochs=0)}
+    settings = {"dim": 6, "hidden": 8, "memory": 12, "k": 3, "optim": Optim(lr=0.1, warmup=0)}
     return MLS(backbone=BACKBONE, **(settings | options))
 
 
@@ -116,7 +116,7 @@ def test_step_is_the_papers():
 
 def test_both_dictionaries_hold_the_same_image_at_the_same_place():
     """Through two epochs and their wrap-arounds, by a network that does not move."""
-    method = mls(optim=Optim(lr=1e-12, warmup_epochs=0, weight_decay=0), momentum=1.0, memory=13)
+    method = mls(optim=Optim(lr=1e-12, warmup=0, weight_decay=0), momentum=1.0, memory=13)
     method.key.eval().train = lambda mode=True: method.key  # its BatchNorm too: one feature an image
     tiny_trainer(max_epochs=2).fit(method, blob_loader())
     assert method.memory.fill == 13

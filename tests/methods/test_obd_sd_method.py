@@ -22,7 +22,7 @@ from fgssl.optim import Group, Optim
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 NETWORK = replace(BACKBONE, options={**BACKBONE.options, "stem_width": 4})
-PLAIN = Optim(name="adam", lr=1e-2, warmup_epochs=0, schedule="steps")
+PLAIN = Optim(name="adam", lr=1e-2, warmup=0, schedule="steps")
 SETTINGS = Distillation(lam=10.0)
 
 
@@ -181,7 +181,7 @@ class Keep(ModelCheckpoint):
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(loss, step, tmp_path):
     """Through the data module, whose samplers go on at the checkpoint's batch: 4 steps an epoch."""
     groups = [Group("dml_loss.beta", 5e-3)] if loss == "Margin" else []
-    optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, schedule="steps", milestones=[2], groups=groups)
+    optim = Optim(name="adam", lr=1e-2, warmup=0, schedule="steps", milestones=[2], groups=groups)
     options = {"dml_loss": loss, "miner": "DistanceWeighted" if loss == "Margin" else None, "optim": optim}
 
     def run(method, *callbacks, **settings):
@@ -248,7 +248,7 @@ def test_class_of_gives_positions_among_the_training_classes():
 
 
 def test_margin_boundaries_form_a_parameter_group_with_its_own_rate():
-    optim = Optim(name="adam", lr=1e-3, weight_decay=4e-4, warmup_epochs=0, groups=[Group("dml_loss.beta", 5e-4)])
+    optim = Optim(name="adam", lr=1e-3, weight_decay=4e-4, warmup=0, groups=[Group("dml_loss.beta", 5e-4)])
     method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
     rest, beta = optim.build(method, 8).param_groups
     assert (rest["lr"], rest["weight_decay"]) == (1e-3, 4e-4)
@@ -260,7 +260,7 @@ def test_margin_boundaries_form_a_parameter_group_with_its_own_rate():
 
 
 def test_margin_boundaries_are_trained():
-    optim = Optim(name="adam", lr=1e-2, warmup_epochs=0, groups=[Group("dml_loss.beta", 1e-2)])
+    optim = Optim(name="adam", lr=1e-2, warmup=0, groups=[Group("dml_loss.beta", 1e-2)])
     method = obd_sd(dml_loss="Margin", miner="DistanceWeighted", optim=optim)
     fit(method)
     assert (method.dml_loss.beta - 1.2).abs().min() > 1e-3
@@ -273,7 +273,7 @@ def test_learning_rate_falls_at_the_milestones():
         def on_train_batch_start(self, trainer, method, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    optim = Optim(lr=0.1, warmup_epochs=0, schedule="steps", milestones=[1, 3], gamma=0.3)
+    optim = Optim(lr=0.1, warmup=0, schedule="steps", milestones=[1, 3], gamma=0.3)
     fit(obd_sd(optim=optim), epochs=4, callbacks=(Look(),))
     assert rates == pytest.approx([0.1] * 4 + [0.03] * 8 + [0.009] * 4)
 

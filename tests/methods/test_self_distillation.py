@@ -149,7 +149,7 @@ class Distilled(SelfDistillation):
 
 
 VIT = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 8, "num_heads": 2, "drop_path_rate": 0.5}
-OPTIM = {"name": "adamw", "lr": 0.01, "warmup_epochs": 0, "decay_1d": False}
+OPTIM = {"name": "adamw", "lr": 0.01, "warmup": 0, "decay_1d": False}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.nn.test_detectors import RESNET, VIT
 from tests.tiny import tiny_trainer
 
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
-QUICK = Optim(lr=1e-30, warmup_epochs=0)  # moves nothing
+QUICK = Optim(lr=1e-30, warmup=0)  # moves nothing
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tests import trees
 from tests.methods.runs import ROOT, SMALL
 from tests.tiny import BACKBONE, tiny_trainer
 
-QUICK = Optim(name="adam", lr=3e-2, warmup_epochs=0, weight_decay=0)
+QUICK = Optim(name="adam", lr=3e-2, warmup=0, weight_decay=0)
 
 
 class Colours(DataSet):

@@ -25,7 +25,7 @@ from tests.cli.test_cli import results
 from tests.tasks.test_finetune import Unlabelled, data, fit, pretrained
 from tests.tiny import BACKBONE
 
-FAST = Optim(name="adam", lr=2e-3, weight_decay=0.0, warmup_epochs=0)
+FAST = Optim(name="adam", lr=2e-3, weight_decay=0.0, warmup=0)
 
 
 def probe(backbone: Backbone = BACKBONE, **options) -> Probe:
@@ -61,7 +61,7 @@ def test_top1_on_raw_pixels_is_that_of_scikit_learns_logistic_regression():
     datamodule = DataModule(
         Digits(), views=Views([Crop(32)]), batch_size=128, num_workers=0, mean=(0.5,) * 3, std=(0.5,) * 3
     )
-    optim = Optim(name="sgd", lr=0.5, weight_decay=0.0, warmup_epochs=0)
+    optim = Optim(name="sgd", lr=0.5, weight_decay=0.0, warmup=0)
     method = probe(PixelBackbone(), blocks=1, augment=False, num_fine=10, optim=optim)
     trainer = fit(method, datamodule, epochs=40)
     (metrics,) = trainer.test(method, datamodule, verbose=False)
@@ -242,7 +242,7 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
     model = config["model"]["init_args"]
     assert (model["blocks"], model["unit_length"]) == (1, True)
     optim = Optim(**model["optim"])
-    assert (optim.name, optim.momentum, optim.weight_decay, optim.warmup_epochs) == ("sgd", 0.9, 0, 0)
+    assert (optim.name, optim.momentum, optim.weight_decay, optim.warmup) == ("sgd", 0.9, 0, 0)
     assert optim.peak(16) == optim.peak(256) == 30
     assert (optim.schedule, optim.milestones, optim.gamma) == ("steps", [60, 80], 0.1)
 

@@ -28,7 +28,7 @@ from tests.nn.test_segmenters import TIMM_VIT
 from tests.tasks.test_detect import checkpoint
 from tests.tiny import tiny_trainer
 
-QUICK = Optim(lr=1e-30, warmup_epochs=0)  # moves nothing
+QUICK = Optim(lr=1e-30, warmup=0)  # moves nothing
 pytestmark = pytest.mark.filterwarnings("ignore:ade20k")
 
 
@@ -49,7 +49,7 @@ def run(root, runs, name: str, *flags: str, command: str = "fit") -> int:
             command, "--config", str(ROOT / "experiments/segment_ade20k.yaml"), *training,
             "--data.dataset.root", str(root), "--data.dataset.partial", "true", "--data.num_workers", "0",
             "--data.batch_size", "2", "--data.size", "32", "--run.root", str(runs), "--run.name", name,
-            "--model.backbone.options", options, "--model.width", "8", "--model.optim.warmup_epochs", "1",
+            "--model.backbone.options", options, "--model.width", "8", "--model.optim.warmup", "1",
             "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1",
             "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", *flags,
         ]
@@ -123,14 +123,14 @@ def test_it_learns_four_images(backbone, head, ade, tmp_path):
     for kind in ("images", "annotations"):
         shutil.rmtree(root / kind / "validation")
         shutil.copytree(root / kind / "training", root / kind / "validation")
-    optim = Optim(name="adamw", lr=5e-3, weight_decay=0, warmup_epochs=0, schedule="linear")
+    optim = Optim(name="adamw", lr=5e-3, weight_decay=0, warmup=0, schedule="linear")
     method = segment(backbone=backbone, head=head, optim=optim)
     scores = fitted(method, root, steps=30, scale=(1.0, 1.0), size=64)
     assert scores["test/miou"] > 0.8
 
 
 def test_the_learning_rate_falls_in_a_line():
-    method = segment(optim=Optim(warmup_epochs=2, unit="step", schedule="linear"))
+    method = segment(optim=Optim(warmup=2, unit="step", schedule="linear"))
     method._trainer = SimpleNamespace(max_steps=10, world_size=1, accumulate_grad_batches=1, datamodule=None)
     factors = [method.lr_factor(step) for step in (0, 1, 2, 6, 10)]
     assert factors == pytest.approx([0, 0.5, 1, 0.5, 0])

@@ -21,7 +21,7 @@ OPTIONS = st.sampled_from(
     [
         "--model.weight", "--model.tau", "--model.tau0", "--model.dim", "--model.hidden", "--model.memory",
         "--model.momentum", "--model.variant", "--model.max_skips", "--model.backbone.name",
-        "--model.backbone.small_input", "--model.optim.name", "--model.optim.lr", "--model.optim.warmup_epochs",
+        "--model.backbone.small_input", "--model.optim.name", "--model.optim.lr", "--model.optim.warmup",
         "--model.optim.weight_decay", "--model.optim.reference_batch", "--data.batch_size", "--data.eval_batch_size",
         "--data.images_per_class", "--data.eval_size", "--data.eval_resize", "--data.eval_resample", "--data.prefetch",
         "--data.views", "--data.views.size", "--data.views.recipe", "--data.on_error", "--data.cache_side",

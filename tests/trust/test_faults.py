@@ -47,8 +47,8 @@ def test_a_step_that_was_left_out_changes_nothing(tmp_path):
     """All of the second epoch left out: weights, teacher and memory are those after the first."""
     first = ("--model.optim.name", "sgd", "--model.optim.momentum", "0", "--model.momentum", "1.0")
     flags = (*first, "--trainer.max_epochs", "1", *spoiled(*range(1, 8)), "--model.max_skips", "7")
-    assert fit(tmp_path, *flags, "--model.optim.warmup_epochs", "0", "--trainer.max_steps", "8") == 0
-    flags = (*first, "--trainer.max_epochs", "1", "--trainer.max_steps", "1", "--model.optim.warmup_epochs", "0")
+    assert fit(tmp_path, *flags, "--model.optim.warmup", "0", "--trainer.max_steps", "8") == 0
+    flags = (*first, "--trainer.max_epochs", "1", "--trainer.max_steps", "1", "--model.optim.warmup", "0")
     assert fit(tmp_path, *flags, name="one") == 0
     ours, theirs = state(tmp_path / "maskcon" / "run"), state(tmp_path / "maskcon" / "one")
     for name, value in theirs.items():
