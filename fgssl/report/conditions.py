@@ -47,7 +47,7 @@ OBDSD = ("MS+OBD-SD", "Margin+OBD-SD", "R-Margin+OBD-SD")
 PSD = ("MS+PSD",)
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
 
-# What a paper states once: (columns of the row, conditions). Later entries override earlier ones, ``setting`` all of them.
+# What a paper states once: (columns of the row, conditions). Later entries override earlier ones; ``setting`` wins.
 STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     # MaskCon, appendix A.1; its released code starts every data set from ImageNet weights
     ({"paper": "maskcon"}, {"batch": 128, "image size": 224, "stem": "7x7", "tau0": 0.1, "init": "imagenet"}),
