@@ -54,6 +54,16 @@ def test_register_has_rows_for_every_experiment_of_its_paper(register):
     assert not missing, f"{register.name} has no row for {', '.join(sorted(missing))}"
 
 
+def test_every_paper_has_a_register():
+    assert {path.stem for path in registers()} == set(PAPERS)
+
+
+def test_every_ablation_names_its_table():
+    """Or null, where the paper prints no number for it."""
+    files = [path for path in experiment_files().values() if path.parent.name.endswith("_ablations")]
+    assert [str(path) for path in files if "run.paper" not in read_yaml(path)] == []
+
+
 def test_every_experiment_is_of_a_paper_or_excepted():
     claimed = set().union(*(experiments_of(paper) for paper in PAPERS))
     assert set(experiment_files()) - claimed - set(NO_RECIPE) == set()

@@ -3,9 +3,9 @@
 from itertools import islice
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
+from fgssl.callbacks.evaluation import log_exactly
 from fgssl.callbacks.online import evaluating
 from fgssl.callbacks.retrieval import statistics_over_ranks
 from fgssl.errors import UserError, at_least
@@ -57,7 +57,7 @@ class BestOnTest(Callback):
         for name, value in measured.items():
             if name not in self.best or value > self.best[name][0]:
                 self.best[name] = (value, trained)
-        _log(method, {f"test_each_epoch/{name}": value for name, value in measured.items()})
+        log_exactly(method, {f"test_each_epoch/{name}": value for name, value in measured.items()})
 
     def _measure(self, trainer: Trainer, rows: Embeddings) -> dict[str, float]:
         """The metrics of the test rows, the same on every rank."""
@@ -69,16 +69,11 @@ class BestOnTest(Callback):
         return measured
 
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        _log(method, {f"test/best_epoch_{name}": value for name, (value, _) in self.best.items()})
-        _log(method, {f"test/best_epoch_of_{name}": float(trained) for name, (_, trained) in self.best.items()})
+        log_exactly(method, {f"test/best_epoch_{name}": value for name, (value, _) in self.best.items()})
+        log_exactly(method, {f"test/best_epoch_of_{name}": float(trained) for name, (_, trained) in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": {name: list(found) for name, found in self.best.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = {name: (value, trained) for name, (value, trained) in state_dict["best"].items()}
-
-
-def _log(method, metrics: dict[str, float]) -> None:
-    """In float64: Lightning rounds a plain number to float32."""
-    method.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}, batch_size=1)

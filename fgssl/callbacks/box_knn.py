@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.data.batch import Batch
 from fgssl.data.images import open_image
 from fgssl.errors import UserError, at_least
@@ -15,7 +16,7 @@ from fgssl.evaluation.box_knn import box_knn_right, box_patches
 from fgssl.evaluation.embedding import Embeddings, collect
 
 
-class BoxKNN(Callback):
+class BoxKNN(Evaluation):
     """Bounding-box-aligned k-NN accuracy (FLSL, appendix F) of the validation and test rows, as ``box_knn_top1``.
 
     Off by default. ``--trainer.callbacks+ BoxKNN`` adds it to ``fgssl fit``, ``fgssl test`` or ``fgssl embed --model
@@ -29,11 +30,11 @@ class BoxKNN(Callback):
     """
 
     def __init__(self, k: int = 140, temperature: float = 0.07, every_n_epochs: int = 1):
+        super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
         if not temperature > 0:
             raise UserError(f"BoxKNN.temperature is {temperature}; it must be above 0.")
         self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
-        self._outputs: list[dict] = []
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         index = trainer.datamodule.parts.index  # type: ignore[attr-defined]
@@ -49,19 +50,8 @@ class BoxKNN(Callback):
             if len(rows) and np.isnan(index.boxes[rows]).any(axis=1).all():
                 raise UserError(f"BoxKNN: none of the {len(rows)} {name} images of {index.name} has a bounding box.")
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, method, outputs, batch: Batch, batch_idx: int, dataloader_idx=0
-    ):
-        if self._wanted(trainer):
-            self._outputs.append(self._patches(trainer, method, batch))
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "test")
+    def keep(self, trainer: Trainer, method, outputs, batch: Batch) -> dict[str, Tensor] | None:
+        return self._patches(trainer, method, batch) if self._wanted(trainer) else None
 
     def _wanted(self, trainer: Trainer) -> bool:
         in_training = trainer.state.fn == "fit" and not trainer.testing
@@ -79,8 +69,7 @@ class BoxKNN(Callback):
         patches_BPD = tokens_BND.take_along_dim(numbers_BP.to(tokens_BND.device)[..., None], dim=1)
         return {"embedding": patches_BPD.flatten(1), "fine": batch.fine, "index": batch.index}
 
-    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
-        outputs, self._outputs = self._outputs, []
+    def evaluate(self, trainer: Trainer, method, outputs: list[dict[str, Tensor]], part: str) -> None:
         if not outputs:
             return
         queries_NPD, labels_N = self._with_boxes(trainer, collect(outputs))
@@ -92,9 +81,7 @@ class BoxKNN(Callback):
         options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
         right_N = box_knn_right(queries_NPD[mine], labels_N[mine], bank_MPD, bank_labels_M, **options)
         right = int(trainer.strategy.reduce(right_N.sum(), reduce_op="sum"))
-        # float64: Lightning rounds a plain number to float32
-        value = torch.tensor(right / len(labels_N), dtype=torch.float64)
-        method.log(f"{part}/box_knn_top1", value, batch_size=1)
+        log_exactly(method, {f"{part}/box_knn_top1": right / len(labels_N)})
 
     @torch.no_grad()
     def _bank(self, trainer: Trainer, method) -> Embeddings:

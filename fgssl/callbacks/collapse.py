@@ -1,4 +1,4 @@
-"""Sees a collapse of self-distillation in the first epochs, and says so once."""
+"""Warning about a collapse of self-distillation."""
 
 import math
 from typing import Any
@@ -17,20 +17,20 @@ STD, RANK, SHARE = 0.01, 1.5, 0.001  # below these it has collapsed: see Collaps
 
 
 class Collapse(Callback):
-    """Logs ``train/feature_std`` and ``train/rankme`` at the end of each epoch, and warns once of a collapse.
+    """Log ``train/feature_std`` and ``train/rankme`` at the end of each epoch, and warn once about a collapse.
 
-    Of the features (``Method.embed``, in evaluation mode) of the last training batches' first views. On for every
-    method that has prototypes; ``trainer.callbacks+: {class_path: Collapse}`` turns it on for another.
+    Both are measured on the features (``Method.embed``, evaluation mode) of the first views of the last training
+    batches. On for methods with prototypes; ``trainer.callbacks+: {class_path: Collapse}`` turns it on for others.
 
-    The contract of a self-distilling method: ``method.prototypes`` is K (int), and ``StepResult.parts`` carries the
-    scalars ``teacher_entropy``, the mean over the batch of each sample's entropy of the teacher's distribution (nats, 0
-    to log K), and ``teacher_student_kl``, likewise its divergence from the student's. They are logged with the loss.
+    A self-distilling method has the number of prototypes K as ``method.prototypes`` (int) and two scalars in
+    ``StepResult.parts``, means over the batch: ``teacher_entropy``, the entropy of the teacher's distribution (nats, 0
+    to log K), and ``teacher_student_kl``, its divergence from the student's distribution.
 
-    A collapse is, from the second epoch on (a fresh network's features are all alike): ``feature_std`` below 0.01,
-    ``rankme`` below 1.5, or ``teacher_entropy`` within 0.1 % of log K from either of its ends.
+    From the second epoch on, a collapse is a ``feature_std`` below 0.01, a ``rankme`` below 1.5, or a
+    ``teacher_entropy`` within 0.1 % of log K of 0 or of log K. In the first epoch all features are similar anyway.
 
     Args:
-        images: how many training images, over all processes, the features are of. RankMe is at most that.
+        images: Number of training images, over all processes, whose features are measured; RankMe is at most this.
     """
 
     def __init__(self, images: int = 512):
@@ -66,8 +66,9 @@ class Collapse(Callback):
         if found and trainer.current_epoch > 0 and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"Collapse? After epoch {trainer.current_epoch + 1}: {'; '.join(found)}. The network says the same of "
-                "all images. Lower model.optim.lr, lengthen the warm-up, or check the teacher's temperature and centre."
+                f"Collapse? After epoch {trainer.current_epoch + 1}: {'; '.join(found)}. All images have "
+                "nearly the same features. Lower model.optim.lr, lengthen the warm-up, or check the "
+                "teacher's temperature and centre."
             )
 
 

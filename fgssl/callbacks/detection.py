@@ -1,35 +1,26 @@
-"""Evaluates a detector on the validation and test rows, and writes what it finds on predict."""
+"""Evaluates a detector on the validation and test rows, and writes its detections on predict."""
 
 from pathlib import Path
 
-import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.evaluation.detection import Found, average_precision, coco_results, gather
 from fgssl.run import write_json
 
 
-class Detection(Callback):
-    """Average precision of the ``detections`` that a method's evaluation step gives, over the rows of all ranks."""
+class Detection(Evaluation):
+    """Average precision of the ``detections`` of a method's evaluation step, over the rows of all ranks."""
 
-    def __init__(self) -> None:
-        self._found: Found = {}
+    def keep(self, trainer: Trainer, method, outputs, batch) -> Found:
+        return dict(zip(outputs["index"].tolist(), outputs["detections"], strict=True))
 
-    def on_validation_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._found |= zip(outputs["index"].tolist(), outputs["detections"], strict=True)
-
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "test")
+    on_predict_batch_end = Evaluation.on_validation_batch_end
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
-        """``detections.json``: one entry a box, in the form of COCO's results but for names instead of ids."""
-        results, index = coco_results(self._take(), masks=False), trainer.datamodule.parts.index
+        """Write ``detections.json``: one entry a box, as COCO's results but with names in place of ids."""
+        results, index = coco_results(_joined(self.take()), masks=False), trainer.datamodule.parts.index
         entries = [
             {
                 "file_name": Path(index.paths[item["image_id"]]).name,
@@ -42,18 +33,17 @@ class Detection(Callback):
         if trainer.is_global_zero:
             write_json(Path(trainer.loggers[0].log_dir or ".") / "detections.json", {"detections": entries})
 
-    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
-        found, metrics = self._take(), {}
+    def evaluate(self, trainer: Trainer, method, outputs: list[Found], part: str) -> None:
+        found, metrics = _joined(outputs), {}
         if trainer.is_global_zero:  # COCO's takes minutes: once is enough
             try:
                 metrics = average_precision(trainer.datamodule.parts.index, found, method.masks)
             except ValueError as fault:  # a few batches without an object
                 rank_zero_warn(f"no average precision: {fault}.")
         metrics = trainer.strategy.broadcast(metrics)
-        # float64: Lightning rounds a plain number to float32
-        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
-        method.log_dict(values, batch_size=1)
+        log_exactly(method, {f"{part}/{name}": value for name, value in metrics.items()})
 
-    def _take(self) -> Found:
-        found, self._found = self._found, {}
-        return gather(found)
+
+def _joined(outputs: list[Found]) -> Found:
+    """Detections of all batches and ranks, by data-set row."""
+    return gather({row: found for batch in outputs for row, found in batch.items()})

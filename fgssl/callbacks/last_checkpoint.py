@@ -1,4 +1,4 @@
-"""Keeps ``last.ckpt``."""
+"""Writes ``last.ckpt``."""
 
 import signal
 import threading
@@ -14,15 +14,15 @@ from fgssl.distributed import any_rank
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt``: every so many epochs or optimiser steps, at the end, and on SIGTERM.
+    """Write ``last.ckpt`` every few epochs or optimiser steps, at the end, and on SIGTERM.
 
-    SIGTERM is how clusters announce a preemption. One process that receives it suffices: all of them finish the
-    optimiser step, write the checkpoint and end.
+    Clusters send SIGTERM before they stop a job. If one process receives it, all processes finish the optimiser step,
+    write the checkpoint and end.
 
     Args:
-        folder: where.
-        every_n_epochs: write this often.
-        every_n_train_steps: write after this many optimiser steps instead.
+        folder: Folder of the checkpoint.
+        every_n_epochs: Epochs between two checkpoints.
+        every_n_train_steps: Optimiser steps between two checkpoints; replaces ``every_n_epochs``.
     """
 
     def __init__(self, folder: Path, every_n_epochs: int = 1, every_n_train_steps: int | None = None):
@@ -35,14 +35,14 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True if not every_n_train_steps else None,
         )
         self.path = Path(folder) / "last.ckpt"
-        self._terminated = self._ending = False  # this process was told to end; all of them are about to
+        self._terminated = self._ending = False  # this process received SIGTERM; all processes are about to end
         self._previous: Any = None  # SIGTERM's handler outside of training
 
     def on_train_start(self, trainer: Trainer, method) -> None:
         super().on_train_start(trainer, method)
         self._terminated = self._ending = False
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            # In place of Lightning's handler, which calls a collective from within the signal.
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in the main thread only
+            # Replaces Lightning's handler, which calls a collective inside the signal handler.
             self._previous = signal.signal(signal.SIGTERM, self._note_signal)
 
     def _note_signal(self, *_) -> None:
@@ -50,7 +50,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, method, batch, batch_idx)
-        if self._ending:  # only now: the last step's metrics have been logged
+        if self._ending:  # here, after the metrics of the last step have been logged
             raise SIGTERMException
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
@@ -77,7 +77,7 @@ class LastCheckpoint(ModelCheckpoint):
             raise SIGTERMException
 
     def save_now(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``, unless it is of this step already."""
+        """Write ``last.ckpt`` unless it already holds this step."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_checkpoint(trainer, str(self.path))
             rank_zero_info(f"{self.path}: written at step {trainer.global_step}")

@@ -1,4 +1,4 @@
-"""Logs what is worth a curve beside the losses: throughput and the teacher's momentum."""
+"""Logs throughput and the teacher's momentum."""
 
 from lightning.pytorch import Callback, Trainer
 
@@ -6,9 +6,10 @@ from fgssl.callbacks.progress import Throughput
 
 
 class Monitor(Callback):
-    """``train/teacher_momentum`` a step, ``throughput/images_per_second`` and ``throughput/waiting_for_data`` an epoch.
+    """Log ``train/teacher_momentum`` after each step; throughput and waiting time after each epoch.
 
-    Throughput is over all processes; waiting is the share of an epoch between the end of a step and the next batch.
+    ``throughput/images_per_second`` counts the images of all processes. ``throughput/waiting_for_data`` is the fraction
+    of an epoch between the end of a step and the arrival of the next batch.
     """
 
     def __init__(self):

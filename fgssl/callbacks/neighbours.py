@@ -1,4 +1,4 @@
-"""The picture of MLS's Figs. 5 and 6: query crops and the dictionary entries that become their labels."""
+"""Pictures of query crops and their nearest dictionary entries (MLS, Figs. 5 and 6)."""
 
 from pathlib import Path
 
@@ -23,9 +23,9 @@ class Neighbours(Callback):
     crops each time. Files: ``neighbours_<epoch>.png`` in the run folder.
 
     Args:
-        every_n_epochs: how often in training.
-        count: queries, one a row.
-        neighbours: entries beside each.
+        every_n_epochs: Epochs between two pictures.
+        count: Number of queries, one in each row.
+        neighbours: Number of entries beside each query.
     """
 
     def __init__(self, every_n_epochs: int = 50, count: int = 6, neighbours: int = 10):
@@ -78,15 +78,16 @@ def framed(datamodule, row: int, draw: int, view: int, colour: str) -> np.ndarra
     """[S, S, 3]: a whole image on a white square, with a frame around the part that a view of it took.
 
     Args:
-        datamodule: for images, views and seed.
-        row, draw: of the data set, and serial number of the sample: they name the crop.
-        view: 0 the query's, 1 the key's.
-        colour: of the frame.
+        datamodule: Source of images, views and seed.
+        row: Row of the data set.
+        draw: Serial number of the sample, which determines the crop.
+        view: 0 for the query's crop, 1 for the key's.
+        colour: Colour of the frame.
     """
     image = Image.fromarray(image_of(datamodule.parts.index, row))
     numbers = datamodule.views.numbers(datamodule.seed, np.array([draw]))[0]
     box = datamodule.views.boxes(image.size, numbers)[view]
-    scale = 160 / max(image.size)  # as large as the picture shows it: small images would get thick frames
+    scale = 160 / max(image.size)  # size in the picture; frames of small images would be too thick otherwise
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     x0, y0, x1, y1 = (scale * side for side in box)
     ImageDraw.Draw(image).rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=4)

@@ -1,4 +1,4 @@
-"""A linear probe and a k-NN classifier that run beside training: what the features are worth while they change.
+"""A linear probe and a k-NN classifier that run during training.
 
 Off by default; ``trainer.callbacks+: {class_path: OnlineProbe}`` in an experiment turns one on. Both look at
 ``Method.embed`` in evaluation mode, without gradient, and draw no random number: the method trains bit for bit as it
@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import any_rank, mean_over_ranks
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
@@ -24,7 +25,7 @@ from fgssl.metrics.classification import topk_accuracy
 
 @contextmanager
 def evaluating(method: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradient; then each module is back in the mode that it was in."""
+    """Evaluation mode without gradients; restores the mode of each module afterwards."""
     modes = {module: module.training for module in method.modules()}
     method.eval()
     try:
@@ -42,13 +43,8 @@ def embed_view(trainer: Trainer, method: Any, images: Tensor) -> Tensor:
     return features_BF.to(method.dtype) if method.dtype == torch.float64 else features_BF.float()
 
 
-class OnlineEvaluation(Callback):
-    """Base of both: gathers what validation and the final test embed, and logs a figure of it."""
-
-    name = ""
-
-    def __init__(self) -> None:
-        self._outputs: list[dict] = []
+class OnlineEvaluation(Evaluation):
+    """Base of both: measures the embeddings of the validation rows and of the final test, and logs the figures."""
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
         """Figures of the evaluated rows, the same on every rank."""
@@ -69,23 +65,9 @@ class OnlineEvaluation(Callback):
                 "that it is evaluated once, in the test at the end."
             )
 
-    def on_validation_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._outputs.append(outputs)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        self._evaluate(trainer, method, "test")
-
-    def _evaluate(self, trainer: Trainer, method, part: str) -> None:
-        outputs, self._outputs = self._outputs, []
+    def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
         figures = self.measure(trainer, method, collect(outputs))
-        # float64: Lightning rounds a plain number to float32
-        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
-        method.log_dict(values, batch_size=1)
+        log_exactly(method, {f"{part}/{name}": value for name, value in figures.items()})
 
 
 class OnlineProbe(OnlineEvaluation):
@@ -95,7 +77,7 @@ class OnlineProbe(OnlineEvaluation):
     and optimiser are in the checkpoint. Several processes train the one classifier that one process would.
 
     Args:
-        lr: of Adam.
+        lr: Learning rate of Adam.
     """
 
     def __init__(self, lr: float = 1e-3):
@@ -109,7 +91,7 @@ class OnlineProbe(OnlineEvaluation):
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         features_BF = embed_view(trainer, method, batch.views[0])
         if any_rank(~torch.isfinite(features_BF).all(), method.device):
-            return  # a step that the method leaves out too, or stops at
+            return  # the method skips such a step too, or stops
         classifier = self._classifier(trainer, features_BF)
         with torch.enable_grad():
             logits_BC = classifier(features_BF)
@@ -128,7 +110,7 @@ class OnlineProbe(OnlineEvaluation):
                 nn.Linear, features_BF.shape[1], classes, device=features_BF.device, dtype=features_BF.dtype
             )
             for parameter in self.classifier.parameters():
-                nn.init.zeros_(parameter)  # convex: no draw is needed, and the method's must stay as they are
+                nn.init.zeros_(parameter)  # the problem is convex; random numbers would change those of the method
             self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=self.lr)
             if self._restored:
                 self.classifier.load_state_dict(self._restored["classifier"])
@@ -137,7 +119,7 @@ class OnlineProbe(OnlineEvaluation):
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
         if self.classifier is None or (rows.fine < 0).any():
-            return {}  # a test without training: nothing has been learnt
+            return {}  # a test without training
         with torch.no_grad():
             scores = self.classifier(rows.embedding.to(self.classifier.weight))
         return {f"online_{name}": value for name, value in topk_accuracy(scores, rows.fine).items()}
@@ -157,9 +139,9 @@ class OnlineKNN(OnlineEvaluation):
     Logs ``knn_top1``. It costs a pass over the training images at each validation.
 
     Args:
-        k: voters (see ``evaluation/knn.py``).
-        temperature: of their weights.
-        every_n_epochs: how often in training; the test at the end counts apart.
+        k: Number of neighbours.
+        temperature: Temperature of the neighbours' weights.
+        every_n_epochs: Epochs between two measurements in training; the test at the end always measures.
     """
 
     def __init__(self, k: int = 20, temperature: float = 0.07, every_n_epochs: int = 1):

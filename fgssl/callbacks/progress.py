@@ -1,4 +1,4 @@
-"""Progress of training: images a second and the share of time spent waiting for data."""
+"""Progress bar with images per second and the fraction of time spent waiting for data."""
 
 import sys
 import time
@@ -9,10 +9,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class Throughput:
-    """Images a second over all processes, and the share of time between the end of a step and the next batch."""
+    """Images per second over all processes, and the fraction of time between a step and the next batch."""
 
     def __init__(self):
-        self.start()  # a run that resumes in mid-epoch begins without the hook that starts an epoch
+        self.start()  # resuming within an epoch skips on_train_epoch_start
 
     def start(self) -> None:
         self.images, self.waited = 0, 0.0
@@ -35,7 +35,7 @@ class Throughput:
 
     @property
     def waiting(self) -> float:
-        """Share of the time spent waiting for data."""
+        """Fraction of the time spent waiting for data."""
         return self.waited / self.elapsed
 
     def metrics(self) -> dict[str, str]:
@@ -43,10 +43,10 @@ class Throughput:
 
 
 class ProgressBar(RichProgressBar):
-    """A bar on a terminal, a line an epoch in a log file. The figures are those of the running epoch."""
+    """A bar on a terminal, one line for each epoch in a log file; figures of the current epoch."""
 
     def __init__(self):
-        super().__init__(refresh_rate=5)  # Lightning's 100 a second costs a percent of a core
+        super().__init__(refresh_rate=5)  # Lightning's 100 per second take one percent of a core
         self.throughput = Throughput()
 
     def on_train_epoch_start(self, trainer: Trainer, method) -> None:
@@ -73,7 +73,7 @@ class ProgressBar(RichProgressBar):
 
 @rank_zero_only
 def print_line(trainer: Trainer, throughput: Throughput) -> None:
-    """One line of a log file for an epoch."""
+    """Print one line for an epoch."""
     figures = {name: f"{value:.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
     figures |= throughput.metrics()
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"

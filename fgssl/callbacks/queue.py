@@ -1,4 +1,4 @@
-"""Fills the memories."""
+"""Updates the memories."""
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -11,10 +11,10 @@ CHECK_EVERY = 100  # optimiser steps between two comparisons of the memories ove
 
 
 class QueueUpdate(Callback):
-    """Enqueues what a step gives once the optimiser has stepped, on every rank the same.
+    """Enqueue the keys of a step after the optimiser has stepped, identically on every rank.
 
-    Accumulated batches enter together after their optimiser step: none of them sees another's keys, as in the one
-    large batch that they stand for. Before the first epoch the memories are filled with real keys.
+    Accumulated batches are enqueued together after their optimiser step, so that none of them sees the keys of another,
+    as in one large batch. Before the first epoch the memories are filled with keys of training images.
     """
 
     def on_train_start(self, trainer: Trainer, method) -> None:

@@ -1,4 +1,4 @@
-"""Keeps the run folder: ``config.yaml`` at the start, ``results.json`` as the run goes and when it ends."""
+"""Writes ``config.yaml`` at the start of a run, and ``results.json`` during the run and at its end."""
 
 import contextlib
 import time
@@ -15,12 +15,12 @@ from fgssl.run import provenance, write_json
 
 
 class Record(Callback):
-    """Writes what a reader needs to know of a run, and to run it again.
+    """Write the configuration and the results of a run to its folder.
 
     Args:
-        folder: the run folder.
-        config: the whole resolved configuration as YAML text.
-        facts: plain values for ``results.json`` (experiment, method, seed, ...).
+        folder: The run folder.
+        config: Resolved configuration as YAML text.
+        facts: Plain values for ``results.json`` (experiment, method, seed, ...).
     """
 
     def __init__(self, folder: Path, config: str, facts: dict[str, Any]):
@@ -76,7 +76,7 @@ class Record(Callback):
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
         self.results["error"] = f"{type(exception).__name__}: {exception}"
         if self._started:
-            with contextlib.suppress(OSError):  # a full disk is the exception itself, perhaps
+            with contextlib.suppress(OSError):  # the exception may be a full disk
                 self._note(trainer, status="interrupted" if interrupted else "failed")
 
     @rank_zero_only
@@ -93,7 +93,7 @@ class Record(Callback):
 
 
 def keep_config(path: Path, text: str) -> None:
-    """Write ``config.yaml``; a different one of an earlier start of the same run stays beside it, numbered."""
+    """Write ``config.yaml``; a different one from an earlier start of the run is kept under a number."""
     if path.is_file() and path.read_text() != text:
         number = 1 + len(list(path.parent.glob("config-*.yaml")))
         path.rename(path.with_name(f"config-{number}.yaml"))

@@ -1,4 +1,4 @@
-"""Scores what a segmenter says of the validation and test rows, and writes it as masks on predict."""
+"""Evaluates a segmenter on the validation and test rows, and writes its masks on predict."""
 
 from pathlib import Path
 
@@ -8,14 +8,15 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
+from fgssl.callbacks.evaluation import log_exactly
 from fgssl.metrics.segmentation import confusion, segmentation_scores
 
 
 class Segmentation(Callback):
-    """Mean IoU, mean class accuracy and pixel accuracy of the classes that a method's evaluation step gives.
+    """Mean IoU, mean class accuracy and pixel accuracy of the ``predicted`` classes of a method's evaluation step.
 
-    One confusion matrix over the images of all ranks. Where these do not divide by the ranks, the first images come
-    again at the end (``EvalShard``) and are counted once.
+    From one confusion matrix over the images of all ranks. Images that pad the ranks to equal length (``EvalShard``)
+    are counted once.
     """
 
     def on_validation_epoch_start(self, trainer: Trainer, method) -> None:
@@ -38,7 +39,7 @@ class Segmentation(Callback):
         self._evaluate(trainer, method, "test")
 
     def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
-        """``masks/<name of the image>.png`` in ADE20K's form: 8 bits, class + 1."""
+        """Write ``masks/<name of the image>.png`` in ADE20K's format: 8 bits a pixel, class number + 1."""
         folder = Path(trainer.loggers[0].log_dir or ".") / "masks"
         folder.mkdir(parents=True, exist_ok=True)
         for row, predicted_HW in zip(batch.index.tolist(), outputs["predicted"], strict=True):
@@ -59,6 +60,4 @@ class Segmentation(Callback):
         except ValueError as fault:  # a few batches without a label
             rank_zero_warn(f"no mean IoU: {fault}.")
             return
-        # float64: Lightning rounds a plain number to float32
-        values = {f"{part}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in scores.items()}
-        method.log_dict(values, batch_size=1)
+        log_exactly(method, {f"{part}/{name}": value for name, value in scores.items()})

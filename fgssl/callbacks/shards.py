@@ -1,4 +1,4 @@
-"""Writes embeddings while they are computed."""
+"""Writes embeddings to files while they are computed."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from fgssl.run import write_json
 
 
 class Shards(Callback):
-    """Writes what a test or predict pass embeds to ``<folder>/<part>-<rank>-<number>.npz``.
+    """Write the embeddings of a test or predict pass to ``<folder>/<part>-<rank>-<number>.npz``.
 
     Args:
-        folder: where the shards go.
-        part: train, val or test; for the files' names.
-        rows: images a file.
+        folder: Folder of the files.
+        part: Part of the data in the files' names: train, val or test.
+        rows: Images in each file.
     """
 
     def __init__(self, folder: Path, part: str, rows: int):
@@ -37,7 +37,7 @@ class Shards(Callback):
             index = trainer.datamodule.parts.index
             names = {"fine_names": list(index.fine_names), "coarse_names": list(index.coarse_names)}
             write_json(self.folder / "about.json", {"dataset": index.name, "part": self.part, **names})
-        trainer.strategy.barrier()  # the first rank goes on to read what all have written
+        trainer.strategy.barrier()  # rank 0 then reads the files of all ranks
 
     on_predict_epoch_end = on_test_epoch_end
 

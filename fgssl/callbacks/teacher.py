@@ -1,4 +1,4 @@
-"""Moves the teachers."""
+"""Updates the teachers."""
 
 from lightning.pytorch import Callback, Trainer
 
@@ -6,10 +6,10 @@ from fgssl.nn.teacher import ema_update, snapshot
 
 
 class TeacherUpdate(Callback):
-    """EMA of every (student, teacher) pair of the method, after each optimiser step; or its copy after each epoch.
+    """Update every teacher of the method: EMA after each optimiser step, or a copy of the student after each epoch.
 
-    Under gradient accumulation that is not each batch. The momentum follows from the step, so that there is nothing
-    to save beyond the teacher's weights.
+    With gradient accumulation an optimiser step covers several batches. The momentum is a function of the step, so the
+    checkpoint needs no more than the teacher's weights.
     """
 
     def on_train_start(self, trainer: Trainer, method) -> None:
@@ -20,6 +20,6 @@ class TeacherUpdate(Callback):
         for student, teacher, every in method.teachers():
             if every == "step" and stepped:
                 ema_update(student, teacher, method.teacher_momentum(self._step, method.total_steps()))
-            # With the last batch, not in the hook of the epoch's end: a checkpoint of this step has to have it.
+            # With the last batch, before the hook of the epoch's end writes a checkpoint of this step.
             if every == "epoch" and trainer.is_last_batch:
                 snapshot(student, teacher)

@@ -30,6 +30,7 @@ from fgssl.nn.heads import DINOHead
 
 IMAGE_CROPS = 2  # the first views; all later views are region crops
 PATCHES = 512  # patches per call of the last layer: 134 MB of logits at K = 65536
+OTHERS: dict[tuple[float, ...], str] = {(1, 0, 0, 0, 0): "DINO", (0.5, 0.5, 0, 0, 0): "EsViT"}  # weights -> method
 Level = Literal["image", "region"]
 Name = tuple[Literal["student", "teacher"], Level, int]  # names a bag: network, level, crop
 
@@ -133,6 +134,7 @@ class CMD(SelfDistillation):
         if l_i == l_r == l_s == l_ts == 0:
             raise UserError("model.l_i, l_r, l_s and l_ts are all 0: nothing would be learnt (L_T has no gradient).")
         self.l_i, self.l_r, self.l_s, self.l_t, self.l_ts = l_i, l_r, l_s, l_t, l_ts
+        self.variant = OTHERS.get((l_i, l_r, l_s, l_t, l_ts))  # None: CMD itself
         self.teacher_crops, self.inter_level, self.image_bag = teacher_crops, inter_level, image_bag
         self.prototypes = prototypes
         both = inter_level == "within_crop" or bags == "both"

@@ -1,16 +1,17 @@
 """From run folders to comparison tables.
 
-One table a protocol: runs stand in one column only if they were evaluated, and trained, on the same rows of the same
-data set. A row is a configuration, over its seeds.
+One table for each protocol: runs share a column only if they were trained and evaluated on the same rows of the same
+data set. A row is one configuration with all of its seeds.
 """
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fgssl.errors import UserError, did_you_mean
-from fgssl.report.published import Number, published
+from fgssl.report.published import Missing, Number, published
 from fgssl.report.runs import RunFolder
 
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5")
@@ -23,14 +24,16 @@ class Cell:
     """One metric of one row.
 
     Attributes:
-        values: a fraction a seed.
+        values: one fraction for each seed.
         best: whether no other row of the table has a better mean.
-        printed: the paper's number.
+        printed: the paper's number, where every condition of its row holds.
+        missing: why there is none, where the experiment names a table that has this metric.
     """
 
     values: tuple[float, ...] = ()
     best: bool = False
     printed: Number | None = None
+    missing: str | None = None
 
     @property
     def mean(self) -> float | None:
@@ -44,7 +47,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration over its seeds; ``settings`` are those that tell it from the other rows of its table."""
+    """One configuration with all of its seeds; ``settings`` are the options in which it differs from the other rows."""
 
     method: str
     backbone: str
@@ -65,12 +68,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table: the rows that share a protocol, best first by the first metric."""
+    """A table of rows with the same protocol, sorted by the first metric, best first."""
 
     protocol: dict[str, Any]
     metrics: tuple[str, ...]
     rows: list[Row]
-    unlike: list[str] = field(default_factory=list)  # what sets it apart from the other tables of its data set
+    unlike: list[str] = field(default_factory=list)  # differences from the other tables of its data set
 
     @property
     def title(self) -> str:
@@ -85,10 +88,10 @@ class Comparison:
 
 
 def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:
-    """The metrics to show: those asked for, or the default ones that some run has.
+    """The metrics to show: the requested ones, or the default ones that at least one run has.
 
     Raises:
-        UserError: no run has a metric that was asked for.
+        UserError: no run has a requested metric.
     """
     known = {name.removeprefix("test/") for run in runs for name in run.results["metrics"]}
     if not asked:
@@ -106,7 +109,7 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
     """Group runs by protocol, then by configuration.
 
     Returns:
-        The tables, by data set, and notes for the reader: runs that repeat a seed.
+        The tables sorted by data set, and notes about runs that were left out.
     """
     notes: list[str] = []
     groups: dict[str, list[RunFolder]] = {}
@@ -129,17 +132,17 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
 
 
 def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list[str]:
-    """What this protocol states otherwise than another one of the same data set; hashes and counts are in the title."""
+    """Settings that differ from another protocol of the same data set, without the hashes and counts of the title."""
     names = sorted({name for rival in rivals for name in rival})
     titled = ("split", "gallery", "train images", "train rows_hash", "test images", "test rows_hash")
     differing = [n for n in names if n not in titled and len({str(rival.get(n)) for rival in rivals}) > 1]
     if len(differing) > 1 and "flipped labels" in differing:
-        differing.remove("flipped labels")  # a hash: it tells less than the share and the seed that it follows from
+        differing.remove("flipped labels")  # a hash; the noise share and the seed, which determine it, are shown
     return [f"{name} {protocol.get(name)}" for name in differing]
 
 
 def _rows(runs: list[RunFolder], metrics: list[str], notes: list[str]) -> list[Row]:
-    """One row a configuration."""
+    """One row for each configuration."""
     rows = []
     for method in dict.fromkeys(run.method for run in runs):
         kin = [run for run in runs if run.method == method]
@@ -159,8 +162,8 @@ def _rows(runs: list[RunFolder], metrics: list[str], notes: list[str]) -> list[R
 def _comparable(runs: list[RunFolder], notes: list[str]) -> list[str]:
     """The options in which runs of one method can differ.
 
-    A configuration that lacks an option was written before there was one, and counts as equal in it; but of the
-    network's free options a missing one means timm's default, which is a value like any other.
+    An option that some configurations lack, since an older version wrote them, counts as equal. A missing option of the
+    network counts as a value of its own, timm's default.
     """
     every = {name for run in runs for name in run.settings}
     missing = {name for name in every if not all(name in run.settings for run in runs)}
@@ -174,15 +177,29 @@ def _comparable(runs: list[RunFolder], notes: list[str]) -> list[str]:
 
 
 def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
-    """The newest run of each seed: a run counted twice would make the spread too small."""
+    """The newest run of each seed: a run counted twice would make the spread too small.
+
+    A run takes precedence over evaluations of its checkpoints; metrics that it lacks are taken from the evaluation of
+    its last checkpoint.
+    """
     kept: dict[int, RunFolder] = {}
-    for run in sorted(runs, key=lambda run: (run.folder / "results.json").stat().st_mtime):
-        if run.seed in kept:
-            notes.append(
-                f"left out: {kept[run.seed].folder}: {run.folder} is newer and has the same settings and seed."
-            )
+    for run in sorted(runs, key=lambda run: (run.origin is run, (run.folder / "results.json").stat().st_mtime)):
+        other = kept.get(run.seed)
+        if other and run.origin is run and other.origin.folder.resolve() == run.folder.resolve():
+            notes.append(f"left out: {other.folder}: it evaluates {run.folder}, which stands here itself.")
+            run = _with_metrics_of(run, other)
+        elif other:
+            notes.append(f"left out: {other.folder}: {run.folder} is newer and has the same settings and seed.")
         kept[run.seed] = run
     return [kept[seed] for seed in sorted(kept)]
+
+
+def _with_metrics_of(run: RunFolder, evaluation: RunFolder) -> RunFolder:
+    """The run with those metrics of an evaluation of its last checkpoint that it lacks."""
+    if Path(evaluation.results["ckpt_path"]).name == "best.ckpt":
+        return run
+    metrics = {**evaluation.results["metrics"], **run.results["metrics"]}
+    return replace(run, results={**run.results, "metrics": metrics})
 
 
 def _backbone(run: RunFolder) -> str:
@@ -191,25 +208,28 @@ def _backbone(run: RunFolder) -> str:
 
 
 def _telling(runs: list[RunFolder], names: list[str]) -> list[str]:
-    """The options that tell the rows of a method apart, those with a column of their own left out."""
+    """The options in which the rows of a method differ, without those that have their own column."""
     shown = ("model.variant", "model.backbone.name", "model.backbone.pretrained", "epochs", "trainer.max_epochs")
     return [n for n in names if n not in shown and len({repr(run.settings.get(n)) for run in runs}) > 1]
 
 
 def _cell(runs: list[RunFolder], metric: str) -> Cell:
     values = tuple(value for run in runs if (value := run.metric(metric)) is not None)
-    return Cell(values, printed=published(runs[0], metric))
+    found = published(runs[0], metric) if values else None
+    if isinstance(found, Missing):
+        return Cell(values, missing=found.reason)
+    return Cell(values, printed=found)
 
 
 def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:
-    """Best first by the first metric, equal means sharing a rank; the best of each metric marked."""
+    """The rows sorted by the first metric, equal means with equal ranks, and the best of each metric marked."""
     best = {metric: max((_score(row, metric) for row in rows), default=-1e9) for metric in metrics}
     ordered = sorted(rows, key=lambda row: (-_score(row, metrics[0]), row.label))
     ranked = []
     for row in ordered:
         place = 1 + sum(_score(other, metrics[0]) > _score(row, metrics[0]) for other in rows)
         cells = {
-            metric: Cell(cell.values, bool(cell.values) and _score(row, metric) == best[metric], cell.printed)
+            metric: replace(cell, best=bool(cell.values) and _score(row, metric) == best[metric])
             for metric, cell in row.cells.items()
         }
         rank = place if row.cells[metrics[0]].values else None
@@ -225,11 +245,20 @@ def _score(row: Row, metric: str) -> float:
 
 
 def _leaf(option: str) -> str:
-    """``model.optim.lr`` as ``lr``: short, for labels."""
+    """Last part of an option's name: ``lr`` of ``model.optim.lr``."""
     return option.rsplit(".", 1)[-1]
 
 
 def sources(rows: Iterable[Row]) -> list[str]:
-    """What the papers' numbers are and where they stand, each once."""
+    """Sources of the printed numbers, without repetitions."""
     printed = [cell.printed for row in rows for cell in row.cells.values() if cell.printed]
     return list(dict.fromkeys(number.source for number in printed))
+
+
+def missing(rows: Iterable[Row]) -> list[str]:
+    """Reasons why rows have no printed number, without repetitions."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in dict.fromkeys(cell.missing for cell in row.cells.values() if cell.missing):
+            reasons.setdefault(reason, []).append(row.label)
+    return [f"No printed number beside {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]

@@ -1,4 +1,4 @@
-"""The comparison as a W&B report, one section a table, its runs grouped by method; created once, then refreshed."""
+"""The comparison as a W&B report: one section for each table, runs grouped by method; later calls refresh it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ TITLE = "fgssl compare"
 
 
 def save_comparison(where: str, tables: Sequence[Comparison]) -> str:
-    """Create or refresh the report; returns a line that says what was done, or would be done online.
+    """Create or refresh the report.
 
     Args:
-        where: ``project`` or ``entity/project``, that of the runs.
-        tables: what to show; W&B's runs are found by the names of our run folders.
+        where: ``project`` or ``entity/project`` of the runs.
+        tables: Tables to show; W&B runs are found by the names of the run folders.
 
     Raises:
         UserError: W&B's library for reports is missing, or W&B refuses.
@@ -42,13 +42,13 @@ def save_comparison(where: str, tables: Sequence[Comparison]) -> str:
         earlier = [found.url for found in _reports(api, f"{entity}/{project}") if found.title == TITLE]
         report = build(entity, project, tables, earlier[0] if earlier else None)
         report.save()
-    except Exception as fault:  # wandb raises a type of its own for each way in which a server can refuse
+    except Exception as fault:  # wandb raises many types of exception
         raise UserError(f"W&B refused the report in {where}: {fault}") from fault
     return f"W&B: {'refreshed' if earlier else 'created'} the report {report.url} ({sections})."
 
 
 def _reports(api: Any, path: str) -> list[Any]:
-    """The reports of a project; none where the project is yet to be."""
+    """Reports of a project; an empty list if the project does not exist."""
     try:
         return list(api.reports(path))
     except ValueError:
@@ -56,7 +56,7 @@ def _reports(api: Any, path: str) -> list[Any]:
 
 
 def build(entity: str, project: str, tables: Sequence[Comparison], url: str | None = None) -> Any:
-    """The report as an object of W&B's library: that at ``url`` with new content, or a new one. Saves nothing."""
+    """Build the report, or rebuild the one at ``url``, without saving it."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces.expr import Metric
 

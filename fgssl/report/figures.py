@@ -1,4 +1,4 @@
-"""Pictures, where people would rather look than read."""
+"""Pictures of retrieval results and embeddings."""
 
 import importlib.util
 from pathlib import Path
@@ -14,9 +14,9 @@ from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
 
 RIGHT, WRONG, QUERY, UNKNOWN = "#2a9d4a", "#d1352b", "#333333", "#777777"
-SAMPLE = 3000  # images at most in pictures that need all pairs, or t-SNE's time
-NAMED = 20  # groups at most in a matrix
-COLOURED = 18  # groups at most in a map: matplotlib's twenty colours less the two greys, which are for the rest
+SAMPLE = 3000  # most images in pictures that need all pairs or t-SNE
+NAMED = 20  # most groups in a matrix
+COLOURED = 18  # most coloured groups in a map: matplotlib's twenty colours without the two greys
 
 
 def retrieval_grid(
@@ -61,7 +61,7 @@ def retrieval_grid(
 
 def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, path: Path) -> Path:
     """Draw rows of pictures; each is an image [H, W, 3], the text above it and the colour of its frame."""
-    from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
+    from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
     columns = max(len(line) for line in lines)
     height = 1.55 * len(lines) + 0.3 + 0.2 * len(title.splitlines())
@@ -77,7 +77,7 @@ def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, pat
 def similarity_histogram(
     queries: Embeddings, gallery: Embeddings | None, path: Path, *, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draw how alike (cosine) pairs of one class are and pairs of two, each as a share of its own kind.
+    """Draw histograms of the cosine similarity of pairs of the same class and of different classes.
 
     Pairs among at most 3,000 images, drawn at random; no image is paired with itself.
 
@@ -110,7 +110,7 @@ def similarity_histogram(
 
 
 def coarse_confusion(queries: Embeddings, gallery: Embeddings | None, index: Index, path: Path, *, seed: int = 0):
-    """Draw which coarse group the nearest neighbour of an image belongs to: one row a group, in percent of it.
+    """Draw the coarse group of the nearest neighbour against that of the query, in percent of each row.
 
     At most 3,000 queries, drawn at random; of more than 20 groups the 20 largest.
 
@@ -138,7 +138,7 @@ def coarse_confusion(queries: Embeddings, gallery: Embeddings | None, index: Ind
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(share):
-        if value >= 0.5:  # an empty cell reads better than a 0
+        if value >= 0.5:  # cells of 0 stay empty
             colour = "white" if value > 55 else "black"
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     labels = [_short(names[group]) for group in shown]
@@ -161,10 +161,10 @@ def embedding_map(
     count: int = SAMPLE,
     seed: int = 0,
 ) -> Path:
-    """Draw the embedding in two dimensions, coloured by fine label and, where there is one, by coarse label.
+    """Draw the embeddings in two dimensions, coloured by fine label and, if the data set has them, by coarse label.
 
-    Of more than 18 groups, 18 spread evenly over the list are coloured and the rest is grey. The title says how many
-    images are drawn.
+    With more than 18 groups, 18 evenly spaced ones are coloured and the others are grey. The title states the number
+    of images.
 
     Args:
         embeddings: what to draw; rows point into ``index``.
@@ -195,7 +195,7 @@ def embedding_map(
 
 
 def layout(features_NF: np.ndarray, way: Literal["tsne", "umap"], seed: int) -> np.ndarray:
-    """[N, F] features of unit length to [N, 2] points."""
+    """Two-dimensional layout [N, 2] of features [N, F] of unit length."""
     if way == "umap":
         from umap import UMAP
 
@@ -246,7 +246,7 @@ def _chosen(count: int, seed: int, most: int | None = None) -> np.ndarray:
 
 
 def image_of(index: Index, row: int) -> np.ndarray:
-    """[H, W, 3] uint8."""
+    """Image of a row of the data set, [H, W, 3] uint8."""
     return index.pixels[row] if index.pixels is not None else np.asarray(read_image(index.paths[row]))
 
 
@@ -261,7 +261,7 @@ def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -
 
 
 def _square(image: np.ndarray) -> np.ndarray:
-    """Centre crop, so that all pictures of a grid have one size."""
+    """Centre crop of a fixed size for grids of pictures."""
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return image[top : top + side, left : left + side]

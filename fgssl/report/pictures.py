@@ -1,4 +1,4 @@
-"""Which pictures an evaluation leaves behind, as PNG and in the logger, under names that stay."""
+"""Pictures of an evaluation, as PNG files and in the loggers, under fixed names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +17,11 @@ def draw_retrieval(
     """Draw ``retrieval.png``, ``similarity.png`` and, with coarse labels, ``confusion.png``; log them as ``test/...``.
 
     Args:
-        queries, gallery: what was evaluated; gallery None: searched among themselves.
+        queries: Embeddings of the evaluated images.
+        gallery: Embeddings that they are searched in; None: the queries themselves.
         index: the data set.
         folder: the run folder.
-        loggers: the trainer's; those that take images get them.
+        loggers: Loggers of the trainer; used if they take images.
         count: queries in the retrieval grid.
     """
     loggers = list(loggers)
@@ -44,7 +45,7 @@ def draw_maps(
         embeddings: what to draw; rows point into ``index``.
         index: the data set.
         folder: the run folder.
-        loggers: the trainer's; those that take images get them.
+        loggers: Loggers of the trainer; used if they take images.
         count: most images to draw; 0 draws all.
     """
     loggers = list(loggers)
@@ -57,14 +58,14 @@ def draw_maps(
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Hand a PNG to the loggers that take images (W&B)."""
+    """Log a PNG to the loggers that take images (W&B)."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(name, [str(path)])
 
 
 def log_histogram(loggers: Iterable[Logger], name: str, histogram: tuple[np.ndarray, np.ndarray]) -> None:
-    """Hand counts and bin edges to W&B."""
+    """Log a histogram, given as counts and bin edges, to W&B."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
             import wandb

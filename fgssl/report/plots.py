@@ -1,17 +1,17 @@
-"""Charts of comparisons and sweeps. Needs matplotlib only."""
+"""Charts of comparisons and sweeps, with matplotlib."""
 
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot: no window system, nothing left open
+from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
 from fgssl.report.compare import LOWER_IS_BETTER, Comparison, Row
 from fgssl.report.tables import number
 
-SHOWN = 12  # rows of a chart, the best ones: more than a reader can tell apart by colour
-COLOURS = (  # told apart by the colour-blind too, as far as twelve go (Paul Tol's muted set, and three greys)
+SHOWN = 12  # most rows of a chart; the best ones are shown
+COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three greys
     "#332288", "#cc6677", "#117733", "#ddaa33", "#88ccee", "#aa4499", "#44aa99", "#882255", "#999933",
     "#444444", "#888888", "#bbbbbb",
 )  # fmt: skip
@@ -35,7 +35,7 @@ def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
 
 
 def bars(table: Comparison) -> Figure:
-    """One panel a metric, one bar a row, best above; whiskers: standard deviation over the seeds."""
+    """Bars of each metric, one for each row, best on top; whiskers are the standard deviation over the seeds."""
     rows = table.rows[:SHOWN]
     widest = max(len(_label(row)) for row in rows)
     figure = Figure(
@@ -65,7 +65,7 @@ def bars(table: Comparison) -> Figure:
 
 
 def recall_curves(table: Comparison) -> Figure | None:
-    """Recall@K against K; bands: standard deviation over the seeds. None where no two K were measured."""
+    """Recall@K against K with the standard deviation over the seeds; None with fewer than two values of K."""
     names = {name for row in table.rows for run in row.runs for name in run.results["metrics"]}
     ks = sorted(int(m[1]) for name in names if (m := re.fullmatch(r"test/recall@(\d+)", name)))
     if len(ks) < 2:
@@ -90,9 +90,9 @@ def recall_curves(table: Comparison) -> Figure | None:
 
 
 def epochs(table: Comparison) -> Figure | None:
-    """The table's first metric on the validation rows, where there are some, and the training loss, against the epoch.
+    """Training loss and the first metric on the validation rows against the epoch.
 
-    One thin line a seed, one thick line for their mean. None where no run has logged either.
+    One thin line for each seed and a thick line for their mean; None if no run has logged either of them.
     """
     rows = table.rows[:SHOWN]
     histories = [[run.history() for run in row.runs] for row in rows]
@@ -128,7 +128,7 @@ def epochs(table: Comparison) -> Figure | None:
 def heat_map(
     values: np.ndarray, names: tuple[str, str], ticks: tuple[Sequence, Sequence], metric: str, title: str
 ) -> Figure:
-    """A grid of results, the best cell framed.
+    """A grid of results with a frame around the best cell.
 
     Args:
         values: [len(rows), len(columns)] fractions; NaN where a cell has no result.
@@ -175,12 +175,12 @@ def _unit(metric: str) -> str:
 
 
 def _is_share(metric: str) -> bool:
-    """Whether a metric is shown in percent."""
+    """Whether a metric is a fraction, shown in percent."""
     return number(metric, 1.0) == "100.00"
 
 
 def _percent(axis, metric: str) -> None:
-    """Ticks in percent where the values are fractions."""
+    """Format ticks in percent if the values are fractions."""
     if _is_share(metric):
         axis.set_major_formatter(lambda value, _: f"{100 * value:g}")
 

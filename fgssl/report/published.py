@@ -3,19 +3,19 @@
 import csv
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fgssl.errors import UserError, did_you_mean
+from fgssl.report.conditions import Row, letters, settings, task_of, unmet
 from fgssl.report.runs import RunFolder
 
 NAMES = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBD-SD"}
-METRICS = {"rank1": "recall@1", "rank5": "recall@5"}  # CMD's names for the same
-# of the ablation tables: the paper's symbol, our option
-SETTINGS = {
-    "w": "model.weight", "tau": "model.tau", "lambda1": "model.l_s", "region_crops": "data.views.local_crops",
-    "v": "model.v", "eta": "model.eta", "gamma": "model.gamma", "K": "model.prototypes",
-}  # fmt: skip
+METRICS: dict[str, tuple[str, ...]] = {"rank1": ("recall@1",), "rank5": ("recall@5",)}  # CMD's names for the same
+METRICS |= {name: () for name in ("extra_time_percent", "params_m", "throughput")}  # no run measures them
+# VOC2007's mean average precision: the paper does not say which of them it takes
+VOC_MAP = ("map_11point", "map_allpoint", "map_noninterpolated")
 PLAIN = ("density", "spectral_decay")  # printed as they are; everything else in percent
+SHOWN = 3  # unmet conditions that a note names
 
 
 class Number(NamedTuple):
@@ -30,109 +30,108 @@ class Number(NamedTuple):
     source: str
 
 
-def published(run: RunFolder, metric: str) -> Number | None:
+class Missing(NamedTuple):
+    """Why no printed number stands beside a run.
+
+    Attributes:
+        reason: the nearest row, and its conditions that do not hold of the run.
+    """
+
+    reason: str
+
+
+def published(run: RunFolder, metric: str) -> Number | Missing | None:
     """The number that the paper prints for what this run reproduces.
 
-    The experiment names the table (``run.paper: maskcon, Table 2``); method or variant, data set and split are the
-    run's. Where the table calls the method otherwise, or has it with several backbones, the experiment says which row
-    (``run.paper: obd_sd, Table 1, MS+OBD-SD, r50_128d``). Of the several rows of an ablation table the one with the
-    run's own settings is meant, of several networks the run's own.
-
-    A linear probe stands beside the paper's linear probe of the method that it probes, on the same share of the
-    labels; every other run beside everything else.
+    The experiment names the paper, the tables to look in (default: all, in the paper's order), and the method or the
+    network of the row where it means one alone: ``run.paper: obd_sd, Table 2, r50_512d``. The number of the first row
+    whose every condition holds of the run is taken, see ``conditions.py``. ``fgssl probe``, ``embed`` and ``davis`` of
+    a run look where the run itself says.
 
     Returns:
-        The number, or None where the experiment names no table or the table has no single such row.
+        The number; what is amiss where every row of this metric has a condition that does not hold; None where the
+        experiment names no paper, or the tables do not have this metric.
     """
-    if not run.config.get("run.paper"):
+    rows = [row for row in _rows_of_task(run) if metric in metrics_of(row)]
+    faults = [unmet(row, run) for row in rows]
+    for row, fault in zip(rows, faults, strict=True):
+        if not fault:
+            value = float(row["value"])
+            return Number(value if metric in PLAIN else value / 100, _source(row))
+    if not rows:
         return None
-    paper, number, *told = (part.strip() for part in f"{run.config['run.paper']},".split(","))
-    rows = table(f"{paper}, {number}")
-    found = [row for row in rows if _describes(row, run, metric, [part for part in told if part])]
-    if len(found) > 1:
-        found = [row for row in found if _has_settings(row, run)]
-    if len(found) > 1:
-        found = [row for row in found if _letters(run.config.get("model.backbone.name", "")).startswith(_of(row))]
-    if len(found) != 1:
-        return None
-    (row,) = found
-    value = float(row["value"])
-    return Number(value if metric in PLAIN else value / 100, _source(row))
+    row, fault = min(zip(rows, faults, strict=True), key=lambda pair: _distance(pair[1]))
+    more = f" and {len(fault) - SHOWN} more" if len(fault) > SHOWN else ""
+    return Missing(
+        f"{NAMES[row['paper']]}, {row['table']}, {row['method']}: the row has {'; '.join(fault[:SHOWN])}{more}"
+    )
 
 
-@cache
-def table(name: str) -> list[dict[str, str]]:
-    """The rows of one table, by a name such as ``maskcon, Table 2``.
+def reproduced(run: RunFolder) -> list[Row]:
+    """Every row whose conditions hold of a run, in the tables that ``run.paper`` names."""
+    return [row for row in _rows_of_task(run) if not unmet(row, run)]
+
+
+def _rows_of_task(run: RunFolder) -> list[Row]:
+    """The named rows of the task that the run is (a probe, a detector); of a method itself those without a task."""
+    return [row for row in named_rows(run) if task_of(row) == _task(run) and metrics_of(row)]
+
+
+def _distance(fault: list[str]) -> tuple[bool, bool, int]:
+    """Orders rows by how far they are from a run: another data set, another method, then the number of conditions."""
+    return fault[0].startswith("data "), fault[0].startswith("method "), len(fault)
+
+
+def named_rows(run: RunFolder) -> list[Row]:
+    """The rows that ``run.paper`` names, table after table as they are named there.
 
     Raises:
-        UserError: there is no such paper or table.
+        UserError: there is no such paper, table, method or network.
     """
-    paper, _, number = (part.strip() for part in name.partition(","))
-    known = sorted({f"{row['paper']}, {row['table']}" for row in _rows()})
-    rows = [row for row in _rows() if row["paper"] == paper.lower() and row["table"] == number]
+    told = run.config.get("run.paper") or run.origin.config.get("run.paper")
+    if not told:
+        return []
+    paper, *parts = (part.strip() for part in told.split(","))
+    rows = [row for row in all_rows() if row["paper"] == paper.lower()]
     if not rows:
-        raise UserError(f"run.paper: no table '{name}'.{did_you_mean(name, known)} Write it as 'maskcon, Table 2'.")
-    return rows
+        raise UserError(f"run.paper: no paper '{paper}'.{did_you_mean(paper, NAMES)} Known: {', '.join(NAMES)}.")
+    tables = list(dict.fromkeys(row["table"] for row in rows))
+    columns = {letters(row[column]) for row in rows for column in ("method", "backbone")}
+    chosen = [part for part in parts if part in tables]
+    names = {letters(part) for part in parts if part not in tables}
+    for part in parts:
+        if part not in tables and letters(part) not in columns:
+            hint = did_you_mean(part, {*tables, *(row["method"] for row in rows), *(row["backbone"] for row in rows)})
+            raise UserError(f"run.paper: {NAMES[paper.lower()]} has no table, method or network '{part}'.{hint}")
+    found = [row for table in chosen or tables for row in rows if row["table"] == table]
+    return [row for row in found if names <= {letters(row["method"]), letters(row["backbone"])}]
 
 
 @cache
-def _rows() -> list[dict[str, str]]:
+def all_rows() -> list[Row]:
+    """``published.csv``."""
     text = resources.files("fgssl.report").joinpath("published.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
-def _describes(row: dict[str, str], run: RunFolder, metric: str, told: list[str]) -> bool:
-    dataset, split = run.results["data"]["dataset"], run.results["data"]["split"]
-    if dataset == "cifartoy":
-        dataset, split = "cifar10toy", run.config.get("data.dataset.variant")
-    if (row["dataset"], row["split"]) != (dataset, split) or _metric(row) != metric:
-        return False
-    probe = run.results["method"] == "Probe"
-    if (row["protocol"] == "linear_probe") != probe:
-        return False
-    if probe and float(_settings(row).get("label_proportion", 100)) != 100 * run.results["data"]["label_fraction"]:
-        return False
-    method = _letters(row["method"])
-    named = {_letters(part) for part in told}
-    return named <= {method, _of(row)} and (method in named or method == _own(run))
-
-
-def _metric(row: dict[str, str]) -> str:
-    """Our name of what a row measures."""
+def metrics_of(row: Row) -> tuple[str, ...]:
+    """Our names of what a row measures."""
     if row["protocol"] == "bbox_knn":
-        return "box_knn_top1"
-    return METRICS.get(row["metric"], row["metric"])
+        return ("box_knn_top1",)
+    if row["protocol"] == "finetune" and row["metric"] == "map":
+        return VOC_MAP
+    return METRICS.get(row["metric"], (row["metric"],))
 
 
-def _own(run: RunFolder) -> str:
-    """What the method calls itself; of a probe, the probed one (``MaskCon/grafit``)."""
-    name = run.results.get("variant") or run.results["method"]
-    return _letters(name.rsplit("/", 1)[-1] if run.results["method"] == "Probe" else name)
+def _task(run: RunFolder) -> str | None:
+    """The task that a run is, on top of a trained method; None of a method."""
+    method = run.origin.results["method"]
+    return method if method in ("Probe", "Finetune", "Detect", "Segment") else None
 
 
-def _of(row: dict[str, str]) -> str:
-    """The network of a row."""
-    return _letters(row["backbone"])
-
-
-def _has_settings(row: dict[str, str], run: RunFolder) -> bool:
-    config = run.probed.config if run.probed else run.config
-    asked = {SETTINGS[key]: value for key, value in _settings(row).items() if key in SETTINGS}
-    return all(float(config.get(option, "nan")) == float(value) for option, value in asked.items())
-
-
-def _settings(row: dict[str, str]) -> dict[str, Any]:
-    return dict(part.split("=", 1) for part in row["setting"].split(";") if "=" in part)
-
-
-def _source(row: dict[str, str]) -> str:
-    settings = _settings(row)
+def _source(row: Row) -> str:
     stated = [row["backbone"], f"{row['epochs']} epochs" if row["epochs"] else "epochs not stated"]
-    stated += [f"{key}={value}" for key, value in settings.items() if key not in ("note", "hyper_from")]
-    doubt = f"; {settings['note']}" if "note" in settings else ""
+    stated += [f"{key}={value}" for key, value in settings(row).items() if key not in ("note", "hyper_from")]
+    note = settings(row).get("note")
+    doubt = f"; {note}" if note else ""
     return f"{NAMES[row['paper']]}, {row['table']}, {row['method']}: {', '.join(filter(None, stated))}{doubt}"
-
-
-def _letters(name: str) -> str:
-    """``OBD-SD`` and ``obd_sd`` are one."""
-    return "".join(letter for letter in name.lower() if letter.isalnum() or letter == "+")

@@ -1,4 +1,4 @@
-"""Reading run folders: what was trained, on which rows, with which result. Needs neither torch nor Lightning."""
+"""Reading run folders: configuration, data and results. Imports neither torch nor Lightning."""
 
 import csv
 import json
@@ -13,13 +13,13 @@ import yaml
 
 from fgssl.errors import UserError
 
-# Options that change neither the weights nor what is measured: runs that differ in these alone are one row.
+# Options that change neither the weights nor the measurement; runs that differ only in these share a row.
 IRRELEVANT = (
     "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "weights_only", "verbose", "retrieval.",
     "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
     "data.eval_batch_size", "data.dataset.", "data.protocol.",
 )  # fmt: skip
-# Of the trainer's options, those that change the weights.
+# Options of the trainer that change the weights.
 TRAINING = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.precision", "trainer.accumulate_grad_batches",
     "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches",
@@ -27,9 +27,18 @@ TRAINING = (
 )  # fmt: skip
 
 
+# Options that may hold the checkpoint or run folder of another run.
+STARTS = ("model.init_from", "model.backbone.weights")
+
+
 def label(method: str, variant: str | None) -> str:
-    """``MaskCon``, or ``MaskCon/grafit`` for a variant that goes by another name."""
-    return f"{method}/{variant}" if variant and variant.lower() != method.lower() else method
+    """Name of a method in tables: ``MaskCon``, or ``MaskCon/grafit`` for a variant.
+
+    A variant with a capital letter is the name of a published method and stands alone: ``DINO``, ``MS+OBD-SD``.
+    """
+    if not variant or variant.lower() == method.lower():
+        return method
+    return variant if variant != variant.lower() else f"{method}/{variant}"
 
 
 def public_label(name: str, pretrained: bool, weights: str | None = None, whose: str | None = None) -> str:
@@ -44,7 +53,7 @@ class RunFolder:
     """One finished run.
 
     Attributes:
-        folder: where it is.
+        folder: The run folder.
         results: ``results.json``.
         config: ``config.yaml``, flat: ``{"model.tau": 0.1, ...}``, class paths as class names, no ``init_args``.
     """
@@ -59,24 +68,16 @@ class RunFolder:
 
     @cached_property
     def origin(self) -> "RunFolder":
-        """The fit that made the weights: this run, or the one in whose folder the evaluated checkpoint lies."""
-        checkpoint = self.results.get("ckpt_path")
-        if "epochs" in self.results or not checkpoint:
+        """The fit that trained the weights: this run, or the run of the evaluated checkpoint."""
+        if "epochs" in self.results:
             return self
-        folder = Path(checkpoint).parent.parent
-        if not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
-            return self
-        return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+        return run_of(self.results.get("ckpt_path")) or self
 
     @cached_property
-    def probed(self) -> "RunFolder | None":
-        """Of a linear probe, the run whose features it classifies; None for another run, or where that one is gone."""
-        checkpoint = self.config.get("model.init_from") if self.results["method"] == "Probe" else None
-        folder = Path(checkpoint or "")
-        folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
-        if not checkpoint or not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
-            return None
-        return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+    def start(self) -> "RunFolder | None":
+        """The run whose weights a probe, a fine-tuned network or a detector started from, or None."""
+        given = (self.config.get(option) for option in STARTS)
+        return next((run for path in given if (run := run_of(path))), None)
 
     @property
     def seed(self) -> int:
@@ -84,12 +85,12 @@ class RunFolder:
 
     @property
     def epochs(self) -> int | None:
-        """How long it was trained; None where it was not, or not by us."""
+        """Number of training epochs; None for a network that was not trained by a run of ours."""
         return self.origin.results.get("epochs")
 
     @property
     def method(self) -> str:
-        """The label, and whether it was trained at all; a public network goes by its own name."""
+        """Name in tables: the label, with a mark if untrained; the timm name of a public network."""
         if self.results["method"] == "Frozen":
             keys = ("name", "pretrained", "weights", "weights_of")
             return public_label(*(self.config.get(f"model.backbone.{key}") for key in keys))  # type: ignore[arg-type]
@@ -99,10 +100,12 @@ class RunFolder:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What two runs must share to stand in one column: data set, rows, labels, and what a query is searched in."""
+        """Facts that runs of one table share: data set, rows, labels and gallery."""
         data = self.results["data"]
         options = {k.removeprefix("data.dataset."): v for k, v in self.config.items() if k.startswith("data.dataset.")}
-        ignored = ("root", "partial") if data["dataset"] != "folder" else ()  # a folder of one's own is known by place
+        ignored = (
+            ("root", "partial") if data["dataset"] != "folder" else ()
+        )  # a folder of images is identified by its path
         facts = {
             "data set": data["dataset"],
             **{key: value for key, value in options.items() if key not in ignored and value is not None},
@@ -117,27 +120,27 @@ class RunFolder:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What makes this run another one than its neighbour in a table, the seed apart."""
+        """Options that distinguish runs of one table, except the seed."""
         config = self.origin.config | {k: v for k, v in self.config.items() if k.startswith("data.eval_")}
         kept = {
             name: value
             for name, value in config.items()
             if not name.startswith(IRRELEVANT) and (not name.startswith("trainer.") or name in TRAINING)
         }
-        if self.epochs is None:  # how it would be trained does not matter
+        if self.epochs is None:  # not trained: options of the training have no effect
             kept = {name: v for name, v in kept.items() if not name.startswith(("trainer.", "model.optim"))}
-        if self.origin.probed:  # not where the weights lie, which differs from seed to seed, but what they are
-            kept.pop("model.init_from")
-            kept |= {f"probed.{name}": value for name, value in self.origin.probed.settings.items()}
+        if self.origin.start:  # the settings of that run instead of its path, which differs from seed to seed
+            kept = {name: value for name, value in kept.items() if name not in STARTS}
+            kept |= {f"start.{name}": value for name, value in self.origin.start.settings.items()}
         return kept | {"processes": self.origin.results.get("processes", 1), "epochs": self.epochs}
 
     def metric(self, name: str) -> float | None:
-        """A metric by its name, of the test rows unless it says otherwise (``val/recall@1``)."""
+        """A metric by name; of the test rows if the name has no prefix such as ``val/``."""
         metrics = self.results["metrics"]
         return metrics.get(name, metrics.get(f"test/{name}"))
 
     def history(self) -> dict[str, list[tuple[float, float]]]:
-        """``metrics.csv`` as curves: metric -> [(epoch counted from 1, its mean within that epoch)]."""
+        """Curves of ``metrics.csv``: metric -> [(epoch, counted from 1, mean over the epoch)]."""
         sums: dict[str, dict[float, list[float]]] = {}
         path = self.folder / "metrics.csv"
         if not path.is_file():
@@ -153,11 +156,20 @@ class RunFolder:
         }
 
 
+def run_of(path: str | None) -> RunFolder | None:
+    """The run of a checkpoint file or run folder; None if it does not exist or is not one of ours."""
+    folder = Path(path or "")
+    folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
+    if not path or not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
+        return None
+    return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+
+
 def read_runs(paths: Iterable[str]) -> tuple[list[RunFolder], list[str]]:
     """Read every run folder at or below the paths.
 
     Returns:
-        The finished runs, and one line for each run that is broken or unfinished.
+        The finished runs, and a message for each broken or unfinished one.
 
     Raises:
         UserError: a path does not exist, or there is no run below the paths.
@@ -180,17 +192,17 @@ def _folders(paths: Iterable[str]) -> Iterator[Path]:
         found = False
         for folder, below, files in os.walk(path, followlinks=True):
             if {"results.json", "config.yaml"} & set(files):
-                found, below[:] = True, []  # a run holds no other run
+                found, below[:] = True, []  # run folders are not nested
                 yield Path(os.path.normpath(folder))
         if not found:
             raise UserError(f"{path} holds no run: no results.json in it or below it.")
 
 
 def read_run(folder: Path) -> RunFolder | None:
-    """Read one run folder; None for one that evaluated nothing (predict, embeddings of training rows).
+    """Read one run folder; None if nothing was evaluated (predict, embeddings of training rows).
 
     Raises:
-        UserError: it is broken or unfinished; the message says how.
+        UserError: The run is broken or unfinished.
     """
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder}: broken, no results.json. Did it stop before it began?")

@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The table that is printed at the end of a run."""
 
 from pathlib import Path
 from typing import Any

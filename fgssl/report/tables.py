@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.compare import Cell, Comparison, Row, sources
+from fgssl.report.compare import Cell, Comparison, Row, missing, sources
 from fgssl.report.published import PLAIN
 
 COUNTS = ("queries_without_match",)
@@ -16,7 +16,7 @@ LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "
 
 
 def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
-    """Print the tables; notes go to the terminal's error stream where the output is meant for another program."""
+    """Print the tables and notes; with CSV and LaTeX the notes go to standard error."""
     {"table": _terminal, "markdown": _markdown, "latex": _latex, "csv": _csv}[form](tables)
     console = Console(stderr=form in ("csv", "latex"), highlight=False, markup=False)
     for note in notes:
@@ -24,14 +24,14 @@ def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
 
 
 def number(metric: str, value: float) -> str:
-    """A metric as people read it: percent, but for the few that are no share of anything."""
+    """Format a metric: in percent, or as it is for counts, losses and ``PLAIN`` metrics."""
     if metric in COUNTS:
         return f"{value:.0f}"
     return f"{value:.4f}" if metric in PLAIN or "loss" in metric else f"{100 * value:.2f}"
 
 
 def text(metric: str, row: Row) -> str:
-    """``97.11 ± 0.32``; the number of seeds stands in a column of its own, unless a run lacks this metric."""
+    """Format a cell as ``97.11 ± 0.32``, with the number of seeds if some runs lack the metric."""
     cell = row.cells[metric]
     if cell.mean is None:
         return "-"
@@ -40,7 +40,7 @@ def text(metric: str, row: Row) -> str:
     return number(metric, cell.mean) + spread + fewer
 
 
-FACTS = ("settings", "backbone", "epochs")  # shown where the rows differ in it; what all share is said once, below
+FACTS = ("settings", "backbone", "epochs")  # columns if the rows differ, else part of the footnote
 
 
 def _facts(row: Row) -> dict[str, str]:
@@ -49,7 +49,7 @@ def _facts(row: Row) -> dict[str, str]:
 
 
 def _shared(table: Comparison) -> dict[str, str]:
-    """What all rows have in common."""
+    """Facts that all rows have in common."""
     facts = [_facts(row) for row in table.rows]
     return {name: facts[0][name] for name in FACTS if len({fact[name] for fact in facts}) == 1}
 
@@ -61,14 +61,14 @@ def _columns(table: Comparison) -> list[str]:
 
 
 def _cells(table: Comparison, row: Row) -> list[tuple[str, bool]]:
-    """What a row shows below each heading, and whether it is the best of its column."""
+    """Text of a row below each heading, and whether it is the best of its column."""
     facts = [fact for name, fact in _facts(row).items() if name not in _shared(table)]
     words = [str(row.rank or "-"), row.method, *facts, str(len(row.runs))]
     return [(word, False) for word in words] + [show(row) for _, show in _values(table)]
 
 
 def _values(table: Comparison) -> list[tuple[str, Callable[[Row], tuple[str, bool]]]]:
-    """The columns of the metrics; one has the paper's column beside it where the paper has a number."""
+    """Columns of the metrics, each followed by the printed numbers if there are any."""
     columns: list[tuple[str, Callable[[Row], tuple[str, bool]]]] = []
     for metric in table.metrics:
         columns.append((metric, lambda row, m=metric: (text(m, row), row.cells[m].best)))  # type: ignore[misc]
@@ -87,7 +87,8 @@ def _footnotes(table: Comparison) -> list[str]:
     if any(len(row.runs) > 1 for row in table.rows):
         single = any(len(row.runs) == 1 for row in table.rows)
         lines.append("±: standard deviation over the seeds." + " A row of one seed has none." * single)
-    return lines + [f"paper: {source}." for source in sources(table.rows)]
+    lines += [f"paper: {source}." for source in sources(table.rows)]
+    return lines + [f"{reason}." for reason in missing(table.rows)]
 
 
 def _terminal(tables: list[Comparison]) -> None:
@@ -113,7 +114,7 @@ def _markdown(tables: list[Comparison]) -> None:
 
 
 def markdown(table: Comparison) -> str:
-    """A table in Markdown, its title above and its footnotes below."""
+    """A table in Markdown with its title and footnotes."""
     columns = _columns(table)
     lines = [f"**{table.title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in table.rows:
@@ -122,7 +123,7 @@ def markdown(table: Comparison) -> str:
 
 
 def _latex(tables: list[Comparison]) -> None:
-    """Tables for a paper: booktabs is the one package that they need."""
+    """Print LaTeX tables; they need the package booktabs."""
     for table in tables:
         headings = [heading.translate(LATEX) for heading in _columns(table)]
         print(f"% {table.title}\n\\begin{{tabular}}{{{'l' * len(headings)}}}\n\\toprule")
@@ -135,11 +136,11 @@ def _latex(tables: list[Comparison]) -> None:
 
 
 def _csv(tables: list[Comparison]) -> None:
-    """One line a row and metric, fractions unrounded, for other programs."""
+    """Print CSV: one line for each row and metric, fractions unrounded."""
     protocol = list(dict.fromkeys(name for table in tables for name in table.protocol))
     facts = ["method", "settings", "backbone", "epochs", "metric", "mean", "std", "seeds", "rank", "best"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*protocol, *facts, "paper", "source", "runs"])
+    writer.writerow([*protocol, *facts, "paper", "source", "missing", "runs"])
     for table in tables:
         for row in table.rows:
             settings = ";".join(f"{name}={value}" for name, value in row.settings.items())
@@ -147,6 +148,6 @@ def _csv(tables: list[Comparison]) -> None:
             for metric, cell in row.cells.items():
                 spread, printed = "" if cell.spread is None else cell.spread, cell.printed
                 values = [metric, cell.mean, spread, len(cell.values), row.rank, int(cell.best)]
-                paper = [printed.value, printed.source] if printed else ["", ""]
+                paper = [*(printed or ("", "")), cell.missing or ""]
                 runs = " ".join(run.name for run in row.runs)
                 writer.writerow([*(table.protocol.get(name, "") for name in protocol), *about, *values, *paper, runs])

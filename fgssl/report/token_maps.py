@@ -1,4 +1,4 @@
-"""Maps of a ViT's patch tokens: how alike they are layer by layer, and where a patch looks (FLSL, Figs. 3 and 4a).
+"""Maps of a ViT's patch tokens: similarity in each layer and attention of a patch (FLSL, Figs. 3 and 4a).
 
 Shapes: B images, N = h w patches, D channels.
 """
@@ -12,15 +12,19 @@ from torch import Tensor
 from fgssl.errors import UserError
 from fgssl.nn.feature_map import token_grid
 
-LAYERS = 5  # that a picture shows, from the projection of the patches to the last block
-QUERIES = ((0.5, 0.5), (0.15, 0.15), (0.85, 0.85))  # down and right, as shares of the image: mostly object, then ground
+LAYERS = 5  # layers in a picture, from the projection of the patches to the last block
+QUERIES = (
+    (0.5, 0.5),
+    (0.15, 0.15),
+    (0.85, 0.85),
+)  # (down, right) as fractions of the image: the centre and two corners
 
 
 @torch.no_grad()
 def similarity_maps(network: Any, images: Tensor) -> dict[int, Tensor]:
-    """Aggregated similarity score (ASS): of each patch the sum of its cosines with all patches, over the largest.
+    """Aggregated similarity score (ASS): sum of a patch's cosines with all patches, divided by the largest sum.
 
-    The larger the region of alike patches that a patch belongs to, the brighter it is.
+    Patches that belong to a large region of similar patches are bright.
 
     Args:
         network: a timm ViT.
@@ -42,7 +46,7 @@ def similarity_maps(network: Any, images: Tensor) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
-    """Where patches look in the last block: attention, mean over its heads.
+    """Attention of patches in the last block, mean over its heads.
 
     Args:
         network: a timm ViT.
@@ -50,7 +54,7 @@ def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
         queries: Q patches, counted row by row.
 
     Returns:
-        [B, Q, h, w]; a map sums to 1, but for what the class token gets.
+        [B, Q, h, w]; a map and the attention to the class token sum to 1.
     """
     depth_of(network)
     seen: list[Tensor] = []
@@ -67,16 +71,16 @@ def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
 
 
 def query_patches(grid: tuple[int, int]) -> list[int]:
-    """The patches at ``QUERIES``, counted row by row."""
+    """Numbers of the patches at ``QUERIES``, row by row."""
     rows, columns = grid
     return [int(down * rows) * columns + int(right * columns) for down, right in QUERIES]
 
 
 def depth_of(network: Any) -> int:
-    """Blocks of a ViT.
+    """Number of blocks of a ViT.
 
     Raises:
-        UserError: it is none.
+        UserError: The network is no ViT.
     """
     blocks = getattr(network, "blocks", ())
     if not blocks or not hasattr(getattr(blocks[-1], "attn", None), "qkv"):
@@ -85,7 +89,7 @@ def depth_of(network: Any) -> int:
 
 
 def _outputs_of(network: Any, images: Tensor) -> list[Tensor]:
-    """Patch tokens [B, N, D] of layer 0, 1, ...: the patches' projection, each block, the last one normalised."""
+    """Patch tokens [B, N, D] after the projection and after each block; those of the last block normalised."""
     found: list[Tensor] = []
     layers = [network.patch_embed, *network.blocks[:-1], network.norm]
     handles = [layer.register_forward_hook(lambda *call: found.append(call[-1])) for layer in layers]

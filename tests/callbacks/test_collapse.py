@@ -113,5 +113,5 @@ def test_feature_standard_deviation():
     spread = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     assert feature_std(spread) == pytest.approx(1, abs=0.02)
     assert feature_std(spread * torch.rand(4000, 1)) == pytest.approx(feature_std(spread), rel=1e-6)
-    with pytest.raises(ValueError, match="single row"):
+    with pytest.raises(ValueError, match="at least two rows, got 1"):
         feature_std(z[:1])

@@ -24,10 +24,11 @@ def write_run(
     """A run folder as ``fgssl fit`` leaves it; ``options`` are the model's."""
     folder = root / "maskcon_cars" / name
     folder.mkdir(parents=True)
-    options = {"variant": "maskcon", "weight": 1.0, "tau": 0.1, "backbone": {"name": "resnet18"}} | options
+    options = {"variant": "maskcon", "weight": 1.0, "tau": 0.1, "tau0": 0.1} | options
+    options = {"backbone": {"name": "resnet18", "pretrained": True}} | options
     described = {"dataset": "cars", "split": "official", "val_fraction": 0.0, "label_fraction": 1.0, "label_noise": 0.0}
     described |= {"seed": 0, "flipped": 0, "flipped_hash": "e3b0c442"}
-    described |= {part: {"images": 10, "classes": 5, "rows_hash": f"{part}rows"} for part in ("train", "test")}
+    described |= {part: {"images": 8041, "classes": 196, "rows_hash": f"{part}rows"} for part in ("train", "test")}
     said = {"method": "MaskCon", "variant": options["variant"], "dataset": "cars", "seed": seed, "status": status}
     said |= {"epochs": 200, "metrics": METRICS | (metrics or {}), "data": described | (data or {}), "processes": 1}
     (folder / "results.json").write_text(json.dumps(said | (results or {})))
@@ -36,6 +37,8 @@ def write_run(
         "model": {"class_path": "fgssl.methods.MaskCon", "init_args": options},
         "data": {
             "dataset": {"class_path": "fgssl.data.datasets.Cars", "init_args": {"root": "/here"} | (dataset or {})},
+            "views": {"class_path": "fgssl.data.views.PairViews", "init_args": {"recipe": "cars", "size": 224}},
+            "batch_size": 128,
             "seed": seed,
         },
         "trainer": {"max_epochs": 200, "devices": "auto"},
@@ -81,7 +84,7 @@ def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsy
     main(["compare", str(tmp_path)])
     terminal = capsys.readouterr().out
     assert "85.00 ± 7.07" in terminal
-    assert "All rows: backbone resnet18, epochs 200." in terminal
+    assert "All rows: backbone resnet18, pretrained, epochs 200." in terminal
 
 
 def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
@@ -89,6 +92,7 @@ def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
     (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
     assert float(row["paper"]) == pytest.approx(0.4553)
     assert row["source"] == "MaskCon, Table 6, MaskCon: resnet18, 200 epochs, w=1, tau=0.1"
+    assert row["missing"] == ""
     config = (run / "config.yaml").read_text()
     # An ablation table has several rows of a method: the one with our w and tau.
     for tau, printed in (("0.5", 0.4284), ("0.05", 0.3304), ("0.3", None)):
@@ -96,39 +100,33 @@ def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
         (run / "config.yaml").write_text(changed)
         (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
         assert row["paper"] == "" if printed is None else float(row["paper"]) == pytest.approx(printed)
-    # A row may be named, where the table calls the method otherwise.
-    for told, printed in (
-        ("Table 6, SupCE", 0.4277),
-        ("Table 6, SupCE, resnet18", 0.4277),
-        ("Table 6, SupCE, vit", None),
+    assert row["missing"] == "MaskCon, Table 14, MaskCon: the row has tau 0.01, the run 0.3"
+    for told, message in (
+        ("Tabel 6", "MaskCon has no table, method or network 'Tabel 6'. Did you mean 'Table 6'?"),
+        ("Table 6, SupCee", "Did you mean 'SupCE'?"),
     ):
         (run / "config.yaml").write_text(config.replace("Table 6", told))
-        (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
-        assert row["paper"] == "" if printed is None else float(row["paper"]) == pytest.approx(printed)
-    (run / "config.yaml").write_text(config.replace("Table 6", "Tabel 6"))
+        assert main(["compare", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+    (run / "config.yaml").write_text(config.replace("maskcon, Table 6", "mascon, Table 6"))
     assert main(["compare", str(tmp_path)]) == 2
-    assert "Did you mean 'maskcon, Table 6'?" in capsys.readouterr().err
+    assert "no paper 'mascon'. Did you mean 'maskcon'?" in capsys.readouterr().err
 
 
-def test_flsls_tables_are_of_the_k_nn_by_boxes(tmp_path, capsys):
-    told = {"results": {"method": "FLSL", "dataset": "imagenet", "variant": None}, "data": {"dataset": "imagenet"}}
-    options = {"v": 0.03, "eta": 1.0, "gamma": 5.0, "prototypes": 1024}
-    run = write_run(tmp_path, "a", metrics={"test/box_knn_top1": 0.5}, **told, **options)
-    config = (run / "config.yaml").read_text()
-    for name, printed in (
-        ("flsl, Table 6", 0.681),
-        ("flsl, Table 5", 0.724),
-        ("flsl, Table 9, FLSL, vit_small_16", 0.767),
-    ):
-        (run / "config.yaml").write_text(config.replace("maskcon, Table 6", name))
-        (row,) = table(capsys, str(tmp_path), "--metric", "box_knn_top1")
-        assert float(row["paper"]) == pytest.approx(printed)
+def test_a_note_below_the_table_says_why_there_is_no_printed_number(tmp_path, capsys):
+    write_run(tmp_path, "short", results={"epochs": 15})
+    write_run(tmp_path, "long")
+    assert main(["compare", str(tmp_path), "--metric", "recall@1", "map", "--format", "markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "paper: MaskCon, Table 6, MaskCon: resnet18, 200 epochs, w=1, tau=0.1." in said
+    assert said.count("printed number") == 1
+    assert "No printed number beside MaskCon: MaskCon, Table 6, MaskCon: the row has epochs 200, the run 15." in said
 
 
 def test_every_published_number_is_read_and_has_its_source():
     from fgssl.report import published
 
-    rows = published._rows()
+    rows = published.all_rows()
     assert len(rows) == 1670
     assert all(float(row["value"]) >= 0 and row["table"] and row["paper"] in published.NAMES for row in rows)
     cited = (Path(published.__file__).parent / "published.md").read_text()
@@ -183,18 +181,42 @@ def test_an_option_that_an_older_version_did_not_have_does_not_part_the_seeds(tm
     assert sorted(len(row.runs) for row in found.rows) == [1, 2]
 
 
-def test_a_seed_counts_once_and_an_evaluated_checkpoint_is_its_run(tmp_path):
-    first = write_run(tmp_path, "first", seed=3)
-    checkpoint = str(first / "checkpoints" / "last.ckpt")
-    evaluated = write_run(tmp_path, "evaluated", seed=0, results={"ckpt_path": checkpoint})
-    said = json.loads((evaluated / "results.json").read_text())
+def write_evaluation(root: Path, of: Path, checkpoint: str = "last.ckpt", **options) -> Path:
+    """What ``fgssl test`` or ``fgssl embed`` of a run's checkpoint leaves; newer than the run."""
+    told = {"ckpt_path": str(of / "checkpoints" / checkpoint)}
+    folder = write_run(root, f"{of.name}_embed", results=told, **options)
+    said = json.loads((folder / "results.json").read_text())
     del said["epochs"]
-    (evaluated / "results.json").write_text(json.dumps(said))
+    (folder / "results.json").write_text(json.dumps(said))
+    (folder / "metrics.csv").unlink()
+    return folder
+
+
+def test_a_run_stands_before_an_evaluation_of_it(tmp_path):
+    """``fgssl embed`` of a run once took the run's row, and with it its curve over the epochs."""
+    run = write_run(tmp_path, "run", seed=3)
+    evaluated = write_evaluation(tmp_path, run, metrics={"test/recall@1": 0.1, "test/box_knn_top1": 0.7})
     runs, _ = read_runs([str(tmp_path)])
-    assert [(run.folder.name, run.seed, run.epochs) for run in runs] == [("evaluated", 3, 200), ("first", 3, 200)]
-    ((found,), notes) = compare(runs, ["recall@1"])
-    assert [run.folder.name for row in found.rows for run in row.runs] == ["evaluated"]  # the newer one
-    assert notes == [f"left out: {first}: {evaluated} is newer and has the same settings and seed."]
+    assert [(run.folder.name, run.seed, run.epochs) for run in runs] == [("run", 3, 200), ("run_embed", 3, 200)]
+    (found,), notes = compare(runs, ["recall@1", "box_knn_top1"])
+    ((kept,),) = [row.runs for row in found.rows]
+    assert kept.folder == run
+    assert kept.history()
+    assert notes == [f"left out: {evaluated}: it evaluates {run}, which stands here itself."]
+    assert [found.rows[0].cells[name].mean for name in ("recall@1", "box_knn_top1")] == [0.5, 0.7]  # what run lacks
+
+
+def test_another_checkpoint_of_a_run_lends_it_no_metric(tmp_path):
+    write_evaluation(tmp_path, write_run(tmp_path, "run"), "best.ckpt", metrics={"test/box_knn_top1": 0.7})
+    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["box_knn_top1"])
+    assert found.rows[0].cells["box_knn_top1"].mean is None
+
+
+def test_a_seed_counts_once(tmp_path):
+    first, second = (write_run(tmp_path, name, seed=3) for name in ("first", "second"))
+    (found,), notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert [run.folder.name for row in found.rows for run in row.runs] == ["second"]  # the newer one
+    assert notes == [f"left out: {first}: {second} is newer and has the same settings and seed."]
 
 
 def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):

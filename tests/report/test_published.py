@@ -1,0 +1,199 @@
+"""Printed numbers beside ours: only where every condition of their row holds, and then always; see ``printed.py``."""
+
+import pytest
+
+from fgssl.report.published import Missing, Number, all_rows, published
+from fgssl.report.runs import RunFolder
+from tests.printed import Runs, changed, key, read_golden, table
+
+
+@pytest.fixture
+def runs(tmp_path) -> Runs:
+    return Runs(tmp_path)
+
+
+def beside(run: RunFolder, metric: str) -> float | str | None:
+    """The printed number beside a metric of a run, in the paper's unit; or why there is none."""
+    found = published(run, metric)
+    if isinstance(found, Number):
+        return pytest.approx(found.value * 100)
+    return found.reason if isinstance(found, Missing) else None
+
+
+# ---- numbers that stood beside the run of another row ---------------------------------------------------------------
+
+
+def test_cmd_on_another_network_has_no_printed_number(runs):
+    assert beside(runs.add("swin", changed("cmd_cub")), "recall@1") == 69.88
+    narrow = changed("cmd_cub", model__backbone__name="resnet18", model__backbone__options={})
+    assert "network swin_tiny, the run resnet18" in beside(runs.add("narrow", narrow), "recall@1")
+
+
+def test_cmd_ablation_has_no_number_of_the_whole_method(runs):
+    ablation = changed("cmd_cub", "cmd_ablations/table4_lt", run__paper="cmd, Table III")
+    assert "components LV+MIL+LR+LT+LS, the run LV+MIL+LR+LT" in beside(runs.add("a", ablation), "recall@1")
+
+
+def test_vit_s_8_has_the_numbers_of_vit_s_8(runs):
+    for name, printed in (("vit_small_patch16_224", 65.6), ("vit_small_patch8_224", 73.5)):
+        run = runs.add(name, changed("flsl_imagenet", model__backbone__name=name))
+        assert beside(runs.davis(run), "jf_mean") == printed
+    assert "radius 12, the run 24" in beside(runs.davis(run, radius=24), "jf_mean")
+
+
+def test_label_noise_has_the_numbers_of_its_noise(runs):
+    clean = runs.add("clean", changed("obd_sd_cub"))
+    assert beside(clean, "recall@1") == 67.76
+    noisy = runs.add("noisy", changed("obd_sd_cub", "obd_sd_ablations/table9_noise_40"))
+    assert beside(noisy, "recall@1") == 58.11
+    alone = ("obd_sd_ablations/table3_alone", "obd_sd_ablations/table9_noise_40")
+    assert beside(runs.add("alone", changed("obd_sd_cub", *alone)), "recall@1") == 48.25
+    other = changed("obd_sd_cub", run__paper="obd_sd, Table 1", data__protocol__label_noise=0.4)
+    assert "noise 0, the run 0.4" in beside(runs.add("other", other), "recall@1")
+
+
+def test_ibn_pooling_and_dimension_are_conditions(runs):
+    table = {"run__paper": "obd_sd, Table 2"}
+    base = changed("obd_sd_cub_r50_512d", **table)
+    assert beside(runs.add("r50", base), "recall@1") == 69.4
+    plain = changed("obd_sd_cub_r50_512d", model__backbone__pooling=None, **table)
+    assert beside(runs.add("plain", plain), "recall@1") == 69.1
+    narrow = changed("obd_sd_cub_r50_512d", model__dim=64, **table)
+    assert "dimension 128, the run 64" in beside(runs.add("narrow", narrow), "recall@1")
+    other = changed("obd_sd_cub_r50_512d", model__backbone__name="inception_v3.tv_in1k", **table)
+    assert "network bn_inception, the run inception_v3" in beside(runs.add("inception", other), "recall@1")
+
+
+def test_coins_at_another_weight_has_no_printed_number(runs):
+    table = {"model__variant": "coins", "run__paper": "maskcon, Table 2"}
+    assert beside(runs.add("half", changed("maskcon_cifar100", model__weight=0.5, **table)), "recall@1") == 60.10
+    one = runs.add("one", changed("maskcon_cifar100", model__weight=1.0, **table))
+    assert beside(one, "recall@1") == "MaskCon, Table 2, CoIns: the row has w 0.5, the run 1"
+
+
+def test_detector_has_the_number_of_the_method_that_it_starts_from(runs):
+    mls, moco = (runs.add(name, changed(name, trainer__max_epochs=800)) for name in ("mls_coco", "mocov2_coco"))
+    assert beside(runs.task(mls, "detect_voc0712"), "ap_box") == 55.0
+    assert beside(runs.task(moco, "detect_voc0712"), "ap_box") == 53.7
+    alone = runs.add("from chance", changed("detect_voc0712"))
+    assert beside(alone, "ap_box") == 32.8
+    named = runs.task(moco, "detect_voc0712", run__paper="mls, Table 4, MLS")
+    assert beside(named, "ap_box") == "MLS, Table 4, MLS: the row has method MLS, the run moco_v2"
+
+
+def test_task_on_a_run_that_is_gone_has_no_number_of_supervised_weights(runs, tmp_path):
+    gone = runs.add("gone", changed("finetune_cub", model__init_from=str(tmp_path / "gone")))
+    assert beside(runs.add("supervised", changed("finetune_cub")), "top1") is not None
+    assert f"method Supervised, the run {tmp_path / 'gone'}" in beside(gone, "top1")
+
+
+def test_mls_table_1_has_both_lengths_of_pretraining(runs):
+    for epochs, printed in ((400, 40.1), (800, 40.5)):
+        run = runs.add(str(epochs), changed("mls_coco", trainer__max_epochs=epochs))
+        assert beside(runs.task(run, "detect_coco_fpn"), "ap_box") == printed
+    short = runs.add("short", changed("mls_coco", trainer__max_epochs=200))
+    assert "epochs 400, the run 200" in beside(runs.task(short, "detect_coco_fpn"), "ap_box")
+
+
+def test_voc07_map_resolves_in_each_of_its_definitions(runs):
+    mls = runs.task(runs.add("mls", changed("mls_coco")), "finetune_voc07")
+    supervised = runs.add("supervised", changed("finetune_voc07"))
+    for metric in ("map_11point", "map_allpoint", "map_noninterpolated"):
+        assert (beside(mls, metric), beside(supervised, metric)) == (85.8, 89.0)
+
+
+def test_probe_has_the_number_of_its_share_of_the_labels(runs):
+    config = changed("cmd_cub")
+    run = runs.add("cmd", config)
+    for share, printed in ((1.0, 81.45), (0.5, 76.44), (0.2, 63.70)):
+        assert beside(runs.probe(run, config, share), "top1") == printed
+    assert "label_proportion 100, the run 10" in beside(runs.probe(run, config, 0.1), "top1")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"trainer__max_epochs": 15}, "epochs 200, the run 15"),
+        ({"data__batch_size": 64}, "batch 128, the run 64"),
+        ({"data__views__size": 96}, "image size 224, the run 96"),
+        ({"model__backbone__pretrained": False}, "init imagenet, the run none"),
+        ({"model__tau": 0.5}, "tau 0.1, the run 0.5"),
+        ({"trainer__limit_train_batches": 10}, "training batches all, the run 10"),
+        ({"data__protocol__val_fraction": 0.1}, "held out 0, the run 0.1"),
+        ({"model__backbone__options": {"layers": [1, 1, 1, 1]}}, "network resnet18, the run resnet18 with layers"),
+    ],
+)
+def test_note_names_the_condition_that_is_not_met(change, reason, runs):
+    assert beside(runs.add("whole", changed("maskcon_cars")), "recall@1") == 45.53
+    assert reason in beside(runs.add("changed", changed("maskcon_cars", **change)), "recall@1")
+
+
+def test_part_of_a_data_set_has_no_printed_number(runs):
+    run = runs.add("part", changed("maskcon_cars"), data={"test": {"images": 2903, "rows_hash": "-"}})
+    assert "test images 8041, the run 2903" in beside(run, "recall@1")
+
+
+def test_dino_and_esvit_are_called_so(runs):
+    assert runs.add("dino", changed("dino_cub")).method == "DINO"
+    assert runs.add("esvit", changed("esvit_cub")).method == "EsViT"
+    assert runs.add("cmd", changed("cmd_cub")).method == "CMD"
+
+
+# ---- the whole table, both ways -------------------------------------------------------------------------------------
+
+# Printed numbers that no experiment of ours can produce: the reason, and columns of their rows.
+RIVALS = {
+    "cmd": "Barlow, VICReg, SimCLR, BYOL, SimSiam, MAE, BYOL+LCR, LCR, MoCo v2 + Bilinear, SAM-SSL, "
+    "SAM-SSL + Bilinear, DiLo, CVSA, LEWEL, ContrastiveCrop, LCR + MultiTask",
+    "flsl": "MoCo-v2, DetCo, DenseCL, BYOL, SCRL, MOCO-v3, MoCo-v3, MoBY, DINO, DINO+SelfPatch, ADCLR, None, "
+    "Supervised, MAE, CT, MAST, SwAV, SimCLR-v2, MoCov2, MoCov3, iBOT, EsViT, ReSim",
+    "mls": "ReSim-C4, LEWEL_M, SetSim, SoCo, Self-EMD, BYOL, DenseCL, ORL, SwAV, SimCLR",
+    "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyAnchor, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, "
+    "MS+DAS",
+}
+UNREACHABLE: list[tuple[str, dict[str, str]]] = [
+    ("a property of the network, measured by nothing that writes results", {"dataset": ""}),
+    ("time of an epoch beside another's, which no run measures", {"protocol": "", "metric": "extra_time_percent"}),
+    *(
+        (
+            "a method that is not built here, or trained on a data set that it has no experiment for",
+            {"paper": p, "method": m},
+        )
+        for p, names in RIVALS.items()
+        for m in names.split(", ")
+    ),
+    ("a network trained on the labels, called a linear probe in the table", {"paper": "cmd", "method": "Supervised"}),
+    ("a public network: fgssl probe --model, which names no paper", {"paper": "cmd", "method": "ResNet-50"}),
+    ("timm has no CvT; the stand-in is not the same network", {"paper": "cmd", "backbone": "cvt"}),
+    ("timm has no Vision Longformer; the stand-in is not the same network", {"paper": "cmd", "backbone": "vil"}),
+    ("ViTDet's schedule of 100 epochs has no experiment", {"paper": "flsl", "table": "Table 2"}),
+    ("the table's 1600 and 600 epochs contradict the 300 of section 5", {"paper": "flsl", "table": "Table 9"}),
+    ("Cityscapes is no data set of ours", {"paper": "mls", "table": "Table 3"}),
+]
+
+
+def reason(row: dict) -> str | None:
+    """Why no experiment can produce a printed number; None where one should."""
+    return next(
+        (why for why, columns in UNREACHABLE if all(row[name] == value for name, value in columns.items())), None
+    )
+
+
+def test_every_printed_number_stands_beside_the_runs_listed_for_it_and_no_other():
+    found, listed = table(), read_golden()
+    assert found.keys() == listed.keys(), "run: python -m tests.printed, and read the difference"
+    wrong = [f"{row}: {found[row]}, listed {listed[row]}" for row in found if found[row] != listed[row]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_printed_number_is_listed_with_its_runs_or_has_a_reason_to_be_out_of_reach():
+    listed = read_golden()
+    lost = {key(row) for row in all_rows() if key(row) not in listed and not reason(row)}
+    assert not lost, f"{len(lost)} rows: no experiment reproduces them, and no reason is given: {sorted(lost)}"
+    both = {key(row) for row in all_rows() if key(row) in listed and reason(row)}
+    assert not both, f"reproduced, though said to be out of reach: {sorted(both)}"
+
+
+def test_every_reason_is_of_some_row():
+    for why, columns in UNREACHABLE:
+        assert any(all(row[name] == value for name, value in columns.items()) for row in all_rows()), (why, columns)
