@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read safely, refused by name when they do not fit."""
+"""Checkpoints: atomic writing, safe reading, and checks that a checkpoint fits the model."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from fgssl.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and renames at the end: a file of that name is always a complete checkpoint."""
+    """Writes checkpoints atomically: to a temporary file that is renamed when it is complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            UserError: the disk is full or read-only. What was there before is untouched.
+            UserError: the disk is full or read-only. An earlier checkpoint of this name is kept.
         """
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
@@ -28,36 +28,44 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())  # or the name could reach the disk before the content
+                os.fsync(file.fileno())  # the content must be on disk before the file is renamed
             partial.replace(path)
         except (OSError, RuntimeError) as fault:  # torch reports a failed write as RuntimeError
             partial.unlink(missing_ok=True)
             reason = str(fault).splitlines()[0]
             raise UserError(
-                f"{path} could not be written ({reason}). Earlier checkpoints are untouched: make room, or choose "
-                "another --run.root, and resume."
+                f"{path} could not be written ({reason}). Earlier checkpoints are unchanged. Free disk space or choose "
+                "another --run.root, then resume."
             ) from fault
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Load a checkpoint's plain values and tensors (memory-mapped), never code.
+    """Load the tensors (memory-mapped) and plain values of a checkpoint; no code is executed.
 
     Raises:
-        UserError: the file is damaged, or holds more than tensors and plain values.
+        UserError: the file is damaged, or contains other objects than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as fault:  # torch raises a different type for each way in which a file can be broken
+    except Exception as fault:  # torch raises many types of exception for damaged files
         reason = str(fault).splitlines()[0][:200]
         others = [str(file) for file in sorted(Path(path).parent.glob("*.ckpt")) if file != Path(path)]
-        instead = f" Others beside it: {', '.join(others)}." if others else ""
+        instead = f" Other checkpoints in the folder: {', '.join(others)}." if others else ""
         raise UserError(
             f"{path} is not a checkpoint that can be loaded safely ({reason}). Is it complete?{instead}"
         ) from None
 
 
 def checkpoint_file(path: str, option: str = "--ckpt_path") -> Path:
-    """A checkpoint, or the last one of a run folder."""
+    """Path of a checkpoint.
+
+    Args:
+        path: checkpoint, or run folder, of which the last checkpoint is taken.
+        option: name of the option that gave ``path``, for the error message.
+
+    Raises:
+        UserError: there is no such file.
+    """
     found = Path(path)
     if found.is_dir():
         found = found / "checkpoints" / "last.ckpt"
@@ -67,10 +75,10 @@ def checkpoint_file(path: str, option: str = "--ckpt_path") -> Path:
 
 
 def read_backbone(path: str, network: Literal["student", "teacher"] = "student") -> dict[str, torch.Tensor]:
-    """The student's or the teacher's backbone in a checkpoint of any method, by the names of the timm network.
+    """Weights of the student's or teacher's backbone in a checkpoint of any method, with timm's names.
 
     Raises:
-        UserError: as ``read_checkpoint``; or the file is not of fgssl, or holds no such network.
+        UserError: as ``read_checkpoint``; fgssl did not write the file; it has no such backbone.
     """
     checkpoint = read_checkpoint(path)
     method, prefixes = checkpoint.get("method"), checkpoint.get("backbones", {})
@@ -78,14 +86,14 @@ def read_backbone(path: str, network: Literal["student", "teacher"] = "student")
         raise UserError(f"{path} was not written by fgssl: it names no method.")
     if network not in prefixes:
         known = ", ".join(prefixes) or "none"
-        raise UserError(f"{path}, a checkpoint of {method}, holds no {network}'s backbone (it has: {known}).")
+        raise UserError(f"{path}, a checkpoint of {method}, has no {network} backbone (it has: {known}).")
     prefix = prefixes[network]
     state = checkpoint["state_dict"]
     return {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
 
 
 def followed_network(path: str) -> Literal["student", "teacher"]:
-    """``teacher`` where a checkpoint has one that follows the student step by step, else ``student``."""
+    """``teacher`` if a checkpoint has a teacher that is updated after each step, else ``student``."""
     return "teacher" if "teacher" in read_checkpoint(path).get("backbones", {}) else "student"
 
 
@@ -95,34 +103,34 @@ def load_backbone(
     whose: Literal["student", "teacher"] | None = "student",
     option: str = "--model.init_from",
 ) -> None:
-    """Give a timm network the weights in a checkpoint of any method, in place.
+    """Load the backbone of a checkpoint of any method into a timm network, in place.
 
     Args:
-        network: built as the one that was trained.
+        network: timm network with the architecture of the checkpoint's backbone.
         run: run folder or checkpoint.
-        whose: which network of it; None: ``followed_network``.
-        option: what the user calls ``run``.
+        whose: network of the checkpoint; None: as ``followed_network``.
+        option: name of the option that gave ``run``, for error messages.
 
     Raises:
         UserError: as ``read_backbone`` and ``check_fits``.
     """
     path = str(checkpoint_file(run, option=option))
     weights = read_backbone(path, whose or followed_network(path))
-    check_fits({"state_dict": weights}, network, path)
+    check_fits(weights, network, path)
     network.load_state_dict(weights)
 
 
 def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:
-    """Refuse a checkpoint of another method, or a file that no method of ours wrote."""
+    """Refuse a checkpoint of another method, or one that fgssl did not write."""
     theirs = checkpoint.get("method")
     if theirs is None:
         raise UserError(f"{path} was not written by fgssl: it names no method.")
     if theirs != method:
-        raise UserError(f"{path} is a checkpoint of {theirs}, and model is {method}. Use the experiment it came from.")
+        raise UserError(f"{path} is a checkpoint of {theirs}, but model is {method}. Use the configuration of its run.")
 
 
 def explain_differences(checkpoint: dict[str, Any], model: dict[str, Any]) -> Iterator[str]:
-    """One line for each model argument that the checkpoint had otherwise. The user's value is the one that is used."""
+    """Yield one line for each model argument that differs from the checkpoint's. The user's value is used."""
     theirs = _flatten(checkpoint.get("config", {}).get("model", {}).get("init_args") or {})
     ours = _flatten(model.get("init_args") or {})
     for name in sorted(theirs.keys() & ours.keys()):
@@ -137,14 +145,24 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_fits(checkpoint: dict[str, Any], model: nn.Module, path: str) -> None:
-    """Compare names and shapes before any time is spent; a difference comes from a changed model argument."""
-    theirs, ours = checkpoint["state_dict"], model.state_dict()
-    faults = [f"{name} is missing in it" for name in ours.keys() - theirs.keys()]
-    faults += [f"{name} is not in the model" for name in theirs.keys() - ours.keys()]
-    for name in ours.keys() & theirs.keys():
-        if isinstance(ours[name], torch.Tensor) and ours[name].shape != theirs[name].shape:
-            faults.append(f"{name} is {tuple(theirs[name].shape)} there and {tuple(ours[name].shape)} here")
+def check_fits(weights: dict[str, Any], model: nn.Module, path: str) -> None:
+    """Compare names and shapes of a checkpoint's weights with those of a model.
+
+    Raises:
+        UserError: they differ, because the model's arguments do.
+    """
+    faults = differences(weights, model.state_dict())
     if faults:
         shown = "; ".join(sorted(faults)[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-        raise UserError(f"{path} does not fit the model: {shown}. Set the model's arguments as they were.")
+        raise UserError(f"{path} does not fit the model: {shown}. Set the model's arguments as they were in training.")
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """One phrase for each weight of a file (``theirs``) or a network (``ours``) whose name or shape differs."""
+    faults = [
+        f"{name} is {tuple(theirs[name].shape)} there and {tuple(weight.shape)} here"
+        for name, weight in ours.items()
+        if name in theirs and isinstance(weight, torch.Tensor) and weight.shape != theirs[name].shape
+    ]
+    faults += [f"{name} is missing in it" for name in ours if name not in theirs]
+    return faults + [f"{name} is not in the network" for name in theirs if name not in ours]

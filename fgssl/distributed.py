@@ -1,4 +1,4 @@
-"""The collective calls that the callbacks share."""
+"""Collective operations over the ranks of torch.distributed; without several ranks they return their input."""
 
 import torch
 import torch.distributed as dist
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def is_distributed() -> bool:
-    """Whether several processes train together."""
+    """Whether there is more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(*tensors: Tensor) -> list[Tensor]:
     """Concatenate each tensor ([B, ...], the same B on every rank) over the ranks, in rank order.
 
-    One collective call for all of them: rows are packed as bytes, so that float keys and integer labels share it.
+    The rows of all tensors are packed as bytes into one all-gather.
     """
     if not is_distributed():
         return list(tensors)
@@ -26,7 +26,7 @@ def gather_rows(*tensors: Tensor) -> list[Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks; the gradient of a rank's rows is the sum of what all ranks ask of them."""
+    """All-gather of rows; the gradient of a rank's rows is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class _Gather(torch.autograd.Function):
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """Concatenate [B, ...], the same B on every rank, over the ranks, in rank order.
 
-    If every rank computes the same loss of the result, DDP's mean over the ranks is that loss's gradient.
+    If every rank computes the same loss from the result, DDP's mean over ranks is the gradient of that loss.
     """
     return _Gather.apply(rows) if is_distributed() else rows
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean over the ranks, without gradient. A collective call."""
+    """Mean over the ranks, without gradient. All ranks must call it."""
     value = value.detach().clone()
     if is_distributed():
         dist.all_reduce(value)
@@ -59,7 +59,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set on any rank. A collective call: every rank asks at the same point."""
+    """Whether ``flag`` is true on any rank. All ranks must call it."""
     if not is_distributed():
         return bool(flag)
     flags = torch.as_tensor(flag, device=device).to(torch.int32)
@@ -68,14 +68,14 @@ def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
 
 
 def check_equal_on_ranks(values: dict[str, Tensor], step: int) -> None:
-    """Stop a training whose ranks hold different memories.
+    """Check that the ranks hold equal values, such as checksums of memories.
 
     Args:
-        values: name -> int64 scalar that must be the same on every rank.
+        values: int64 scalars by name.
         step: optimiser step, for the message.
 
     Raises:
-        RuntimeError: naming what differs.
+        RuntimeError: names the values that differ.
     """
     if not is_distributed() or not values:
         return
@@ -85,4 +85,6 @@ def check_equal_on_ranks(values: dict[str, Tensor], step: int) -> None:
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
     differing = [name for name, same in zip(values, (lowest == highest).tolist(), strict=True) if not same]
     if differing:
-        raise RuntimeError(f"step {step}: {', '.join(differing)} differs between processes, which must never happen.")
+        raise RuntimeError(
+            f"step {step}: values differ between processes: {', '.join(differing)}. This is a bug of fgssl."
+        )

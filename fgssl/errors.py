@@ -1,11 +1,11 @@
-"""The one exception for mistakes that a user can mend."""
+"""Exception for mistakes of the user, and helpers for its messages."""
 
 
 class UserError(Exception):
-    """Bad input: a missing file, a wrong option, a foreign checkpoint.
+    """Bad input: a missing file, a wrong option, an unsuitable checkpoint.
 
-    The command line prints the message alone, without a traceback, and exits with status 2. The message names the
-    file or the field and says what to do.
+    The command line prints the message without a traceback and exits with status 2. The message names the file or
+    option and says what to do.
     """
 
 
@@ -18,11 +18,11 @@ def did_you_mean(word: str, known) -> str:
 
 
 def at_least(low: float, **values: float | None) -> None:
-    """Refuse arguments below ``low`` (and NaN, and none at all) by name.
+    """Refuse arguments that are below ``low``, NaN or None.
 
     Raises:
-        UserError: naming the argument, what it is and what it may be.
+        UserError: names the argument, its value and the lowest allowed value.
     """
     for name, value in values.items():
         if value is None or not value >= low:
-            raise UserError(f"{name} is {value}, and has to be {low} or more.")
+            raise UserError(f"{name} is {value}; it must be {low} or more.")

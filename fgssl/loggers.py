@@ -1,4 +1,4 @@
-"""What a run logs to: ``metrics.csv`` always, Weights & Biases on demand."""
+"""Loggers of a run: ``metrics.csv`` in every run, Weights & Biases as an option."""
 
 import csv
 import os
@@ -15,12 +15,12 @@ from fgssl.errors import UserError
 
 @dataclass(frozen=True)
 class Wandb:
-    """Log to Weights & Biases beside ``metrics.csv``.
+    """Options of Weights & Biases, which logs in addition to ``metrics.csv``.
 
     Args:
         project: W&B project.
-        entity: W&B team or user.
-        offline: write to the run folder, to be synchronised later; default: offline where no account is configured.
+        entity: W&B team or user; null: the default of the account.
+        offline: write to the run folder only, for ``wandb sync`` later; null: offline if no account is configured.
     """
 
     project: str = "fgssl"
@@ -29,9 +29,9 @@ class Wandb:
 
 
 class MetricsLogger(Logger):
-    """``metrics.csv``: one row a logged step, a column a metric. A resumed run appends; nothing is deleted.
+    """Writes ``metrics.csv``: one row per logged step, one column per metric.
 
-    Rows after the checkpoint that a fit resumes from are dropped first, since they are about to be written again.
+    A resumed run appends, after it has removed the rows of steps after its checkpoint.
     """
 
     def __init__(self, folder: Path):
@@ -60,7 +60,7 @@ class MetricsLogger(Logger):
         return self.folder / "metrics.csv"
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: ``config.yaml`` holds them."""
+        """Do nothing: ``config.yaml`` holds the hyper-parameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -72,7 +72,7 @@ class MetricsLogger(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Forget the rows of steps from ``step`` on, before a resumed fit writes them again."""
+        """Remove the rows of ``step`` and later steps, which a resumed fit writes again."""
         if self.path.is_file():
             self._rewrite([row for row in self._read() if int(row["step"]) < step])
 
@@ -117,10 +117,10 @@ class MetricsLogger(Logger):
 def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, command: str) -> Logger:
     """The W&B logger of a run.
 
-    A group is a method on a data set (``digits: MaskCon/grafit``) and holds its seeds, so that the default dashboard,
-    grouped, draws one line a method. The names stay: ``train/loss``, ``train/<part of the loss>``, ``train/lr``,
-    ``train/teacher_momentum``, ``throughput/...``, ``val/<metric>``, ``test/<metric>``, and the pictures and histograms
-    of ``report/pictures.py``. The configuration is ``config.yaml`` with the run's facts (method, dataset, seed).
+    The W&B group is a method on a data set (``digits: MaskCon/grafit``): grouped charts show one line per method, over
+    its seeds. Metrics have the names of ``metrics.csv``: ``train/loss``, ``train/<part of the loss>``, ``train/lr``,
+    ``train/teacher_momentum``, ``throughput/...``, ``val/<metric>``, ``test/<metric>``. Pictures and histograms come
+    from ``report/pictures.py``. The W&B configuration is ``config.yaml`` plus method, data set and seed.
     """
     _wandb().finish()  # otherwise a second run in one process would continue the first one's W&B run
     from lightning.pytorch.loggers import WandbLogger
@@ -134,7 +134,7 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, comman
         project=options.project,
         entity=options.entity,
         offline=offline,
-        mode="offline" if offline else None,  # said to wandb itself too, which may have read its environment already
+        mode="offline" if offline else None,  # wandb may have read WANDB_MODE before it was changed
         save_dir=str(folder),
         id=_earlier_wandb_id(folder),
         resume="allow",
@@ -146,12 +146,12 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, comman
 
 
 def has_wandb_account() -> bool:
-    """Whether W&B can be reached with an account: a key is configured, and WANDB_MODE does not forbid it."""
+    """Whether W&B has an account to log to: a key is configured and WANDB_MODE allows it."""
     return os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and _wandb().login(prompt=False)
 
 
 def _wandb() -> Any:
-    """The library of W&B, imported at first use.
+    """The wandb module, imported at first use.
 
     Raises:
         UserError: it is not installed.
@@ -164,7 +164,7 @@ def _wandb() -> Any:
 
 
 def _earlier_wandb_id(folder: Path) -> str | None:
-    """The W&B run that an earlier start of this run wrote, to go on in; None for a new one, or a sweep's agent's."""
+    """Id of the W&B run of an earlier start of this run; None if there is none, or a sweep agent sets the id."""
     if "WANDB_RUN_ID" in os.environ:
         return None
     earlier = sorted(folder.glob("wandb/*run-*"))

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what is logged there, and what was run.
+"""Run folders: their place and name, JSON files, and the provenance of a run.
 
 ``runs/<experiment>/<run>/`` holds ``config.yaml``, ``metrics.csv``, ``results.json`` and ``checkpoints/``.
 """
@@ -21,16 +21,16 @@ PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "faiss-
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run's files go: ``<root>/<experiment>/<name>/``.
+    """Folder of the run: ``<root>/<experiment>/<name>/``.
 
     Args:
         root: folder of all runs.
-        experiment: default: the name of the last ``--config`` file.
-        name: default: date, time and seed; a fit that resumes goes on in its checkpoint's folder.
-        resume: go on from the last checkpoint of the run of this name if there is one, and start it if there is none:
-            one command line for a job that a cluster may stop and start again.
-        paper: the table of a paper that the experiment reproduces, such as ``maskcon, Table 2``; ``fgssl compare``
-            sets its number beside ours.
+        experiment: name of the folder above the run; null: name of the last ``--config`` file.
+        name: name of the run folder; null: date, time and seed. A resumed fit writes to the folder of its checkpoint.
+        resume: resume from the last checkpoint of the run ``name``, or start the run where it has none. For jobs that
+            a cluster stops and restarts.
+        paper: table of a paper that the experiment reproduces, such as ``maskcon, Table 2``. ``fgssl compare`` shows
+            its numbers beside ours.
     """
 
     root: str = "runs"
@@ -41,7 +41,7 @@ class Run:
 
 
 def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
-    """The run folder that a checkpoint lies in, or None."""
+    """The run folder of a checkpoint, or None for a checkpoint outside a run folder."""
     if not ckpt_path:
         return None
     folder = Path(ckpt_path).resolve().parent.parent
@@ -49,23 +49,23 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
 
 
 def default_name(seed: int, subcommand: str) -> str:
-    """``2026-01-31_120000_seed0``, with the subcommand appended unless it is fit; one name for all local ranks."""
+    """``2026-01-31_120000_seed0``; the subcommand is appended unless it is fit. The same on all local ranks."""
     if "LOCAL_RANK" in os.environ and "FGSSL_RUN_NAME" in os.environ:
-        return os.environ["FGSSL_RUN_NAME"]  # Lightning started this rank as a copy of the first one's command
+        return os.environ["FGSSL_RUN_NAME"]  # set by local rank 0, which starts the others
     name = f"{datetime.now():%Y-%m-%d_%H%M%S}_seed{seed}" + ("" if subcommand == "fit" else f"_{subcommand}")
     os.environ["FGSSL_RUN_NAME"] = name
     return name
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that a reader never sees half of it."""
+    """Write a JSON file atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
 
 
 def provenance() -> dict[str, Any]:
-    """What is needed to run it again: command, versions, hardware, git revision."""
+    """Command, versions, hardware and git revision, for ``results.json``."""
     import torch
 
     versions = {"python": platform.python_version()}

@@ -57,7 +57,7 @@ class BestOnTest(Callback):
         for name, value in measured.items():
             if name not in self.best or value > self.best[name][0]:
                 self.best[name] = (value, trained)
-        log_exactly(method, {f"test_each_epoch/{name}": value for name, value in measured.items()})
+        log_exactly(method, "test_each_epoch", measured)
 
     def _measure(self, trainer: Trainer, rows: Embeddings) -> dict[str, float]:
         """The metrics of the test rows, the same on every rank."""
@@ -69,8 +69,9 @@ class BestOnTest(Callback):
         return measured
 
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
-        log_exactly(method, {f"test/best_epoch_{name}": value for name, (value, _) in self.best.items()})
-        log_exactly(method, {f"test/best_epoch_of_{name}": float(trained) for name, (_, trained) in self.best.items()})
+        values = {f"best_epoch_{name}": value for name, (value, _) in self.best.items()}
+        epochs = {f"best_epoch_of_{name}": float(trained) for name, (_, trained) in self.best.items()}
+        log_exactly(method, "test", values | epochs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": {name: list(found) for name, found in self.best.items()}}

@@ -81,7 +81,7 @@ class BoxKNN(Evaluation):
         options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
         right_N = box_knn_right(queries_NPD[mine], labels_N[mine], bank_MPD, bank_labels_M, **options)
         right = int(trainer.strategy.reduce(right_N.sum(), reduce_op="sum"))
-        log_exactly(method, {f"{part}/box_knn_top1": right / len(labels_N)})
+        log_exactly(method, part, {"box_knn_top1": right / len(labels_N)})
 
     @torch.no_grad()
     def _bank(self, trainer: Trainer, method) -> Embeddings:

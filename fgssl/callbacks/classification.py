@@ -24,4 +24,4 @@ class Classification(Evaluation):
             metrics = topk_accuracy(logits_NC, fine_N)
         else:
             metrics = mean_average_precisions(logits_NC, torch.from_numpy(targets[index_N.numpy()]))
-        log_exactly(method, {f"{part}/{name}": value for name, value in metrics.items()})
+        log_exactly(method, part, metrics)

@@ -41,7 +41,7 @@ class Detection(Evaluation):
             except ValueError as fault:  # a few batches without an object
                 rank_zero_warn(f"no average precision: {fault}.")
         metrics = trainer.strategy.broadcast(metrics)
-        log_exactly(method, {f"{part}/{name}": value for name, value in metrics.items()})
+        log_exactly(method, part, metrics)
 
 
 def _joined(outputs: list[Found]) -> Found:

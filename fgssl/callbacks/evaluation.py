@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 
-def log_exactly(method, metrics: dict[str, float]) -> None:
-    """Log metrics in float64; Lightning rounds plain numbers to float32."""
-    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+def log_exactly(method, prefix: str, metrics: dict[str, float]) -> None:
+    """Log ``<prefix>/<name>`` in float64; Lightning rounds plain numbers to float32."""
+    values = {f"{prefix}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
     method.log_dict(values, batch_size=1)
 
 
@@ -30,7 +30,7 @@ class Evaluation(Callback):
         raise NotImplementedError
 
     def take(self) -> list[Any]:
-        """The collected outputs, which are forgotten."""
+        """Return the collected outputs and start an empty list."""
         outputs, self._outputs = self._outputs, []
         return outputs
 

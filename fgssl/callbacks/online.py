@@ -67,7 +67,7 @@ class OnlineEvaluation(Evaluation):
 
     def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
         figures = self.measure(trainer, method, collect(outputs))
-        log_exactly(method, {f"{part}/{name}": value for name, value in figures.items()})
+        log_exactly(method, part, figures)
 
 
 class OnlineProbe(OnlineEvaluation):

@@ -43,22 +43,15 @@ class Throughput:
 
 
 class ProgressBar(RichProgressBar):
-    """A bar on a terminal, one line for each epoch in a log file; figures of the current epoch."""
+    """A bar on a terminal, one line for each epoch in a log file; figures of the current epoch.
 
-    def __init__(self):
+    Args:
+        throughput: measured by ``Monitor``, which stands before the bar among the callbacks.
+    """
+
+    def __init__(self, throughput: Throughput):
         super().__init__(refresh_rate=5)  # Lightning's 100 per second take one percent of a core
-        self.throughput = Throughput()
-
-    def on_train_epoch_start(self, trainer: Trainer, method) -> None:
-        super().on_train_epoch_start(trainer, method)
-        self.throughput.start()
-
-    def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
-        self.throughput.batch_arrived()
-
-    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        self.throughput.batch_done(len(batch.index) * trainer.world_size)
-        super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
+        self.throughput = throughput
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_end(trainer, method)

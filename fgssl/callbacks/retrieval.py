@@ -68,7 +68,7 @@ class Retrieval(Evaluation):
                 train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
             measured = self._extra_metrics(queries, train) if trainer.is_global_zero else {}
             metrics |= trainer.strategy.broadcast(measured)
-        log_exactly(method, {f"{part}/{name}": value for name, value in metrics.items()})
+        log_exactly(method, part, metrics)
         if part == "test" and self.folder and self.grid and trainer.is_global_zero:
             from fgssl.report.pictures import draw_retrieval  # imports matplotlib
 

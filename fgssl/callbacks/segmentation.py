@@ -60,4 +60,4 @@ class Segmentation(Callback):
         except ValueError as fault:  # a few batches without a label
             rank_zero_warn(f"no mean IoU: {fault}.")
             return
-        log_exactly(method, {f"{part}/{name}": value for name, value in scores.items()})
+        log_exactly(method, part, scores)

@@ -1,4 +1,4 @@
-"""The part of the command line that needs Lightning: parse, build, run."""
+"""LightningCLI of fgssl: parses options, builds method, data and trainer, and runs fit, validate, test or predict."""
 
 import logging
 import re
@@ -50,7 +50,13 @@ from fgssl.run import Run, default_name, folder_of_checkpoint
 
 
 class Application(LightningCLI):
-    """One experiment: what the configuration names, built and run in its folder."""
+    """LightningCLI that runs one configuration in its run folder.
+
+    Args:
+        args: command-line arguments.
+        experiment: name of the folder above the run folder, unless ``run.experiment`` is set.
+        method: class of the model section; None: no model is named.
+    """
 
     def __init__(self, args: list[str], experiment: str, method: type[Method] | None = None):
         self.experiment, self.method = experiment, method
@@ -69,32 +75,36 @@ class Application(LightningCLI):
     # ---- options ------------------------------------------------------------------------------------------------
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, order and augmentation.")
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of initial weights, data order and augmentation."
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Retrieval, "retrieval")
         parser.add_class_arguments(Run, "run")
-        parser.add_argument("--checkpoint.every_n_epochs", type=int, default=1, help="Write last.ckpt this often.")
+        parser.add_argument(
+            "--checkpoint.every_n_epochs", type=int, default=1, help="Epochs between writes of last.ckpt."
+        )
         parser.add_argument(
             "--checkpoint.every_n_train_steps",
             type=int | None,
             default=None,
-            help="Write last.ckpt after this many optimiser steps instead.",
+            help="Optimiser steps per write of last.ckpt; null: by epochs.",
         )
         parser.add_argument(
             "--checkpoint.monitor",
             type=str,
             default="val/recall@1",
-            help="Validation metric that picks best.ckpt where the protocol holds validation rows out.",
+            help="Validation metric, larger is better, that selects best.ckpt. Needs data.protocol.val_fraction.",
         )
         parser.add_argument(
             "--logger",
             type=str | Wandb,
             default="csv",
-            help="csv, or wandb (or its options); metrics.csv always.",
+            help="csv: metrics.csv only. wandb, or a mapping of its options: Weights & Biases in addition.",
         )
         parser.link_arguments("seed_everything", "data.seed")
-        # The model's class counts are the data set's. Known without the disk, so --print_config needs no data.
+        # Class counts of the data set, known without reading it: --print_config needs no data on disk.
         parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
         parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
         parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
@@ -108,7 +118,7 @@ class Application(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.usage = f"fgssl {subcommand} --config FILE [--ckpt_path RUN] [--section.option VALUE ...]"
         if subcommand in ("validate", "test"):
-            parser.set_defaults(verbose=False)  # our summary says it once
+            parser.set_defaults(verbose=False)  # print_summary shows the metrics
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -118,7 +128,7 @@ class Application(LightningCLI):
         at_least(1, **{"trainer.accumulate_grad_batches": options.trainer.accumulate_grad_batches})
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets a checkpoint's hyper-parameters override the user's. Here the user's stand."""
+        """Keep the user's hyper-parameters; Lightning would override them by those of the checkpoint."""
 
     # ---- build --------------------------------------------------------------------------------------------------
 
@@ -126,7 +136,7 @@ class Application(LightningCLI):
         try:
             with from_checkpoint() if self.checkpoint is not None else nullcontext():
                 super().instantiate_classes()
-        except Exception as fault:  # the parser wraps what a constructor raises; ours is somewhere below
+        except Exception as fault:  # the parser wraps exceptions of constructors; look for a UserError inside
             cause: BaseException | None = fault
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
@@ -154,7 +164,7 @@ class Application(LightningCLI):
         self.folder = self._choose_folder()
 
     def _resolve_normalisation(self) -> None:
-        """Replace null in ``data.mean`` and ``data.std``: by a checkpoint's values, else by its starting weights'."""
+        """Replace null in ``data.mean`` and ``data.std`` by the values of the checkpoint or of the starting weights."""
         data, kept = self.options.data, ((self.checkpoint or {}).get("config") or {}).get("data") or {}
         if kept.get("mean") and kept.get("std"):
             data.mean, data.std = normalisation(data.mean, data.std, (kept["mean"], kept["std"]))
@@ -164,10 +174,10 @@ class Application(LightningCLI):
                 rank_zero_warn(differs)
 
     def _last_checkpoint(self) -> str | None:
-        """What ``run.resume`` goes on from: the named run's last checkpoint, or None before its first."""
+        """Last checkpoint of the run that ``run.resume`` names, or None if it has none yet."""
         run = self.options.run
         if not run.name:
-            raise UserError("--run.resume needs --run.name: it goes on with the run of that name.")
+            raise UserError("--run.resume needs --run.name, the name of the run to resume.")
         last = Path(run.root) / (run.experiment or self.experiment) / run.name / "checkpoints" / "last.ckpt"
         return str(last) if last.is_file() else None
 
@@ -186,7 +196,7 @@ class Application(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint is not None:
-            check_fits(self.checkpoint, self.model, self.options.ckpt_path)
+            check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.options
@@ -197,9 +207,9 @@ class Application(LightningCLI):
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
         if config.get("enable_progress_bar") is not False:
-            config["callbacks"].append(ProgressBar())
+            config["callbacks"].append(ProgressBar(self.monitor.throughput))
         if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":
-            raise UserError("trainer.max_epochs is not set: say how long to train (--trainer.max_epochs N).")
+            raise UserError("trainer.max_epochs is not set. Give --trainer.max_epochs N.")
         return Trainer(**config)
 
     def _callbacks(self) -> list:
@@ -214,12 +224,13 @@ class Application(LightningCLI):
             "ckpt_path": options.get("ckpt_path"),
             "gallery": options.retrieval.gallery,
         }
-        options.run.experiment = self.folder.parent.name  # known by the file's name only now
+        options.run.experiment = self.folder.parent.name  # null becomes the name of the configuration file
         config = self._parser(self.subcommand).dump(options, skip_none=False)
         self.record = Record(self.folder, config, facts)
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
-        callbacks = [*([self.retrieval] if self.model.embeds else []), self.record, Monitor()]
+        self.monitor = Monitor()
+        callbacks = [*([self.retrieval] if self.model.embeds else []), self.record, self.monitor]
         return callbacks + (self._checkpoints() if self.config.subcommand == "fit" else [])
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
@@ -255,7 +266,7 @@ class Application(LightningCLI):
             self._end_other_processes()
 
     def _end_other_processes(self) -> None:
-        """Those that this one started: they have ended, or get a moment to say what they have to say."""
+        """Wait for the local ranks that this process started, so that their messages are complete; kill after 10 s."""
         for process in getattr(self.trainer.strategy.launcher, "procs", []):
             try:
                 process.wait(timeout=10)
@@ -263,7 +274,7 @@ class Application(LightningCLI):
                 process.kill()
 
     def after_fit(self) -> None:
-        """Every run ends with an evaluation of its last weights on the test rows."""
+        """Evaluate the last weights on the test rows."""
         if self.trainer.interrupted:
             return
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
@@ -277,10 +288,10 @@ class Application(LightningCLI):
 
 
 def _quieten() -> None:
-    """Leave out what tells the reader of a run nothing about it."""
+    """Suppress warnings of libraries that do not help the user."""
     unwanted = re.compile("Tip: For seamless|configure_callbacks. will override|TPU available")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: not unwanted.search(r.getMessage()))
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without our line of code below it
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # teachers and frozen statistics
     warnings.filterwarnings("ignore", message=".*does not have many workers")
@@ -298,36 +309,44 @@ def run(
     kind: type[Application] = Application,
     method: type[Method] | None = None,
 ) -> int:
-    """Parse and run one command of Lightning's (fit, validate, test, predict), or what ``kind`` makes of it."""
+    """Run fit, validate, test or predict; returns the exit status.
+
+    Args:
+        args: command and its options.
+        experiment: as of ``Application``.
+        kind: subclass of ``Application`` to run.
+        method: as of ``Application``.
+
+    Raises:
+        UserError: a mistake of the user, or an error of torch or Lightning whose cause is known.
+    """
     _quieten()
     torch.set_float32_matmul_precision("high")
     try:
         application = kind(args, experiment, method)
     except SIGTERMException:
         rank = getattr(rank_zero_only, "rank", 0)
-        rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run's folder, or --run.resume true.")
+        rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run folder, or with --run.resume true.")
         return 128 + signal.SIGTERM if rank == 0 else 0
     except MisconfigurationException as fault:
         raise UserError(str(fault)) from fault
     except torch.OutOfMemoryError as fault:
         raise UserError(
-            f"the GPU's memory is full ({str(fault).splitlines()[0]}). Lower data.batch_size (trainer."
+            f"out of GPU memory ({str(fault).splitlines()[0]}). Lower data.batch_size (trainer."
             "accumulate_grad_batches keeps the effective batch), data.views.size or model.memory, or take "
             "--trainer.precision bf16-mixed."
         ) from fault
     except ValueError as fault:
         if "SyncBatchNorm" not in str(fault):
             raise
-        raise UserError(
-            "trainer.sync_batchnorm: BatchNorm is synchronised between GPUs alone. Set it false on a CPU."
-        ) from fault
+        raise UserError("trainer.sync_batchnorm needs GPUs. Set it to false on a CPU.") from fault
     except RuntimeError as fault:
         if not _LOST_PROCESS.search(str(fault)):
             raise
         rank = getattr(rank_zero_only, "rank", 0)
         raise UserError(
-            f"process {rank} lost the others: one of them ended, or kept them waiting for longer than "
-            f"the strategy's timeout. Its own message says why. ({str(fault).splitlines()[0][:200]})"
+            f"process {rank} lost its connection to the others: one of them stopped, or did not answer within the "
+            f"strategy's timeout. The message of that process names the cause. ({str(fault).splitlines()[0][:200]})"
         ) from fault
     return 1 if application.trainer.interrupted else 0
 

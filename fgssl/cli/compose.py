@@ -1,10 +1,10 @@
 """Experiments as YAML: fragments by relative path, overrides by dotted keys, later files win.
 
     model: ../configs/model/maskcon.yaml     # a section from a file, relative to this one
-    model.tau: 0.05                          # one number of it, as on the command line
-    trainer.callbacks+: [...]                # appended to the list that is there
+    model.tau: 0.05                          # one option of the section, as on the command line
+    trainer.callbacks+: [...]                # appended to the list of earlier files
 
-Nothing here imports torch, so that a mistake is said at once.
+This module does not import torch, so that mistakes are reported immediately.
 """
 
 import copy
@@ -19,16 +19,12 @@ import yaml
 from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
-FLAGS = (
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-    "return_predictions",
-)  # of the commands; a saved configuration has them
+# Options of a command that belong to no section; a saved configuration contains them.
+FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, and 1e-4 is a number."""
+    """YAML loader that refuses duplicate keys and reads 1e-4 as a number."""
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
@@ -36,23 +32,23 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
     for key_node, _ in node.value:
         key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
         if key in seen:
-            raise UserError(f"{node.start_mark.name}: key '{key}' stands on line {seen[key]} and again on line {line}.")
+            raise UserError(f"{node.start_mark.name}: key '{key}' is given twice, on lines {seen[key]} and {line}.")
         seen[key] = line
     return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-4 as text
+_Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-4 as a string
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
 def read_section(path: str | Path) -> dict[str, Any]:
-    """Read a fragment (``configs/data/cub.yaml``): the content of one section.
+    """Read one section from a file such as ``configs/data/cub.yaml``.
 
     Raises:
-        UserError: the file is missing or is not YAML, or a key stands twice.
+        UserError: the file is missing or is not YAML, or a key is given twice.
     """
     section: dict[str, Any] = {}
     _merge(section, read_yaml(Path(path)))
@@ -63,7 +59,7 @@ def compose(paths: Sequence[str | Path]) -> dict[str, Any]:
     """Read experiment files in order and merge them into one configuration.
 
     Raises:
-        UserError: a file is missing or is not YAML, a key stands twice, or a section is unknown.
+        UserError: a file is missing or is not YAML, a key is given twice, or a section is unknown.
     """
     config: dict[str, Any] = {}
     for path in paths:
@@ -85,7 +81,7 @@ def _apply_file(config: dict[str, Any], path: Path) -> None:
 
 
 def _resolve(value: Any, beside: Path) -> Any:
-    """A section given as a path becomes that file's content; its own paths resolve against that file."""
+    """Replace the path of a YAML file by its content, recursively. Paths are relative to the file that names them."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         path = beside.parent / value
         return _resolve(read_yaml(path, asked_by=beside), path)
@@ -93,7 +89,15 @@ def _resolve(value: Any, beside: Path) -> Any:
 
 
 def read_yaml(path: Path, asked_by: Path | None = None) -> Any:
-    """A YAML file as it stands. Raises UserError where it is missing or is no YAML, or a key stands twice."""
+    """Content of a YAML file.
+
+    Args:
+        path: the file.
+        asked_by: file that names ``path``, for the error message.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or a key is given twice.
+    """
     named = f" (named in {asked_by})" if asked_by else ""
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
@@ -106,7 +110,7 @@ def read_yaml(path: Path, asked_by: Path | None = None) -> Any:
 
 
 def assign(config: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``config`` at a dotted key; mappings merge, ``key+`` appends, ``init_args`` may be left out."""
+    """Set a dotted key of ``config`` in place; mappings merge, ``key+`` appends, ``init_args`` may be left out."""
     *parents, last = dotted.split(".")
     for key in parents:
         config = _arguments_of(config, key)
@@ -132,27 +136,27 @@ def assign(config: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _choose_class(section: dict[str, Any], name: str) -> None:
-    """Another class leaves the former class's arguments behind; ``MaskCon`` and its dotted path are one class."""
+    """Set the class of a section; another class removes the arguments. A short name equals its dotted path."""
     if str(section.get("class_path")).rpartition(".")[2] != name.rpartition(".")[2]:
         section.clear()
     section["class_path"] = name
 
 
 def _leave_options(backbone: dict[str, Any], name: str) -> None:
-    """Another network leaves the ``options`` behind that came with the former one; a pretrained tag is no other."""
+    """Remove ``options`` of a backbone if ``name`` is another network; another pretrained tag does not count."""
     if "options" in backbone and name.partition(".")[0] != str(backbone.get("name", name)).partition(".")[0]:
         del backbone["options"]
 
 
 def _arguments_of(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """Where an option of a class is kept: a mapping with a ``class_path`` keeps them under ``init_args``."""
+    """The mapping that holds option ``key``: ``init_args`` in a mapping with ``class_path``, else ``config``."""
     if "class_path" in config and key not in ("class_path", "init_args", "dict_kwargs"):
         return config.setdefault("init_args", {})
     return config
 
 
 def _merge(config: dict[str, Any], update: dict[str, Any]) -> None:
-    """Deep merge; another ``class_path`` leaves the former class's arguments behind."""
+    """Merge ``update`` into ``config`` recursively; another ``class_path`` removes the former arguments."""
     if "class_path" in update:
         _choose_class(config, update["class_path"])
     if isinstance(update.get("name"), str):
@@ -167,7 +171,7 @@ NUMBERS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Take the ``--config FILE`` pairs out of the arguments."""
+    """Split the arguments into the files of ``--config FILE`` and the other arguments."""
     files, flags, waiting = [], [], False
     for argument in arguments:
         if waiting:
@@ -187,12 +191,12 @@ def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Put ``--model.option VALUE`` and ``--data.option VALUE`` into a copy of the configuration.
 
-    These two sections hold classes, whose options the parser would read as text: ``null`` would be the word "None". A
-    flag that chooses a class acts before its options, wherever it stands. ``--model NAME`` keeps the options that the
-    files have for the former class.
+    The parser would read options of classes in these sections as strings: ``null`` as "None". Flags that choose a class
+    are applied before its options, in any order on the command line. ``--model NAME`` keeps the options that the files
+    give for the former class.
 
     Returns:
-        The configuration, and the flags that are left for the parser.
+        The configuration and the remaining flags, for the parser.
 
     Raises:
         UserError: an option without a value.
@@ -209,7 +213,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
     for key, value in sorted(given_options, key=lambda option: not _comes_first(option[0])):
-        if key.endswith(".options"):  # free arguments of a timm network: those of the flag, not added to the files'
+        if key.endswith(".options"):  # arguments of a timm network: the flag replaces those of the files
             assign(config, key, None)
         if key in ("model", "model.class_path") and isinstance(config.get("model"), dict):
             config["model"]["class_path"] = value
@@ -219,7 +223,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
 
 
 def _comes_first(option: str) -> bool:
-    """Whether an option chooses a class or a network, whose own options are other options."""
+    """Whether an option chooses a class or a network, and so decides which other options exist."""
     return option in ("model", "data.dataset", "data.views") or option.endswith((".class_path", ".backbone.name"))
 
 
@@ -234,7 +238,7 @@ def read_value(text: str) -> Any:
 
 
 def class_of(spec: Any) -> tuple[str | None, dict[str, Any]]:
-    """The class that a section names, or None, and its arguments."""
+    """Class name of a section, or None, and its arguments."""
     if isinstance(spec, str):
         return spec, {}
     if not isinstance(spec, dict):

@@ -1,4 +1,4 @@
-"""What a configuration leaves to the method: its views, and the options of its backbone."""
+"""Defaults that depend on the method or its backbone: views, backbone options, mean and standard deviation."""
 
 import copy
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import fgssl.methods
-import fgssl.tasks  # noqa: F401  (both make the short names of their classes known)
+import fgssl.tasks  # noqa: F401  (import registers the short names of the classes)
 from fgssl.checkpoint import checkpoint_file
 from fgssl.cli.compose import class_of
 from fgssl.data.normalisation import difference, normalisation
@@ -18,7 +18,7 @@ from fgssl.nn.weights import normalisation_of
 
 
 def method_of(config: dict[str, Any]) -> type[Method] | None:
-    """The class that the model section names, or None.
+    """Class of the model section, or None.
 
     Raises:
         UserError: there is no such class.
@@ -28,11 +28,17 @@ def method_of(config: dict[str, Any]) -> type[Method] | None:
 
 
 def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = None) -> dict[str, Any]:
-    """The configuration, completed by what the method says where it says nothing.
+    """Complete a configuration by the method's defaults, in a copy.
 
-    - options that were given for another class (``former``) and that this one does not have: left out.
-    - ``data.views`` without a class: the method's ``default_views``, with the options that are given.
-    - ``model.backbone`` with another network than the method's default: without the options of that default.
+    - Options of ``former`` that ``method`` does not have are removed.
+    - ``data.views`` without a class becomes the method's ``default_views`` with the given options.
+    - If ``model.backbone.name`` is another network than the method's default, ``model.backbone.options`` of that
+      default do not apply.
+
+    Args:
+        config: composed configuration.
+        method: class of its model section; None: the configuration is returned as it is.
+        former: model section before the command line's flags, which may have replaced the class.
     """
     if method is None:
         return config
@@ -56,7 +62,7 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
 
 
 def with_class(views: Any, default: dict[str, Any]) -> Any:
-    """Options of views that name no class become options of the default class."""
+    """Options of views without a class become options of the default class."""
     given = {} if views is None else views
     if not isinstance(given, dict) or "class_path" in given:
         return views
@@ -64,7 +70,7 @@ def with_class(views: Any, default: dict[str, Any]) -> Any:
 
 
 def backbone_default(method: type[Method]) -> dict[str, Any] | None:
-    """The backbone options of a method's constructor, or None where it has no backbone."""
+    """Default of ``backbone`` in a method's constructor as a mapping, or None if it has no such argument."""
     parameter = inspect.signature(method).parameters.get("backbone")
     if parameter is None or not dataclasses.is_dataclass(parameter.default):
         return None
@@ -72,24 +78,24 @@ def backbone_default(method: type[Method]) -> dict[str, Any] | None:
 
 
 def network(name: str) -> str:
-    """``resnet18.tv_in1k`` and ``resnet18`` are one network."""
+    """Name of a timm network without its pretrained tag: ``resnet18`` for ``resnet18.tv_in1k``."""
     return name.partition(".")[0]
 
 
 def set_normalisation(data: Any, model: dict[str, Any]) -> str | None:
-    """Write the mean and standard deviation of the starting weights into a data section, in place of null.
+    """Replace null in ``mean`` and ``std`` of a data section by the values of the starting weights.
 
     Args:
         data: data section of a resolved configuration, changed in place.
         model: its model section.
 
     Returns:
-        A line where values that were given differ from those of the starting weights.
+        A warning if given values differ from those of the starting weights, else None.
     """
     arguments = model.get("init_args") or {}
     backbone, start = arguments.get("backbone"), arguments.get("init_from")
     trained, fields = None, {field.name for field in dataclasses.fields(Backbone)}
-    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a method of one's own may have another kind
+    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a user's method may have another type of backbone
         trained = Backbone(**backbone).normalisation()
     if start:
         trained = normalisation_of(checkpoint_file(start, "--model.init_from"), "--model.init_from")

@@ -1,6 +1,6 @@
-"""The command: ``fgssl fit|validate|test|predict``, and the commands that have a parser of their own (``OWN``).
+"""Entry point ``fgssl``: fit, validate, test and predict, and the commands of ``fgssl/commands/``.
 
-``main`` answers help and finds mistakes before anything heavy is imported; ``application.py`` does the rest.
+``main`` prints help and reports mistakes before torch is imported; ``application.py`` runs the first four commands.
 """
 
 import importlib
@@ -15,21 +15,21 @@ from fgssl.cli.compose import apply_flags, class_of, compose, split_config_files
 from fgssl.errors import UserError, did_you_mean
 
 COMMANDS = {
-    "fit": "train a method; ends with a test of the last weights",
+    "fit": "train a method, then test its last weights",
     "validate": "evaluate on the validation rows (data.protocol.val_fraction)",
     "test": "evaluate on the test rows; without --ckpt_path the untrained network",
     "predict": "write the embeddings of the test rows to embeddings.npz",
     "data": "list the data sets, or check one on disk (fgssl data --help)",
-    "compare": "tables and pictures from run folders, over the seeds, beside the papers' numbers",
-    "embed": "write embeddings, labels and paths, of a checkpoint or a public network; evaluate it",
-    "probe": "linear probe of a checkpoint, a public or an untrained network: top-1, top-5",
-    "search": "nearest neighbours of given images in an embedded folder",
-    "davis": "video object segmentation by label propagation (DAVIS 2017), of a checkpoint or a public network",
-    "maps": "what a trained network sees where, drawn over given images",
-    "export": "a trained network as a timm model with a card, by torch.export and as ONNX",
-    "sweep": "fit over a grid of options, finished cells skipped; a heat map",
+    "compare": "tables and plots of runs: mean and standard deviation over seeds, beside the papers' numbers",
+    "embed": "write embeddings, labels and paths of a checkpoint or a public network, and evaluate it",
+    "probe": "linear probe of a checkpoint, a public or an untrained network: top-1 and top-5 accuracy",
+    "search": "nearest neighbours of images among the embeddings of fgssl embed",
+    "davis": "video object segmentation by label propagation (DAVIS 2017) with a checkpoint or a public network",
+    "maps": "activations, GradCAM, attention or patch similarity of a network, drawn over images",
+    "export": "write a trained network for timm, torch.export, ONNX or MoCo v2, with a model card",
+    "sweep": "fit over a grid of options, finished cells are skipped; draws a heat map",
 }
-# Commands beside Lightning's four: each is a file of that name in fgssl/commands/ with a ``main(arguments)``.
+# Commands that are files in fgssl/commands/ with a function ``main(arguments)``.
 OWN = ("data", "compare", "embed", "probe", "search", "davis", "maps", "export", "sweep")
 
 HELP = """\
@@ -42,19 +42,19 @@ commands:
 
 first steps:
   fgssl fit --config experiments/maskcon_digits.yaml       train on the digits that ship with scikit-learn
-  fgssl fit --config FILE --model.tau 0.05                 override a number
+  fgssl fit --config FILE --model.tau 0.05                 override an option
   fgssl fit --config FILE --print_config                   print the whole resolved configuration
   fgssl fit --config FILE --ckpt_path RUN_FOLDER           resume from a run's last checkpoint
-  fgssl compare runs/maskcon_digits --plots runs/plots     tables and pictures of the runs
-  fgssl fit --help                                         every option of a command
+  fgssl compare runs/maskcon_digits --plots runs/plots     tables and plots of the runs
+  fgssl fit --help                                         all options of a command
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0, 1: a fault was found, 2: the user's mistake)."""
+    """Run the command line; returns the exit status: 0, 1 if a run or check failed, 2 for a mistake of the user."""
     argv = sys.argv[1:] if argv is None else argv
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # classes of the user's own package, named by a configuration
+        sys.path.append(os.getcwd())  # for classes of the user's own package
     try:
         return _dispatch(argv)
     except UserError as mistake:
@@ -88,14 +88,14 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:
-    """Check the data and run one of Lightning's commands.
+    """Check the data set and run fit, validate, test or predict; returns the exit status.
 
     Args:
         command: fit, validate, test or predict.
-        config: the composed configuration.
-        flags: the command line's, which win.
-        experiment: name of the folder above the run's.
-        kind: a subclass of ``Application`` that does something else with what is built.
+        config: composed configuration.
+        flags: options of the command line, which override ``config``.
+        experiment: name of the folder above the run folder, unless ``run.experiment`` is set.
+        kind: subclass of ``Application`` to run.
     """
     former = config.get("model")
     config, flags = apply_flags(config, flags)
@@ -107,23 +107,27 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
     method = method_of(config)
     if kind is not None and method is not None and not method.embeds:
         raise UserError(
-            f"{method.__name__} gives no embeddings: take the checkpoint it started from (model.init_from)."
+            f"{method.__name__} has no embeddings. Use the checkpoint that it started from (model.init_from)."
         )
     config = fill_in(config, method, former)
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))
-        first = ["--config", str(composed)] if config else []  # flags come after the files, so they win
+        first = ["--config", str(composed)] if config else []  # flags override the files
         return run([command, *first, *flags], experiment, kind or Application, method)
 
 
 def asks_for_help(flag: str) -> bool:
-    """``--help``, ``--model.help``, ``--print_config``: nothing is run, so no data set is needed."""
+    """Whether a flag only prints help or the configuration, which needs no data set."""
     return flag in ("-h", "--help", "--print_config") or (flag.startswith("--") and flag.endswith(".help"))
 
 
 def check_data(config: dict) -> None:
-    """Say within a second that a data set is not there, or that its name is misspelt."""
+    """Refuse a missing data set or an unknown name before torch is imported.
+
+    Raises:
+        UserError: no data set is named, its name is unknown, or its files are missing.
+    """
     from fgssl.data.datasets import ALL
 
     name, options = class_of((config.get("data") or {}).get("dataset"))
@@ -131,7 +135,7 @@ def check_data(config: dict) -> None:
         raise UserError("no data set is named: give --config experiments/<method>_<data>.yaml, or --data.dataset NAME.")
     known = {cls.__name__: cls for cls in ALL.values()}
     if "." in name and not name.startswith("fgssl."):
-        return  # a data set of the user's own package, which the parser imports
+        return  # of the user's own package: imported by the parser
     name = name.rsplit(".", 1)[-1]
     if name not in known:
         hint = did_you_mean(name, known)
@@ -139,7 +143,7 @@ def check_data(config: dict) -> None:
     try:
         dataset = known[name](**options)
     except TypeError:
-        return  # a wrong option: the parser names it better
+        return  # a wrong option is reported by the parser
     dataset.check_files()
 
 

@@ -1,4 +1,4 @@
-"""The command line's parser: Lightning's, with errors that are one line and suggest the nearest known name."""
+"""Parser of fit, validate, test and predict: Lightning's, with one-line errors that suggest the nearest name."""
 
 import dataclasses
 import difflib
@@ -16,15 +16,21 @@ from fgssl.errors import UserError, did_you_mean
 from fgssl.methods.base import Method, subclasses
 from fgssl.nn.dml import Spec
 
-# As a mapping it would be taken for a class of ours, which the parser imports by its whole path.
+# Otherwise the parser would read the mapping of a Spec as a class and require its full import path.
 register_type(Spec, Spec.plain, Spec.read)
 
 
 class ExperimentParser(LightningArgumentParser):
-    """Lightning's parser; its errors are one message with the nearest known name, and options cannot be shortened."""
+    """Lightning's parser with one-line errors; options cannot be abbreviated.
 
-    method: type[Method] | None = None  # whose options ``--model.*`` are
-    suggests = False  # the parser of a command; those that read one class's options inside it only name the fault
+    Attributes:
+        method: class of the model section, whose options ``--model.*`` are; None: no model is named.
+        suggests: whether errors suggest the nearest name: true for the parser of a command, false for the parsers
+            that jsonargparse creates inside it for the options of one class.
+    """
+
+    method: type[Method] | None = None
+    suggests = False
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -34,12 +40,12 @@ class ExperimentParser(LightningArgumentParser):
         raise UserError(suggest(clean(message), self) if self.suggests else clean(message))
 
 
-# Lines of the parser's messages that repeat the outer frames of a nested option.
+# Prefixes of message lines that repeat the enclosing options of a nested option.
 FRAMES = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path but", "Given")
 
 
 def clean(message: str) -> str:
-    """What the parser says, less its frames: the option, what was expected and what was given."""
+    """Message of the parser in one line: the option, the expected type and the given value."""
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines()]
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
     text = " ".join(line for line in lines if line and not line.startswith(FRAMES))
@@ -59,8 +65,8 @@ def clean(message: str) -> str:
 
 
 def suggest(message: str, parser: ExperimentParser) -> str:
-    """Append the nearest name that could stand in the place of the one that a message complains of."""
-    if "Did you mean" in message:  # said of an inner option already
+    """Append the nearest valid name to a message about an unknown class, choice or option."""
+    if "Did you mean" in message:  # suggested for an inner option
         return message
     if found := re.search(r"^(?:model: )?([\w.]+): unknown class '([\w.]+)'", message):
         choices = classes_at(found[1])
@@ -72,12 +78,12 @@ def suggest(message: str, parser: ExperimentParser) -> str:
 
 
 def sentence(message: str) -> str:
-    """The message with one full stop."""
+    """The message, ending with one full stop."""
     return message.rstrip(". ") + "."
 
 
 def classes_at(place: str) -> set[str]:
-    """Short names of the classes that can stand at an option such as ``data.views``."""
+    """Short names of the classes that an option such as ``data.views`` accepts."""
     base = {"model": Method, "data.views": Views, "trainer.callbacks": Callback}.get(place)
     if place == "data.dataset":
         return {cls.__name__ for cls in ALL.values()}
@@ -88,7 +94,7 @@ def classes_at(place: str) -> set[str]:
 
 
 def unknown_option(message: str) -> str | None:
-    """The dotted option that a message calls unknown, or None: ``model.optm.lr``."""
+    """The unknown option in a message, dotted (``model.optm.lr``), or None."""
     patterns = (
         r"^(?:(?P<place>[\w.]+): )?Option '(?P<option>[\w.]+)' is not accepted",
         r"^(?:(?P<place>[\w.]+): )?Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'",
@@ -109,14 +115,14 @@ def nearest_option(option: str | None, known: set[str]) -> str:
     leaf = option.rpartition(".")[2]
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     near = difflib.get_close_matches(option, same_leaf or sorted(known), n=1, cutoff=0.0 if same_leaf else 0.75)
-    if not near:  # max_epochs for epochs
+    if not near:  # such as --epochs for --trainer.max_epochs
         leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
         near = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f" Did you mean '--{near[0]}'?" if near else ""
 
 
 def known_options(parser: ExperimentParser) -> set[str]:
-    """Every dotted option of the command, those of the method's class included."""
+    """All options of the command, dotted, including those of the method."""
     inner = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
     every = [action for each in (parser, *inner) for action in each._actions]
     options = {action.dest for action in every if action.dest not in ("config", "help", "print_config", "subcommand")}

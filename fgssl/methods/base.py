@@ -1,7 +1,7 @@
-"""What every method shares: the optimiser, its schedule, logging, and the three questions of the callbacks.
+"""Base class of the methods: optimiser, schedule, logging, checkpoints, and the interface for callbacks.
 
-A method is a subclass that builds its networks in ``__init__`` and writes ``step`` and ``embed``; one with a teacher
-names it in ``teachers``, one with a memory fills ``StepResult.enqueue`` and writes ``prefill``.
+A subclass builds its networks in ``__init__`` and implements ``step`` and ``embed``. With a teacher it also implements
+``teachers`` and ``teacher_momentum``; with a memory it fills ``StepResult.enqueue`` and implements ``prefill``.
 """
 
 import importlib
@@ -35,12 +35,12 @@ Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [
 
 
 class StepResult(NamedTuple):
-    """What one training step gives.
+    """Result of a training step.
 
     Attributes:
         loss: scalar to minimise.
-        parts: named terms of the loss and other scalars to log.
-        enqueue: name of a Memory of the method -> what enters it after the optimiser step.
+        parts: terms of the loss and other scalars to log, by name.
+        enqueue: rows to append to memories after the optimiser step, by the name of the memory.
     """
 
     loss: Tensor
@@ -49,45 +49,59 @@ class StepResult(NamedTuple):
 
 
 class Method(LightningModule):
-    """Base of the methods.
+    """Base class of methods and tasks.
 
     Args:
         optim: optimiser, learning rate and schedule.
-        max_skips: steps in a row that may be left out because their loss is not finite; 0 stops the run at the first.
+        max_skips: largest number of consecutive steps that may be skipped because their loss is not finite; 0: the
+            first such step stops the run.
+
+    Attributes:
+        data_module: class of the ``data`` section.
+        default_views: class and arguments of ``data.views`` where the configuration names no class; None: the data
+            module has no views.
+        views_needed: smallest and largest number of views per image that ``step`` accepts; None: no upper limit.
+        evaluates: network whose features ``embed`` returns.
+        embeds: whether ``embed`` is implemented, and so retrieval metrics are computed.
+        prototypes: number of prototypes, set in ``__init__`` by methods whose teacher assigns images to prototypes.
+            It adds the callback ``Collapse``. None: no prototypes.
     """
 
     data_module: type[DataModule] = DataModule
-    default_views: dict[str, Any] | None = {"class_path": "PairViews"}  # where the data section names none
-    views_needed: tuple[int, int | None] = (1, None)  # fewest and most views an image; None: any number
-    evaluates: Literal["student", "teacher"] = "student"  # whose features ``embed`` gives
-    embeds = True  # whether evaluation is of the features that ``embed`` gives
-    prototypes: int | None = None  # K of a self-distilling method, for the callback Collapse
+    default_views: dict[str, Any] | None = {"class_path": "PairViews"}
+    views_needed: tuple[int, int | None] = (1, None)
+    evaluates: Literal["student", "teacher"] = "student"
+    embeds: bool = True
+    prototypes: int | None = None
 
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
         super().__init__()
         self.optim, self.max_skips = optim, max_skips
 
-    # ---- what a method writes -----------------------------------------------------------------------------------
+    # ---- implemented by subclasses ------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepResult:
-        """The paper's training step."""
+        """Training step: loss of a batch."""
         raise NotImplementedError
 
     def embed(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] images to the [B, F] features that evaluation uses."""
+        """Features [B, F] of images [B, 3, H, W], for evaluation."""
         raise NotImplementedError
 
     def patch_map(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] images to the [B, F, H', W'] map of patch features of the network that ``embed`` asks."""
+        """Patch features [B, F, H', W'] of images [B, 3, H, W], from the backbone that ``evaluates`` names."""
         return last_features(self.backbone_of(), images)[1]
 
     def backbones(self) -> dict[str, nn.Module]:
-        """The backbones that fine-tuning, probing, export and pictures can take.
+        """Backbones for fine-tuning, probing, export and pictures.
+
+        The default is the first module with ``forward_features`` (timm's interface) in the student and the teacher of
+        the first pair of ``teachers()`` that is updated after each step, or in the method if there is no such pair.
+        Override it if this is the wrong module.
 
         Returns:
-            ``student``, the trained network, and ``teacher``, the network that follows it step by step, where there is
-            one. By default the first network with ``forward_features`` (timm's interface) in the first pair of
-            ``teachers()``, or in the method. Override it for a method that keeps its networks otherwise.
+            ``student``: the trained backbone. ``teacher``: the backbone that is updated from it after each step, if
+            there is one.
         """
         followed = [pair for pair in self.teachers() if pair.every == "step"]
         owners = {"student": followed[0].student, "teacher": followed[0].teacher} if followed else {"student": self}
@@ -95,61 +109,61 @@ class Method(LightningModule):
         return {whose: network for whose, network in found.items() if network is not None}
 
     def backbone_of(self, whose: Literal["student", "teacher"] | None = None) -> Any:
-        """The backbone of the student or the teacher; by default the one whose features ``embed`` gives.
+        """Backbone of the student or the teacher; None: the one that ``evaluates`` names.
 
         Raises:
-            UserError: the method has none.
+            UserError: the method has no such backbone.
         """
         whose = whose or self.evaluates
         found = self.backbones()
         if whose not in found:
-            raise UserError(f"{type(self).__name__} has no {whose}'s backbone (it has: {', '.join(found) or 'none'}).")
+            raise UserError(f"{type(self).__name__} has no {whose} backbone (it has: {', '.join(found) or 'none'}).")
         return found[whose]
 
     def teachers(self) -> list[Pair]:
-        """Students and the teachers that follow them."""
+        """Pairs of a student and the teacher that is updated from it; empty: no teacher."""
         return []
 
     def teacher_momentum(self, step: int, total: int) -> float:
-        """EMA momentum after optimiser step ``step`` (1-based) of ``total``; of the pairs that move every step."""
+        """Momentum of the teachers' moving average after optimiser step ``step`` (from 1) of ``total``."""
         raise NotImplementedError
 
     def prefill(self, batch: Batch) -> dict[str, Keys]:
-        """What ``step`` would enqueue, without training: fills the memories before the first epoch."""
+        """Rows that ``step`` would enqueue, without training. Fills the memories before the first epoch."""
         raise NotImplementedError
 
-    # ---- what Lightning asks ------------------------------------------------------------------------------------
+    # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
-        """Callbacks that training needs; a method adds its own to ``super().configure_callbacks()``."""
+        """Callbacks of the method; a subclass adds its own to ``super().configure_callbacks()``."""
         own: list[Callback] = [TeacherUpdate(), QueueUpdate()]
         given = self._trainer is not None and any(isinstance(c, Collapse) for c in self.trainer.callbacks)
         return own if self.prototypes is None or given else [*own, Collapse()]
 
     def check_views(self, crops: list[Crop]) -> None:
-        """Refuse training views that ``step`` cannot use, before training.
+        """Refuse training views that ``step`` cannot use. Called before training.
 
         Args:
-            crops: the views of an image, in the order of ``batch.views``.
+            crops: views of an image, in the order of ``batch.views``.
 
         Raises:
-            UserError: there are too few or too many.
+            UserError: there are too few or too many views.
         """
         fewest, most = self.views_needed
         if len(crops) < fewest or (most is not None and len(crops) > most):
             needed = str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             default = (self.default_views or {}).get("class_path")
             raise UserError(
-                f"data.views gives {len(crops)} views of an image, and {type(self).__name__} needs {needed}. Its "
-                f"default is {default}: leave data.views out, or choose other views."
+                f"data.views gives {len(crops)} views of an image, but {type(self).__name__} needs {needed}. Choose "
+                f"other views, or omit data.views for the default of the method, {default}."
             )
 
     def memories(self) -> dict[str, Memory]:
-        """The method's memories by name."""
+        """Memories among the modules of the method, by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
 
     def setup(self, stage: str) -> None:
-        # DDP copies rank 0's buffers over the others' before each step. Memories are equal on all ranks already.
+        # DDP would broadcast the buffers of rank 0 before each step; memories are already equal on all ranks.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
@@ -159,7 +173,7 @@ class Method(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         result = self.step(batch)
-        if any_rank(~torch.isfinite(result.loss.detach()), self.device):  # waits for the device, as DINO's loop does
+        if any_rank(~torch.isfinite(result.loss.detach()), self.device):  # synchronises with the device, as DINO does
             self._skip(result, batch, batch_idx)
             return {"loss": self._no_loss(), "enqueue": {}}
         self._skipped, self._has_gradient = 0, True
@@ -170,29 +184,33 @@ class Method(LightningModule):
         return {"loss": result.loss, "enqueue": result.enqueue}
 
     def _skip(self, result: StepResult, batch: Batch, batch_idx: int) -> None:
-        """Leave out a step whose loss is not finite, on all ranks together, or stop before it harms the weights."""
+        """Skip a step whose loss is not finite, on all ranks, or stop the run after ``max_skips`` of them.
+
+        Raises:
+            UserError: more than ``max_skips`` consecutive steps had such a loss.
+        """
         self._skipped += 1
         parts = ", ".join(f"{name} {value.item():.6g}" for name, value in {"loss": result.loss, **result.parts}.items())
         rows = ", ".join(str(row) for row in batch.index[:8].tolist()) + (", ..." if len(batch.index) > 8 else "")
         rank = f", process {self.global_rank}" if self.trainer.world_size > 1 else ""
         what = (
             f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}{rank}): "
-            f"{parts}. Rows of the data set in the batch: {rows}."
+            f"{parts}. Data-set rows of the batch: {rows}."
         )
         if self._skipped <= self.max_skips:
-            rank_zero_warn(f"{what} Left out, {self._skipped} in a row of at most {self.max_skips}.")
+            rank_zero_warn(f"{what} Step skipped ({self._skipped} of at most {self.max_skips} consecutive ones).")
             return
         raise UserError(
-            f"{what} The weights and the last checkpoint are from before it. Lower model.optim.lr, or take a "
-            "trainer.precision of wider range; --model.max_skips N leaves out up to N such steps in a row."
+            f"{what} The weights and the last checkpoint are unaffected. Lower model.optim.lr, or use a "
+            "trainer.precision of wider range; --model.max_skips N skips up to N consecutive steps of this kind."
         )
 
     def _no_loss(self) -> Tensor:
-        """Zero, with a gradient of zero for every weight: with several processes each step needs a backward."""
+        """Zero, with a zero gradient for each weight: DDP needs a backward pass in every step."""
         return torch.stack([weight.sum() for weight in self.parameters() if weight.requires_grad]).sum() * 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self._has_gradient:  # all of its batches were left out: neither weight decay nor momentum may act
+        if not self._has_gradient:  # all batches of this step were skipped: no weight decay and no momentum either
             optimizer.zero_grad(set_to_none=True)
         self._has_gradient = False
         if self.optim.weight_decay_end is not None:
@@ -215,20 +233,20 @@ class Method(LightningModule):
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimiser steps of the run."""
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
         return self.trainer.max_epochs * self.steps_per_epoch()
 
     def global_batch(self) -> int:
-        """Images that one optimiser step sees, over all processes and accumulated batches."""
+        """Images per optimiser step, over all processes and accumulated batches."""
         datamodule = self.trainer.datamodule
         return (datamodule.batch_size if datamodule is not None else 1) * self.trainer.accumulate_grad_batches
 
     def lr_factor(self, step: int) -> float:
-        """Factor of the peak learning rate at an optimiser step."""
+        """Learning rate at an optimiser step (from 0), relative to its peak."""
         if step == 0:
-            # Without asking for the run's length: that would start the loaders before a checkpoint's position is known.
+            # total_steps() would start the loaders before the position of a checkpoint is restored.
             return 0.0 if self.optim.warmup else 1.0
         unit = 1 if self.optim.unit == "step" else self.steps_per_epoch()
         warmup = round(self.optim.warmup * unit)
@@ -246,11 +264,11 @@ class Method(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout and its kind draw from (seed, rank, epoch, batch): nothing to save, and no two ranks alike."""
+        """Seed dropout and other random layers by seed, rank, epoch and batch; so no random state is saved."""
         torch.manual_seed(seed_of(self._seed, self.global_rank, self.current_epoch, batch_idx))
 
     def on_train_start(self) -> None:
-        """After a checkpoint's optimiser was restored, what the user says now wins: lr, weight decay, momentum."""
+        """Apply the configured learning rate, weight decay and momentum, also after a checkpoint was restored."""
         self._skipped, self._has_gradient = 0, False
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -260,25 +278,29 @@ class Method(LightningModule):
             group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * self.lr_factor(scheduler.last_epoch))
 
     def _start_line(self) -> str:
-        """What a step is made of, for the reader of a log."""
+        """Global batch, learning rate and seed, for the log."""
         trainer, optim = self.trainer, self.optim
         accumulated, processes, batch = trainer.accumulate_grad_batches, trainer.world_size, self.global_batch()
         lr = f"{optim.lr:g}"
         if optim.reference_batch:
             lr = f"{optim.lr:g} x {batch} / {optim.reference_batch} = {optim.peak(batch):g}"
         return (
-            f"A step: {batch // processes // accumulated} images x {processes} processes x {accumulated} accumulated = "
-            f"{batch}. Learning rate {lr}. Seed {self._seed}: order and crops from it and the image's number, the "
-            "same on any number of processes; dropout from it, the process and the batch."
+            f"Images per optimiser step: {batch // processes // accumulated} x {processes} processes x {accumulated} "
+            f"accumulated = {batch}. Learning rate {lr}. Seed {self._seed}: order and crops do not depend on the "
+            "number of processes, dropout does."
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the method's name, its backbones' places, the batch. Weights that are not finite are no checkpoint."""
+        """Add the method's name, the prefixes of its backbones and the global batch to a checkpoint.
+
+        Raises:
+            UserError: a weight is not finite.
+        """
         spoilt = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
         if spoilt:
             raise UserError(
-                f"no checkpoint at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights are not "
-                "finite. The last checkpoint is from before. Lower model.optim.lr, or check trainer.precision."
+                f"no checkpoint is written at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights "
+                "are not finite. The last checkpoint is unaffected. Lower model.optim.lr, or check trainer.precision."
             )
         checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
@@ -291,16 +313,20 @@ class Method(LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume training with another global batch: the schedule counts steps, and their number changes."""
+        """Refuse to resume with another global batch, which would change the number of steps of the schedule.
+
+        Raises:
+            UserError: names the options to resume with.
+        """
         kept, trainer = checkpoint.get("global_batch"), self._trainer
         if kept is None or trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
             return
         before, now = math.prod(kept.values()), self.global_batch()
         position = checkpoint.get(type(trainer.datamodule).__qualname__, {})
         if before != now:
-            reason = f"was trained with {before} images an optimiser step, and this run has {now}"
+            reason = f"was trained with {before} images per optimiser step, but this run has {now}"
         elif position.get("batch") and kept["batch_size"] != trainer.datamodule.batch_size:
-            reason = f"is from within an epoch, at batch {position['batch']} of {kept['batch_size']} images"
+            reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
         else:
             return
         options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
@@ -311,7 +337,7 @@ class Method(LightningModule):
 
 
 def first_backbone(module: nn.Module) -> nn.Module | None:
-    """The first network in a module that has timm's interface: ``forward_features`` and ``num_features``."""
+    """First submodule with timm's interface (``forward_features`` and ``num_features``), or None."""
     for part in module.modules():
         if hasattr(part, "forward_features") and hasattr(part, "num_features"):
             return part
@@ -319,14 +345,14 @@ def first_backbone(module: nn.Module) -> nn.Module | None:
 
 
 def method_class(class_path: str) -> type[Method]:
-    """The class of a method or task.
+    """Class of a method or task.
 
     Args:
-        class_path: the short name of a class that is imported already (``MaskCon``), or a dotted path that is imported
-            here (``my_package.SimCLR``).
+        class_path: short name of an imported class (``MaskCon``), or dotted path, which is imported
+            (``my_package.SimCLR``).
 
     Raises:
-        UserError: there is no such class, or it is no subclass of ``Method``.
+        UserError: there is no such class, or it is not a subclass of ``Method``.
     """
     package, _, name = class_path.rpartition(".")
     if package:
@@ -337,13 +363,13 @@ def method_class(class_path: str) -> type[Method]:
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise UserError(f"model: '{class_path}' is not a subclass of fgssl.Method.")
         return found
-    known = {cls.__name__: cls for cls in subclasses(Method) if cls.step is not Method.step}  # no mere base
+    known = {cls.__name__: cls for cls in subclasses(Method) if cls.step is not Method.step}  # no abstract class
     if name not in known:
         raise UserError(f"model: unknown class '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
     return known[name]
 
 
 def subclasses(cls: type) -> set[type]:
-    """All subclasses that are imported, of any depth."""
+    """All imported subclasses, direct and indirect."""
     direct: set[type] = set(cls.__subclasses__())
     return direct.union(*(subclasses(sub) for sub in direct))

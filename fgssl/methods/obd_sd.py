@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgssl.checkpoint import read_checkpoint
+from fgssl.checkpoint import check_fits, read_checkpoint
 from fgssl.data.batch import Batch
 from fgssl.data.draws import seed_of
 from fgssl.distributed import gather_rows, gather_with_gradient
@@ -174,7 +174,7 @@ class OBDSD(Method):
         collected = collect(outputs)
         return collected.index, nn.functional.normalize(collected.embedding, dim=1)
 
-    # ---- what Lightning asks ------------------------------------------------------------------------------------
+    # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "OBDSD":
         super().train(mode)
@@ -204,10 +204,8 @@ class OBDSD(Method):
             )
         state = read_checkpoint(path)["state_dict"]
         weights = {name.removeprefix("student."): w for name, w in state.items() if name.startswith("student.")}
-        try:
-            self.teacher.load_state_dict(weights)
-        except RuntimeError as fault:
-            raise UserError(f"model.distillation.checkpoint: {path} holds another network ({fault}).") from fault
+        check_fits(weights, self.teacher, path)
+        self.teacher.load_state_dict(weights)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fgssl.checkpoint import checkpoint_file, read_backbone
+from fgssl.checkpoint import checkpoint_file, differences, read_backbone
 from fgssl.errors import UserError
 
 Whose = Literal["student", "teacher"]
@@ -294,18 +294,11 @@ def _fit(network: nn.Module, source: str, state: State, anew: tuple[str, ...]) -
     theirs, resized = _by_timms_names(network, state)
     weights = {name: w for name, w in theirs.items() if name in ours and w.shape == ours[name].shape}
     left_out = [name for name in theirs if name not in ours and LEFT_OUT.match(name)]
-    missing = [name for name in ours if name not in theirs]
-    absent = [name for name in missing if name.endswith("num_batches_tracked")]  # newer than the file
-    foreign = [name for name in theirs if name not in ours and name not in left_out]
-    faults = []
-    for name in ours:
-        if name in theirs and name not in weights:
-            if name in anew:
-                absent.append(name)
-            else:
-                faults.append(f"{name} is {tuple(theirs[name].shape)} there and {tuple(ours[name].shape)} here")
-    faults += [f"{name} is missing in it" for name in missing if name not in absent]
-    faults += [f"{name} is not in the network" for name in foreign]
+    absent = [n for n in ours if n not in theirs and n.endswith("num_batches_tracked")]  # old files lack them
+    absent += [name for name in anew if name in theirs and name in ours and name not in weights]
+    skipped = {*left_out, *absent}
+    compared = ({name: w for name, w in state.items() if name not in skipped} for state in (theirs, ours))
+    faults = differences(*compared)
     return Found(source, weights, [name for name in resized if name in weights], left_out, absent, faults)
 
 

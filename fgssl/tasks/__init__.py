@@ -1,4 +1,4 @@
-"""What is done with a trained network, by the short names that a configuration uses."""
+"""Tasks on a trained network, by the short names that a configuration uses."""
 
 from fgssl.tasks.detect import Detect
 from fgssl.tasks.finetune import Finetune

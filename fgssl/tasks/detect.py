@@ -16,31 +16,30 @@ from fgssl.tasks.downstream import Downstream, Whose
 
 
 class Detect(Downstream):
-    """Faster R-CNN or Mask R-CNN on a method's checkpoint or any timm network, all weights trained (MLS, FLSL).
+    """Faster R-CNN or Mask R-CNN on a backbone of a checkpoint or of timm, all weights trained (MLS, FLSL).
 
-    ``batch`` is a ``DetectionBatch``: whole images of different sizes and their objects.
+    Takes a ``DetectionBatch``: whole images of different sizes and their objects. Shapes: C classes.
 
     Args:
-        backbone: Network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: Checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
-        init_network: Network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
-            follows the student step by step, else the student.
-        neck: Layers between network and heads. ``c4``: last stage of a ResNet on each region; ``fpn``: feature pyramid
-            of a network of four stages or a ViT; ``simple``: pyramid from the last map of a ViT (ViTDet).
-        masks: Mask R-CNN, for data with outlines; false: Faster R-CNN.
-        freeze_bn: Keep the statistics, scale and shift of the backbone's BatchNorm and add no BatchNorm (default of
-            torchvision and Detectron2, for small batches). false: train BatchNorm, as MoCo and MLS do over all
+        backbone: backbone architecture; with ``init_from`` the architecture of the checkpoint.
+        init_from: checkpoint or run folder of any method whose backbone is loaded; null: weights as ``backbone`` says.
+        init_network: network of the checkpoint; null: the teacher if it is updated after each step, else the student.
+        neck: layers between backbone and heads. ``c4``: last stage of a ResNet on each region; ``fpn``: feature pyramid
+            of a network with four stages or a ViT; ``simple``: pyramid of the last feature map of a ViT (ViTDet).
+        masks: Mask R-CNN, for data with object outlines; false: Faster R-CNN.
+        freeze_bn: keep statistics, scale and shift of the backbone's BatchNorm fixed and add no BatchNorm (default of
+            torchvision and Detectron2, for small batches); false: train BatchNorm, as MoCo and MLS do over all
             processes with ``trainer.sync_batchnorm: true``.
-        sizes: Shorter side of an image, px: one of them at random in training, the last in evaluation.
-        long_side: Largest length of the longer side, px.
-        width: Channels of the pyramid's levels and of the heads' convolutions.
-        num_fine: Number of classes C; on the command line it comes from the data set.
-        optim: Optimiser and schedule.
+        sizes: shorter side of an image in px: a random one of them in training, the last one in evaluation.
+        long_side: largest longer side of an image in px.
+        width: channels of the levels of the feature pyramid and of the convolutions of the heads.
+        num_fine: number of classes C; from the data set on the command line.
+        optim: optimiser and learning rate schedule.
     """
 
     data_module = DetectionData
     default_views = None
-    embeds = False  # a detector has no feature of a whole image
+    embeds = False
 
     def __init__(
         self,
@@ -58,7 +57,7 @@ class Detect(Downstream):
     ):
         super().__init__(init_from, init_network, **base)
         if not sizes:
-            raise UserError("model.sizes is empty: give one or several lengths of the shorter side of an image, px.")
+            raise UserError("model.sizes is empty: give at least one length in px of the shorter side of an image.")
         at_least(32, **{"model.sizes": min(sizes), "model.long_side": long_side})
         at_least(1, **{"model.width": width})
         self.masks, self.freeze_bn = masks, freeze_bn
@@ -68,11 +67,11 @@ class Detect(Downstream):
         if freeze_bn:
             for module in batch_norms(self):
                 module.requires_grad_(False)
-        self.train()  # Lightning leaves modules in the mode that it finds them in
+        self.train()  # Lightning does not change the mode of modules
 
     def step(self, batch: DetectionBatch) -> StepResult:  # type: ignore[override]
         targets = batch.targets
-        if not self.masks:  # or torchvision's detectors would resize them for nothing
+        if not self.masks:  # torchvision's detectors would resize the masks
             targets = [{name: target[name] for name in ("boxes", "labels")} for target in targets]
         losses: dict[str, Tensor] = self.detector(batch.images, targets)
         return StepResult(sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})  # type: ignore[arg-type]
@@ -90,7 +89,7 @@ class Detect(Downstream):
                 module.eval()
         return self
 
-    # ---- what Lightning asks ------------------------------------------------------------------------------------
+    # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
         return [*super().configure_callbacks(), Detection()]
@@ -99,7 +98,9 @@ class Detect(Downstream):
         super().setup(stage)
         trainer: Any = self.trainer
         if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
-            raise UserError(f"model.masks: {trainer.datamodule.dataset.name} has boxes only. Set it to false.")
+            raise UserError(
+                f"model.masks is true, but {trainer.datamodule.dataset.name} has boxes only. Set it to false."
+            )
 
     def on_fit_start(self) -> None:
         self._check_batch_norm()
@@ -109,10 +110,11 @@ class Detect(Downstream):
         alone = self.trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
         if alone and not self.freeze_bn:
             rank_zero_warn(
-                "BatchNorm computes its statistics from the few images of each process. Synchronise it as MoCo does "
+                "BatchNorm computes its statistics from the few images of one process. Synchronise it as MoCo does "
                 "(--trainer.sync_batchnorm true, GPUs only) or freeze it (--model.freeze_bn true)."
             )
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers of a module."""
     return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]

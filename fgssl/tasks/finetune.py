@@ -1,4 +1,4 @@
-"""Fine-tuning of a trained backbone and a linear classifier on labels."""
+"""Fine-tuning of a trained backbone with a linear classifier."""
 
 from typing import Any
 
@@ -16,21 +16,20 @@ from fgssl.tasks.downstream import Downstream, Whose
 
 
 class Finetune(Downstream):
-    """Classifier on top of a method's checkpoint or any timm network, all weights trained (MLS, Table 5).
+    """Linear classifier on a backbone of a checkpoint or of timm, all weights trained (MLS, Table 5).
 
-    One view per image: ``batch.views = [view]``. The loss is the cross-entropy of the fine label, or the binary
-    cross-entropy of each class for data with several labels per image (VOC2007).
+    Takes one view per image: ``batch.views = [view]``. The loss is the cross-entropy of the fine label; for data with
+    several labels per image (VOC2007), the binary cross-entropy of the classes.
 
     Shapes: B batch, F feature, C classes.
 
     Args:
-        backbone: Network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: Checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
-        init_network: Network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
-            follows the student step by step, else the student.
-        frozen: Train the classifier only; the backbone keeps its weights and BatchNorm statistics.
-        num_fine: Number of classes C; on the command line it comes from the data set.
-        optim: Optimiser and schedule.
+        backbone: backbone architecture; with ``init_from`` the architecture of the checkpoint.
+        init_from: checkpoint or run folder of any method whose backbone is loaded; null: weights as ``backbone`` says.
+        init_network: network of the checkpoint; null: the teacher if it is updated after each step, else the student.
+        frozen: train the classifier only; weights and BatchNorm statistics of the backbone stay fixed.
+        num_fine: number of classes C; from the data set on the command line.
+        optim: optimiser and learning rate schedule.
     """
 
     default_views = {"class_path": "SingleView"}
@@ -48,13 +47,13 @@ class Finetune(Downstream):
     ):
         super().__init__(init_from, init_network, **base)
         if not num_fine:
-            raise UserError(f"model {type(self).__name__} needs labels, and the data set has none (num_fine is 0).")
+            raise UserError(f"model {type(self).__name__} needs labels, but the data set has none (num_fine is 0).")
         self.frozen = frozen
         self.backbone = self.start_of(backbone).build()
         self.backbone.requires_grad_(not frozen)
         self.classifier = nn.Linear(self.backbone.num_features, num_fine)
-        self.register_buffer("targets", None, persistent=False)  # [N, C] labels of the rows, set in ``setup``
-        self.train()  # Lightning leaves modules in the mode that it finds them in
+        self.register_buffer("targets", None, persistent=False)  # [N, C] labels of the data set, set in ``setup``
+        self.train()  # Lightning does not change the mode of modules
 
     def embed(self, images: Tensor) -> Tensor:
         return self.backbone(images)
@@ -79,7 +78,7 @@ class Finetune(Downstream):
             self.backbone.eval()
         return self
 
-    # ---- what Lightning asks ------------------------------------------------------------------------------------
+    # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
         return [*super().configure_callbacks(), Classification()]
@@ -93,9 +92,9 @@ class Finetune(Downstream):
             return
         name, seen = type(self).__name__, set(parts.index.fine[parts.train])
         if min(seen) < 0:
-            raise UserError(f"model {name} needs a label of each training image, and {parts.index.name} lacks some.")
+            raise UserError(f"model {name} needs a label for each training image, but {parts.index.name} lacks some.")
         if stage == "fit" and not seen >= set(parts.index.fine[parts.test]):
             raise UserError(
-                f"model {name}: the test part has classes without a training image, which a classifier cannot "
-                f"predict. Choose a data.protocol.split with the same classes in both (now {parts.protocol.split})."
+                f"model {name}: some test classes have no training image, so a classifier cannot predict them. Choose "
+                f"a data.protocol.split with the same classes in both parts (now {parts.protocol.split})."
             )

@@ -1,4 +1,4 @@
-"""A network as it is published: the baseline that needs no training."""
+"""Evaluation of a published network without training."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ from fgssl.nn.backbones import Backbone
 
 
 class Frozen(Method):
-    """Any timm network, evaluated by the same protocol as the trained ones: ``fgssl embed --model timm/<name>``.
+    """A timm network that is evaluated but not trained: ``fgssl embed --model timm/<name>``.
 
     Args:
-        backbone: the network; its pooled features are the embedding.
+        backbone: network whose pooled features are the embedding.
         optim: not used.
     """
 
@@ -26,6 +26,4 @@ class Frozen(Method):
         return self.backbone(images)
 
     def step(self, batch: Batch) -> StepResult:
-        raise UserError(
-            "model Frozen is a published network as it is and does not train: use fgssl test or fgssl embed."
-        )
+        raise UserError("model Frozen cannot be trained. Use fgssl test or fgssl embed.")

@@ -14,28 +14,29 @@ from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
 from fgssl.tasks.finetune import Finetune
 
-# eval_linear.py of DINO, EsViT and CMD. Their cosine decays by epoch, ours by step.
+# eval_linear.py of DINO, EsViT and CMD; their cosine schedule changes per epoch, ours per step.
 RECIPE = Optim(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, warmup=0, reference_batch=256)
 
 
 class Probe(Finetune):
     """Linear classifier on the features of a frozen network (CMD, Bi et al., section V; EsViT, Li et al., ICLR 2022).
 
-    ``fgssl probe`` writes its configuration for a checkpoint of any method or a public network. Views:
-    ``batch.views = [view]``. Shapes: B batch, F feature, C classes.
+    ``fgssl probe`` makes its configuration for a checkpoint of any method or a public network. Takes one view per
+    image: ``batch.views = [view]``. Shapes: B batch, F feature, C classes.
 
     Args:
-        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: checkpoint or run folder of any method; null: ``backbone`` as it is built.
-        network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where there is one that
-            follows the student step by step (CMD reports its features), else the student.
-        blocks: number of last residual blocks whose pooled outputs are concatenated (EsViT: 4); 1: the network's own
-            pooled feature, which DINO and EsViT take of a ResNet.
-        unit_length: scale the features to unit length, as LCR's released probe does.
-        augment: train on random views (``data.views``); false: on the evaluation view, with features computed once.
-        of: name of the probed method in the tables (``MaskCon``).
-        num_fine: number of classes C; by default the data set's.
-        optim: optimiser and schedule.
+        backbone: backbone architecture; with ``init_from`` the architecture of the checkpoint.
+        init_from: checkpoint or run folder of any method whose backbone is loaded; null: weights as ``backbone`` says.
+        network: network of the checkpoint; null: the teacher if it is updated after each step (CMD reports its
+            features), else the student.
+        blocks: number of last residual blocks whose pooled outputs are concatenated (EsViT: 4); 1: the pooled feature
+            of the network, which DINO and EsViT use for a ResNet.
+        unit_length: scale the features to unit length, as in LCR's released code.
+        augment: train on random views (``data.views``); false: on the evaluation view, whose features are computed
+            once.
+        of: name of the probed method in tables, such as ``MaskCon``.
+        num_fine: number of classes C; from the data set on the command line.
+        optim: optimiser and learning rate schedule.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Probe(Finetune):
     ):
         at_least(1, blocks=blocks)
         if network and not init_from:
-            raise UserError(f"--network {network} chooses a network of a checkpoint: give --ckpt_path RUN too.")
+            raise UserError(f"--network {network} needs a checkpoint: give --ckpt_path RUN too.")
         super().__init__(backbone, init_from, network, frozen=True, num_fine=num_fine, optim=optim, **base)
         self.blocks, self.unit_length, self.augment, self.variant = blocks, unit_length, augment, of
         self.classifier = nn.Linear(feature_width(self.backbone, blocks), num_fine)
@@ -76,7 +77,7 @@ class Probe(Finetune):
             self._compute_features()
 
     def _compute_features(self) -> None:
-        """Replace the images of the training and validation loaders by their features, in the same order."""
+        """Replace the images of the training and validation loaders by their features, in unchanged order."""
         trainer: Any = self.trainer
         data = trainer.datamodule
         train, val = data.train_dataloader, data.val_dataloader
@@ -86,9 +87,9 @@ class Probe(Finetune):
             held_out = embed_rows(trainer, self, val())
             data.val_dataloader = lambda: with_features(val(), held_out)
         images, width = rows.embedding.shape
-        rank_zero_info(f"Features of {images:,} training images, [{width}] each, are computed once.")
+        rank_zero_info(f"Computed {width} features of each of {images:,} training images.")
 
     def on_fit_end(self) -> None:
         trainer: Any = self.trainer
         for name in ("train_dataloader", "val_dataloader"):
-            vars(trainer.datamodule).pop(name, None)  # the data module's own again
+            vars(trainer.datamodule).pop(name, None)  # restores the method of the class

@@ -1,4 +1,4 @@
-"""Semantic segmentation: fine-tuning of a trained backbone with a head that classifies each pixel."""
+"""Semantic segmentation: fine-tuning of a trained backbone with a per-pixel classifier."""
 
 from typing import Any
 
@@ -17,26 +17,24 @@ from fgssl.tasks.downstream import Downstream, Whose
 
 
 class Segment(Downstream):
-    """Semantic FPN or a linear head on top of a method's checkpoint or any timm network (FLSL, Table 10).
+    """Semantic FPN or linear head on a backbone of a checkpoint or of timm (FLSL, Table 10).
 
-    ``batch`` is a ``SegmentationBatch``. The loss is the cross-entropy, mean over the pixels that have a class. Shapes:
-    B batch, C classes.
+    Takes a ``SegmentationBatch``. The loss is the cross-entropy, mean over labelled pixels. Shapes: B batch, C classes.
 
     Args:
-        backbone: the network; with ``init_from`` the one that the checkpoint was trained with.
-        init_from: checkpoint or run folder of any method to start from; null: start from ``backbone`` as it is built.
-        init_network: network of the checkpoint: ``student`` or ``teacher``; null: the teacher where it has one that
-            follows the student step by step, else the student.
-        head: ``fpn`` (Semantic FPN) or ``linear`` (a 1x1 convolution on the last map).
-        frozen: train the head alone; the backbone and its BatchNorm statistics do not change.
-        width: channels of the pyramid's levels.
-        num_fine: number of classes C; set from the data set on the command line.
+        backbone: backbone architecture; with ``init_from`` the architecture of the checkpoint.
+        init_from: checkpoint or run folder of any method whose backbone is loaded; null: weights as ``backbone`` says.
+        init_network: network of the checkpoint; null: the teacher if it is updated after each step, else the student.
+        head: ``fpn`` (Semantic FPN) or ``linear`` (1x1 convolution on the last feature map).
+        frozen: train the head only; weights and BatchNorm statistics of the backbone stay fixed.
+        width: channels of the levels of the feature pyramid.
+        num_fine: number of classes C; from the data set on the command line.
         optim: optimiser and learning rate schedule.
     """
 
     data_module = SegmentationData
     default_views = None
-    embeds = False  # classes of pixels, and no features of images
+    embeds = False
 
     def __init__(
         self,
@@ -56,13 +54,13 @@ class Segment(Downstream):
         self.head = build_head(self.backbone, head, num_fine, width)
         if frozen:
             self.backbone.requires_grad_(False)
-        self.train()  # Lightning leaves modules in the mode that it finds them in
+        self.train()  # Lightning does not change the mode of modules
 
     def step(self, batch: SegmentationBatch) -> StepResult:  # type: ignore[override]
         scores_BCHW = class_scores(self.backbone, self.head, torch.stack(batch.images))
         labels_BHW = torch.stack(batch.masks).long()
         total = F.cross_entropy(scores_BCHW, labels_BHW, ignore_index=IGNORED, reduction="sum")
-        return StepResult(total / (labels_BHW != IGNORED).sum().clamp(min=1))  # a batch may have no label at all
+        return StepResult(total / (labels_BHW != IGNORED).sum().clamp(min=1))  # a batch may have no labelled pixel
 
     def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
         sizes = [mask.shape for mask in batch.masks]
@@ -72,7 +70,7 @@ class Segment(Downstream):
     predict_step = validation_step  # type: ignore[assignment]
 
     def classes_of(self, image: Tensor, size: torch.Size) -> Tensor:
-        """Classes of the pixels of an image [3, H, W], int64 of ``size`` (height, width)."""
+        """Predicted classes, int64 of ``size`` (height, width), of an image [3, H, W]."""
         scores_1CHW = class_scores(self.backbone, self.head, image[None])
         return F.interpolate(scores_1CHW, size, mode="bilinear", align_corners=False)[0].argmax(0)
 
@@ -82,7 +80,7 @@ class Segment(Downstream):
             self.backbone.eval()
         return self
 
-    # ---- what Lightning asks ------------------------------------------------------------------------------------
+    # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
         return [*super().configure_callbacks(), Segmentation()]

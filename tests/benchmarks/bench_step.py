@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from fgssl.callbacks.monitor import Monitor
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.data.batch import Batch
 from fgssl.loggers import MetricsLogger
@@ -83,12 +84,13 @@ def main() -> None:
     steps = (options.rounds + 2) * STEPS + 1
     loader = DataLoader([batch] * steps, batch_size=None, collate_fn=lambda b: b)
     method = MaskCon(Backbone("resnet18"), num_coarse=8)
+    monitor = Monitor()
     rounds = Rounds(bare_round(options.device, sync), sync)
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
             max_epochs=1, accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, log_every_n_steps=10,
             logger=MetricsLogger(Path(folder)), enable_checkpointing=False, enable_model_summary=False,
-            callbacks=[rounds, ProgressBar()],
+            callbacks=[rounds, monitor, ProgressBar(monitor.throughput)],
         ).fit(method, loader)  # fmt: skip
     ours, bare = (statistics.median(times[1:]) for times in (rounds.ours_s, rounds.bare_s))  # the first warms up
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"

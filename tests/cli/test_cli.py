@@ -169,7 +169,7 @@ def test_foreign_and_broken_checkpoints_are_refused_by_name(run, tmp_path, capsy
         assert fgssl("test", tmp_path, "--ckpt_path", path, *flags) == 2
         return capsys.readouterr().err
 
-    assert "is a checkpoint of CMD, and model is MaskCon" in error_of(changed_checkpoint(run, tmp_path, method="CMD"))
+    assert "is a checkpoint of CMD, but model is MaskCon" in error_of(changed_checkpoint(run, tmp_path, method="CMD"))
     assert "was not written by fgssl" in error_of(changed_checkpoint(run, tmp_path, method=None))
     assert "no checkpoint at" in error_of(str(tmp_path / "absent.ckpt"))
     cut = tmp_path / "cut.ckpt"

@@ -65,7 +65,7 @@ def test_numbers_in_exponent_form_are_numbers(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model:\n  tau: 1\n  w: 2\n  tau: 3\n", r"key 'tau' stands on line 2 and again on line 4"),
+        ("model:\n  tau: 1\n  w: 2\n  tau: 3\n", r"key 'tau' is given twice, on lines 2 and 4"),
         ("modle: 1\n", r"unknown section 'modle'. Did you mean 'model'\?"),
         ("model: configs/modle.yaml\n", r"not found: .*modle.yaml \(named in .*a.yaml\). Did you mean 'model.yaml'\?"),
         ("model: [1, 2\n", r"a.yaml is not valid YAML"),

@@ -343,5 +343,5 @@ def test_bad_arguments_are_refused():
     for wrong in ({"l_s": -1}, {"prototypes": 1}, {"hidden": 0}, {"l_i": 0, "l_r": 0, "l_s": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             method_of(**wrong)
-    with pytest.raises(UserError, match=r"gives 1 views of an image, and CMD needs 2 or more.*MultiCrop"):
+    with pytest.raises(UserError, match=r"gives 1 views of an image, but CMD needs 2 or more.*MultiCrop"):
         method_of().check_views(SingleView(16).crops)

@@ -34,14 +34,14 @@ def copy(run_folder: Path, root: Path) -> str:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--data.batch_size", "32"), "was trained with 8 images an optimiser step, and this run has 32."),
+        (("--data.batch_size", "32"), "was trained with 8 images per optimiser step, but this run has 32."),
         (
             ("--data.batch_size", "8", "--trainer.accumulate_grad_batches", "2"),
-            "was trained with 8 images an optimiser step, and this run has 16.",
+            "was trained with 8 images per optimiser step, but this run has 16.",
         ),
         (
             ("--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2"),
-            "is from within an epoch, at batch 12 of 8 images.",
+            "was written within an epoch, after 12 batches of 8 images.",
         ),
     ],
 )

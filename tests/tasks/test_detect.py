@@ -223,7 +223,7 @@ def test_frozen_batch_norm_keeps_weights_and_statistics(voc):
 
 @pytest.mark.filterwarnings("ignore:voc0712")
 def test_masks_need_outlines(voc):
-    with pytest.raises(UserError, match="model.masks: voc0712 has boxes only"):
+    with pytest.raises(UserError, match="model.masks is true, but voc0712 has boxes only"):
         trained(detect(masks=True), voc)
 
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_network_is_refused(voc, tmp_path):
     ("flags", "said"),
     [
         (("--model.sizes", "[]"), "model.sizes is empty"),
-        (("--model.sizes", "[8]"), "model.sizes is 8, and has to be 32 or more"),
+        (("--model.sizes", "[8]"), "model.sizes is 8; it must be 32 or more"),
         (("--data.dataset", "Digits", "--data.dataset.root", "null"), "Digits has no boxes of objects"),
         (("--model.neck", "simple"), "neck simple is for ViTs"),
         (("--data.views.size", "64"), "views"),

@@ -225,7 +225,7 @@ def test_a_resumed_run_needs_the_first_checkpoint_no_more(tmp_path):
 
 
 def test_test_classes_that_do_not_train_are_refused():
-    with pytest.raises(UserError, match="classes without a training image"):
+    with pytest.raises(UserError, match="some test classes have no training image"):
         fit(finetune(), data(protocol=Protocol("zero_shot")))
 
 

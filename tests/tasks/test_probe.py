@@ -166,7 +166,7 @@ def test_a_checkpoint_without_a_teacher_is_refused_when_its_teacher_is_asked_for
     assert started(probe(init_from=path))
     with pytest.raises(UserError, match=r"maskcon.ckpt.*MaskCon, holds no teacher"):
         fit(probe(init_from=path, network="teacher"), data())
-    with pytest.raises(UserError, match="--network teacher chooses a network of a checkpoint"):
+    with pytest.raises(UserError, match="--network teacher needs a checkpoint"):
         probe(network="teacher")
 
 

@@ -39,7 +39,7 @@ def test_a_job_that_is_stopped_queues_again_and_goes_on(tmp_path):
     done = submit(tmp_path, *small, "--trainer.callbacks", KILL)
     assert done.returncode == 143, done.stderr[-3000:]
     assert (tmp_path / "queued").read_text() == "requeue 77\n"
-    assert "A step: 16 images x 1 processes x 1 accumulated = 16. Learning rate" in done.stderr
+    assert "Images per optimiser step: 16 x 1 processes x 1 accumulated = 16. Learning rate" in done.stderr
 
     done = submit(tmp_path, *small)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -26,7 +26,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     assert fit(tmp_path, *every, *spoiled(5), "--model.variant", "coins") == 2
     said = capsys.readouterr().err
     assert "the loss is not finite at step 5 (epoch 0, batch 5): loss nan, ce nan, contrastive nan." in said
-    assert "Rows of the data set in the batch: " in said
+    assert "Data-set rows of the batch: " in said
     assert "--model.max_skips" in said
     run = tmp_path / "maskcon" / "run"
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
@@ -58,7 +58,7 @@ def test_a_step_that_was_left_out_changes_nothing(tmp_path):
 
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, capsys):
     assert fit(tmp_path, "--trainer.callbacks", "tests.trust.callbacks.SpoilWeights") == 2
-    assert "no checkpoint at step 16: query." in capsys.readouterr().err
+    assert "no checkpoint is written at step 16: query." in capsys.readouterr().err
     assert finite(state(tmp_path / "maskcon" / "run"))
 
 

@@ -141,6 +141,6 @@ def test_a_truncated_checkpoint_names_the_others(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
     whole = (tmp_path / "best.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"last.ckpt is not a checkpoint.*Others beside it: .*best.ckpt"):
+    with pytest.raises(UserError, match=r"last.ckpt is not a checkpoint.*Other checkpoints in the folder: .*best.ckpt"):
         read_checkpoint(str(tmp_path / "last.ckpt"))
     assert (tmp_path / "best.ckpt").read_bytes() == whole
