@@ -1,1 +1,1 @@
-"""One file a command: ``main(argv)`` runs ``fgssl <command> <argv>``."""
+"""Commands, one per file: ``main(argv)`` runs ``fgssl <command> <argv>``."""

@@ -1,4 +1,4 @@
-"""``fgssl compare``: from run folders to tables and pictures."""
+"""``fgssl compare``: tables and plots of runs."""
 
 import argparse
 import sys
@@ -36,17 +36,20 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        prog="fgssl compare", description="Compare runs: one table a data set and protocol, over the seeds."
+        prog="fgssl compare",
+        description="Compare runs: one table per data set and protocol, with means over seeds.",
     )
-    parser.add_argument("runs", nargs="+", help="run folders, or folders above them")
-    parser.add_argument("--metric", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_METRICS)}")
+    parser.add_argument("runs", nargs="+", help="run folders, or folders that contain them")
+    parser.add_argument(
+        "--metric", nargs="+", metavar="NAME", help=f"metrics to show; default {' '.join(DEFAULT_METRICS)}"
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of the tables; default table")
-    parser.add_argument("--plots", metavar="FOLDER", help="draw bars, Recall@K curves and curves over the epochs there")
+    parser.add_argument("--plots", metavar="FOLDER", help="folder for plots: bars, Recall@K curves and training curves")
     parser.add_argument(
         "--wandb",
         metavar="[ENTITY/]PROJECT",
         nargs="?",
         const="fgssl",
-        help="create or refresh the report 'fgssl compare' in this W&B project (default fgssl)",
+        help="create or update the report 'fgssl compare' in this W&B project; default project fgssl",
     )
     return parser

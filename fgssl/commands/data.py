@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="fgssl data", description="List the data sets, or check a copy on disk.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="table of all data sets: layout, counts, where to get them, licence")
+    commands.add_parser("list", help="table of all data sets: files, counts, source and licence")
     check_parser = commands.add_parser("check", help="read every label file and every image of one data set")
     names = check_parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, cls in ALL.items():

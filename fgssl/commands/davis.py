@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     check(options)
     folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
     if (folder / "results.json").is_file():
-        raise UserError(f"{folder} holds a result already. Choose another --run.name.")
+        raise UserError(f"{folder} already contains a result. Choose another --run.name.")
 
     import torch
 
@@ -68,23 +68,37 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl davis",
-        description="Video object segmentation on DAVIS 2017: the objects of the first frame are propagated by the "
-        "similarity of patch features. Region similarity J and contour accuracy F.",
+        description="Video object segmentation on DAVIS 2017. Propagates the objects of the first frame by the "
+        "similarity of patch features. Reports region similarity J and contour accuracy F.",
     )
     add_network_flags(parser, default=FOLLOWING)
     parser.add_argument(
-        "--root", metavar="FOLDER", help="folder with JPEGImages, Annotations and ImageSets; default: $FGSSL_DATA/DAVIS"
+        "--root", metavar="FOLDER", help="folder with JPEGImages, Annotations and ImageSets; default $FGSSL_DATA/DAVIS"
     )
-    parser.add_argument("--run.root", dest="run_root", default="runs", metavar="FOLDER", help="folder of all runs")
-    parser.add_argument("--run.name", dest="name", metavar="NAME", help="name of this run; default: the network's name")
     parser.add_argument(
-        "--short_side", type=int, default=480, metavar="PX", help="shorter side of the resized frames; default 480"
+        "--run.root", dest="run_root", default="runs", metavar="FOLDER", help="folder of all runs; default runs"
     )
-    parser.add_argument("--topk", type=int, default=5, help="patches that vote for the label of a patch; default 5")
+    parser.add_argument("--run.name", dest="name", metavar="NAME", help="name of the run; default: name of the network")
     parser.add_argument(
-        "--radius", type=int, default=12, help="largest distance of a voting patch, in patches; default 12"
+        "--short_side",
+        type=int,
+        default=480,
+        metavar="PX",
+        help="shorter side of the resized frames; default 480",
     )
-    parser.add_argument("--frames", type=int, default=7, help="previous frames that vote, beside the first; default 7")
+    parser.add_argument(
+        "--topk",
+        type=int,
+        default=5,
+        help="most similar patches that vote for a label; default 5",
+    )
+    parser.add_argument(
+        "--radius",
+        type=int,
+        default=12,
+        help="largest distance of a voting patch, in patches; default 12",
+    )
+    parser.add_argument("--frames", type=int, default=7, help="previous frames that vote with the first; default 7")
     parser.add_argument("--temperature", type=float, default=0.1, help="temperature of the votes' softmax; default 0.1")
     parser.add_argument("--partial", action="store_true", help="accept a val.txt that does not name 30 sequences")
     parser.add_argument("--save", metavar="FOLDER", help="folder for the predicted masks, as palette PNGs")
@@ -92,13 +106,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def options_of(args: argparse.Namespace) -> Davis:
-    """The flags that concern the data and the rule."""
+    """Options of the evaluation."""
     given = {field.name: getattr(args, field.name) for field in fields(Davis)}
     return Davis(**{**given, "root": args.root or os.path.join(os.environ.get("FGSSL_DATA", "."), "DAVIS")})
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """Name of the network: ``vit_small_patch16_224.dino``, or the name of the run."""
+    """Name of a public network, such as ``vit_small_patch16_224.dino``, or of the run."""
     if args.model:
         return public_name(args)
     path = Path(args.ckpt_path)
@@ -119,7 +133,7 @@ def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
 
 
 def described(options: Davis) -> dict[str, Any]:
-    """The evaluated data, for ``fgssl compare``, which puts only equal data side by side."""
+    """The evaluated data; ``fgssl compare`` compares only runs on equal data."""
     names = sequences(options)
     rows = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     nothing = {"images": 0, "classes": 0, "rows_hash": "-"}

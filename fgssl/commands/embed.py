@@ -1,7 +1,6 @@
 """``fgssl embed``: embeddings, labels and paths of a data set, from a checkpoint or a public network.
 
-The test rows are evaluated as in every other run. ``results.json`` in the folder lets ``fgssl compare`` put a public
-network into the same table.
+The test rows are also evaluated as by ``fgssl test``, so that ``fgssl compare`` includes public networks.
 """
 
 import argparse
@@ -18,8 +17,8 @@ from fgssl.commands.networks import (
 )
 from fgssl.errors import UserError, did_you_mean
 
-POINTS = 3_000  # images in a map: t-SNE takes about ten seconds for them, a minute for 8,000
-ROWS = 50_000  # images a file; 400 MB for a ResNet-50's features
+POINTS = 3_000  # images in a map: about 10 s of t-SNE; 8,000 take a minute
+ROWS = 50_000  # images per file: 400 MB of ResNet-50 features
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> int:
     refuse_misspelt(flags, [action.dest for action in parser._actions])
     check_network_flags(args, untrained=True)
     if args.rows < 1:
-        raise UserError(f"--rows is {args.rows}; a file holds at least one image.")
+        raise UserError(f"--rows is {args.rows}; it must be 1 or more.")
     if args.points < 0:
         raise UserError(f"--points is {args.points}; it must be 0 (all images) or more.")
 
@@ -47,12 +46,12 @@ def main(argv: list[str]) -> int:
     from fgssl.evaluation.store import read_embeddings
 
     class Embedding(Application):
-        """A test that writes its embeddings; for other rows than the test rows it only writes the embeddings."""
+        """Writes embeddings; the test rows are also evaluated."""
 
         def _callbacks(self) -> list:
             folder = self.folder / "embeddings"
             if folder.exists():
-                raise UserError(f"{folder} is there already. Choose another --run.name.")
+                raise UserError(f"{folder} already exists. Choose another --run.name.")
             kept = [c for c in super()._callbacks() if args.part == "test" or c is not self.retrieval]
             return [*kept, Shards(folder, args.part, args.rows)]
 
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> int:
                 return
             data = self.datamodule
             if args.part == "val" and not data.has_validation:
-                raise UserError("--part val: the protocol holds no validation rows out (data.protocol.val_fraction).")
+                raise UserError("--part val: there are no validation rows. Set data.protocol.val_fraction above 0.")
             data.predict_dataloader = data.gallery_loader if args.part == "train" else data.val_dataloader
             self.trainer.predict(self.model, data, ckpt_path=self.options.get("ckpt_path"), return_predictions=False)
 
@@ -86,14 +85,14 @@ def main(argv: list[str]) -> int:
 
 
 def refuse_misspelt(flags: list[str], own: list[str]) -> None:
-    """Refuse a flag of ``fgssl test`` that looks like a misspelt flag of this command.
+    """Refuse unknown flags that resemble a flag of this command; others are left to ``fgssl test`` or ``fgssl fit``.
 
     Args:
-        flags: flags that this command does not know.
-        own: names of this command's flags.
+        flags: unknown flags.
+        own: names of the flags of this command.
 
     Raises:
-        UserError: with the name that was probably meant.
+        UserError: names the similar flag.
     """
     for flag in flags:
         name = flag.removeprefix("--").split("=")[0]
@@ -106,13 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl embed",
         description="Write embeddings, labels and paths to <run folder>/embeddings/*.npz, and evaluate the test rows.",
-        epilog="Every option of fgssl test is taken too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
+        epilog="Accepts all options of fgssl test too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
     )
     add_network_flags(parser)
     add_data_flag(parser)
     parser.add_argument("--part", choices=("test", "train", "val"), default="test", help="rows to embed; default test")
     parser.add_argument(
-        "--points", type=int, default=POINTS, help=f"most images in tsne.png and umap.png; 0: all; default {POINTS:,}"
+        "--points",
+        type=int,
+        default=POINTS,
+        help=f"images in tsne.png and umap.png; 0: all; default {POINTS:,}",
     )
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"images in a file; default {ROWS:,}")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"images per .npz file; default {ROWS:,}")
     return parser

@@ -1,6 +1,6 @@
-"""``fgssl export``: a trained network for use elsewhere, as a timm model, by torch.export, as ONNX and for MoCo.
+"""``fgssl export``: a trained network as a timm model, torch.export program, ONNX graph or MoCo v2 checkpoint.
 
-Each file is read back and compared with the network before the command reports it.
+Each file is read back, and its features are compared with those of the network.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     check_network_flags(args)
     folder = Path(args.out or default_folder(args))
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is there already and not empty. Choose another folder with --out.")
+        raise UserError(f"{folder} is not empty. Choose another folder with --out.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if "onnx" in args.formats and missing:
         raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'fgssl[export]', or --formats timm torch.")
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
 
     class Embed(nn.Module):
-        """What evaluation sees: images, normalised, to the features that results.json speaks of."""
+        """Module whose forward is ``Method.embed``: normalised images to the evaluated features."""
 
         def __init__(self):
             super().__init__()
@@ -83,8 +83,8 @@ def main(argv: list[str]) -> int:
                 with torch.no_grad():
                     reference = backbone(images)
             difference = check(read_back(images), reference, file)
-            print(f"{file}: read back, features differ by {difference:.1e} at most")
-    results = results_of(args.ckpt_path) if args.ckpt_path and not args.network else {}  # of what the method evaluates
+            print(f"{file}: read back, largest relative difference of features {difference:.1e}")
+    results = results_of(args.ckpt_path) if args.ckpt_path and not args.network else {}  # of the evaluated network
     (folder / "README.md").write_text(card(results, config, size, data, args.formats, expected.shape[1]))
     print(f"model card: {folder / 'README.md'}")
     return 0
@@ -92,20 +92,20 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        prog="fgssl export", description="Write a trained network for use elsewhere, with a model card."
+        prog="fgssl export", description="Write a trained network for use in other software, with a model card."
     )
     add_network_flags(parser)
-    parser.add_argument("--out", metavar="FOLDER", help="default: <run>/export, or export/NAME of a public network")
+    parser.add_argument("--out", metavar="FOLDER", help="default <run>/export, or export/NAME for a public network")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=["timm", "torch", "onnx"],
-        help="timm: the backbone's weights; torch: a torch.export program; onnx: an ONNX graph; moco: a checkpoint in "
-        "MoCo v2's format; default: timm torch onnx",
+        help="timm: weights of the backbone; torch: torch.export program; onnx: ONNX graph; moco: checkpoint in the "
+        "format of MoCo v2; default timm torch onnx",
     )  # fmt: skip
     return parser
 
 
 def default_folder(args: argparse.Namespace) -> Path:
-    """Where the files go without ``--out``."""
+    """Folder to write without ``--out``."""
     if args.model:
         return Path("export") / public_name(args)
     given, chosen = Path(args.ckpt_path), f"_{args.network}" if args.network else ""
@@ -113,7 +113,7 @@ def default_folder(args: argparse.Namespace) -> Path:
 
 
 def drop_unused(method: Any, embed: Callable[[], Any]) -> None:
-    """Remove the parts of a method that ``embed`` does not use (teacher, memory), so that no file holds them."""
+    """Remove the modules that ``embed`` does not use, such as teacher and memory, from a method."""
     import torch
 
     called: set[int] = set()
@@ -135,15 +135,15 @@ def check(found: Any, expected: Any, file: Path) -> float:
     """
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:
-        raise UserError(f"{file} gives other features than the checkpoint: they differ by {difference:.1e}.")
+        raise UserError(f"{file}: features differ from those of the checkpoint by {difference:.1e} (relative).")
     return difference
 
 
-Written = tuple[Path, Callable[[Any], Any]]  # a file, and a function that reads it: images to features
+Written = tuple[Path, Callable[[Any], Any]]  # a file, and a function that loads it and computes features of images
 
 
 def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, data: Any) -> Written:
-    """Write ``model.safetensors``, and timm's ``config.json`` unless timm cannot build the network (``own_parts``)."""
+    """Write ``model.safetensors``, and timm's ``config.json`` if timm can build the network (no ``own_parts``)."""
     import timm
     import torch
     from safetensors.torch import load_file, save_file
@@ -155,7 +155,7 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
     else:
         timm.models.save_for_hf(backbone, str(folder), model_args=options_of(config), safe_serialization=True)
         described = json.loads((folder / "config.json").read_text())
-        # timm writes the tag, licence, paper and input of its own weights of that name; these are other weights.
+        # timm has written tag, licence, paper and input size of its pretrained weights, which these are not.
         described["pretrained_cfg"] = {
             "input_size": [3, size, size], "mean": list(data.mean), "std": list(data.std), "num_classes": 0,
             "crop_pct": 1.0, "interpolation": data.eval_view.crops[0].resample,
@@ -177,7 +177,7 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
 
 
 def write_for_moco(folder: Path, backbone: Any, encoder: Any, config: dict[str, Any]) -> Written:
-    """Write ``moco.pth.tar``, with the projector of the query encoder where the method has one."""
+    """Write ``moco.pth.tar``, with the projector of the query encoder if the method has one."""
     from fgssl.nn.backbones import Backbone
     from fgssl.nn.moco import write_moco
 
@@ -195,7 +195,7 @@ def write_for_moco(folder: Path, backbone: Any, encoder: Any, config: dict[str, 
 
 
 def own_parts(config: dict[str, Any]) -> dict[str, Any]:
-    """Options of ``Backbone`` that timm does not have: the stem for small images and the pooling."""
+    """Options of ``Backbone`` that timm does not have: the stem for small images, and the pooling."""
     options = {name: config.get(f"model.backbone.{name}") for name in ("small_input", "pooling")}
     return {name: value for name, value in options.items() if value}
 
@@ -239,7 +239,7 @@ def write_onnx(folder: Path, embed: Any, images: Any) -> Written:
 
 
 def results_of(ckpt_path: str) -> dict[str, Any]:
-    """``results.json`` of a checkpoint's run folder; empty where it is in none."""
+    """``results.json`` in the run folder of a checkpoint; empty if there is none."""
     from fgssl.cli.application import checkpoint_file
 
     path = checkpoint_file(ckpt_path).parent.parent / "results.json"
@@ -254,7 +254,7 @@ def card(
     formats: list[str],
     features: int,
 ) -> str:
-    """The model card: method, data, result, and how to use the files."""
+    """Text of the model card: method, data, results, and how to load the files."""
     network, dataset = config["model.backbone.name"], data.dataset
     if config["model"] == "Frozen":
         title, about = network, {"network": f"{network}, {origin_of(config)}"}
@@ -262,7 +262,7 @@ def card(
         title = f"{config['model']} on {dataset.name}: {network}"
         about = {
             "method": config["model"] + (f", {config['model.variant']}" if config.get("model.variant") else ""),
-            "network": f"{network}, begun from {origin_of(config)}",
+            "network": f"{network}, initialised from {origin_of(config)}",
             "trained on": f"{dataset.name}: {_part(results, 'train')}, {config['data.protocol.split']} split",
             "licence of the data": dataset.licence,
             "training": f"{results.get('epochs', 'unknown')} epochs, seed {results.get('seed', 'unknown')}",
@@ -278,7 +278,7 @@ def card(
         lines += [f"| {name.removeprefix('test/')} | {100 * value:.2f} |" for name, value in metrics.items()]
     lines += ["", "## Use", "", f"Images: RGB, {size} x {size} px, scaled to 0 to 1, then"]
     lines += [
-        f"less {[round(m, 4) for m in data.mean]} and divided by {[round(s, 4) for s in data.std]} a channel.",
+        f"minus {[round(m, 4) for m in data.mean]} and divided by {[round(s, 4) for s in data.std]} per channel.",
         "",
     ]
     code = []
@@ -300,14 +300,14 @@ def card(
         *code,
         "```",
         "",
-        f"In this folder. `model.pt2` and `model.onnx` give the {features} features that were evaluated;",
+        f"Paths are relative to this folder. `model.pt2` and `model.onnx` return the {features} evaluated features;",
     ]
-    lines += ["`model.safetensors` is the backbone alone. Compare features by cosine.", ""]
+    lines += ["`model.safetensors` holds the backbone only. Compare features by cosine similarity.", ""]
     return "\n".join(lines)
 
 
 def origin_of(config: dict[str, Any]) -> str:
-    """The weights that a network starts from, or consists of."""
+    """Description of the initial weights of a network."""
     if config.get("model.backbone.weights"):
         whose = config.get("model.backbone.weights_of")
         return f"weights of {Path(config['model.backbone.weights']).name}" + (f", {whose}" if whose else "")
@@ -315,7 +315,7 @@ def origin_of(config: dict[str, Any]) -> str:
 
 
 def _part(results: dict[str, Any], part: str) -> str:
-    """Images and classes of a part of the data, in words."""
+    """Number of images and classes of a part of the data, as text."""
     facts = results.get("data", {}).get(part)
     name = {"train": "training", "test": "test"}[part]
     return (

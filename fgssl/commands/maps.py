@@ -1,4 +1,4 @@
-"""``fgssl maps``: activations, GradCAM, attention and patch similarity of a network, drawn over given images."""
+"""``fgssl maps``: activations, GradCAM, attention and patch similarity of a network, drawn over images."""
 
 import argparse
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from fgssl.commands.networks import (
 )
 from fgssl.errors import UserError
 
-SIDE = 224  # px of a picture's image
+SIDE = 224  # side of an image in the picture, px
 RED = (214, 39, 40)
 
 
 class Net(NamedTuple):
-    """A network to draw maps of.
+    """A network whose maps are drawn.
 
     Attributes:
-        method: its method.
-        backbone: the student's or the teacher's backbone.
-        whose: which of the two.
+        method: method that contains the network.
+        backbone: backbone of the student or the teacher.
+        whose: student or teacher.
     """
 
     method: Any
@@ -37,12 +37,12 @@ class Net(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A picture beside the image.
+    """A map drawn over the image.
 
     Attributes:
         title: text above the picture.
-        heat_HW: [h, w] non-negative values of any scale, drawn over the image; None draws the image alone.
-        marked_HW: [h, w] bool, patches to frame in red; None frames none.
+        heat_HW: [H, W] non-negative values of any scale, drawn as a heat map; None: no heat map.
+        marked_HW: [H, W] bool, patches to frame in red; None: no frames.
     """
 
     title: str
@@ -87,18 +87,16 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="fgssl maps", description="Draw maps of a network over given images.")
+    parser = CommandParser(prog="fgssl maps", description="Draw maps of a network over images.")
     first_lines = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in KINDS.items()}
     kinds = "; ".join(f"{name}: {line.rstrip('.')}" for name, line in first_lines.items())
     parser.add_argument("kind", choices=tuple(KINDS), help=kinds)
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, resized and cropped as in the run's evaluation"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, resized and cropped as in evaluation")
     add_network_flags(parser)
     parser.add_argument(
         "--beside",
         metavar="RUN|timm/NAME[=FILE]",
-        help="second network, drawn to the right: run folder, .ckpt file, or public network, with FILE as weights",
+        help="second network, drawn to the right: run folder, .ckpt file, or public network with weights FILE",
     )
     parser.add_argument("--out", default="maps.png", metavar="FILE.png", help="picture to write; default maps.png")
     return parser
@@ -108,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
-    """A network, and image files as its evaluation sees them, [B, 3, S, S]: uint8 to show, and normalised."""
+    """A network, and images through its evaluation view, [B, 3, S, S]: as uint8, and normalised."""
     from fgssl.commands.restore import look, restore
 
     config = network_configuration(args)
@@ -119,12 +117,12 @@ def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """Name of a network under a picture."""
+    """Name of a network in the title of the picture."""
     return public_name(args) if args.model else Path(args.ckpt_path).name
 
 
 def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
-    """The backbone of a method's student or teacher; by default of the network that the method evaluates.
+    """Backbone of the student or the teacher of a method; None: of the network that the method evaluates.
 
     Raises:
         UserError: the method has no such network.
@@ -137,10 +135,10 @@ def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
 
 
 def activated(net: Net, images: Any) -> list[list[Panel]]:
-    """Activated instances of CMD (Fig. 7): patches whose most probable prototype is their image's.
+    """Activated instances of CMD (Fig. 7): patches with the same most probable prototype as their image.
 
-    The first panel frames these patches; the others show the posterior of the image's three most probable prototypes
-    over the patches.
+    The first panel frames these patches; the other three show the posterior of the three most probable prototypes of
+    the image over its patches.
     """
     import torch
 
@@ -165,10 +163,10 @@ def activated(net: Net, images: Any) -> list[list[Panel]]:
 def patch_posteriors(net: Net) -> Callable:
     """Function from patch features [B, T, F] to prototype posteriors [B, T, K].
 
-    The region-level head; the image-level head of a method that has only that (DINO).
+    It uses the region-level head, or the image-level head of a method without one (DINO).
 
     Raises:
-        UserError: the method has no such head.
+        UserError: the method has neither head.
     """
     from fgssl.losses.cmd import log_posterior, posterior
 
@@ -176,7 +174,9 @@ def patch_posteriors(net: Net) -> Callable:
     heads = getattr(getattr(method, net.whose, None), "heads", {})
     level = next((level for level in ("region", "image") if level in heads), None)
     if level is None:
-        raise UserError(f"activated: {type(method).__name__} has no head that judges patches; CMD, EsViT and DINO do.")
+        raise UserError(
+            f"activated: {type(method).__name__} has no prototypes for patches. Use a checkpoint of CMD, EsViT or DINO."
+        )
     head, center = heads[level], method.centers[level].value
     if net.whose == "student":
         return lambda x: log_posterior(head(x), tau=method.tau_s).exp()
@@ -186,14 +186,14 @@ def patch_posteriors(net: Net) -> Callable:
 def gradcam(net: Net, images: Any) -> list[list[Panel]]:
     """GradCAM of the last features (CMD, Fig. 6).
 
-    The score is the image-level head's logit of the image's most probable prototype. Without such a head it is half
-    the squared length of the pooled feature.
+    The score is the logit of the most probable prototype of the image-level head; without such a head, half the
+    squared norm of the pooled feature.
     """
     import torch
 
     from fgssl.nn.feature_map import as_map
 
-    images = images.clone().requires_grad_()  # a teacher's weights ask for no gradient, and the map's needs a graph
+    images = images.clone().requires_grad_()  # a teacher's weights require no gradient, so the input must
     raw = net.backbone.forward_features(images)
     pooled_BF = net.backbone.forward_head(raw, pre_logits=True)
     heads = getattr(getattr(net.method, net.whose, None), "heads", {})
@@ -210,7 +210,7 @@ def gradcam(net: Net, images: Any) -> list[list[Panel]]:
 
 
 def similarity(net: Net, images: Any) -> list[list[Panel]]:
-    """Aggregated similarity scores of a ViT's patches, layer by layer (FLSL, Fig. 3)."""
+    """Aggregated similarity scores of the patches of a ViT, per layer (FLSL, Fig. 3)."""
     from fgssl.report.token_maps import similarity_maps
 
     maps = similarity_maps(net.backbone, images)
@@ -221,7 +221,7 @@ def similarity(net: Net, images: Any) -> list[list[Panel]]:
 
 
 def attention(net: Net, images: Any) -> list[list[Panel]]:
-    """Attention of three patches in a ViT's last block, the patch framed (FLSL, Fig. 4a)."""
+    """Attention of three framed patches in the last block of a ViT (FLSL, Fig. 4a)."""
     from fgssl.nn.feature_map import token_grid
     from fgssl.report.token_maps import attention_maps, depth_of, query_patches
 
@@ -247,7 +247,7 @@ KINDS: dict[str, Callable[[Net, Any], list[list[Panel]]]] = {
 
 
 def paint(image_HW3: np.ndarray, panel: Panel) -> np.ndarray:
-    """The image [SIDE, SIDE, 3] with a panel's heat, scaled to its maximum, and frames."""
+    """Image [SIDE, SIDE, 3] with the heat map of a panel, scaled to a maximum of 1, and its frames."""
     from matplotlib import colormaps
     from PIL import Image, ImageDraw
 

@@ -1,4 +1,4 @@
-"""The flags that name a network and its data: the same for every command that takes a network."""
+"""Flags that name a network and its data, shared by the commands that take a network."""
 
 import argparse
 import re
@@ -8,37 +8,41 @@ from typing import Any
 from fgssl.cli.compose import assign, read_section
 from fgssl.errors import UserError, did_you_mean
 
-HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")  # of a data section
-EVALUATED, FOLLOWING = "the one that its method evaluates", "the teacher where it has one"
+# Options of the data section that belong to the network, not to the data set.
+HOW_SEEN = ("views", "eval_size", "eval_resize", "eval_resample", "mean", "std")
+EVALUATED, FOLLOWING = "the one that its method evaluates", "the teacher if it has one, else the student"
 
 
 def add_network_flags(parser: argparse.ArgumentParser, default: str = EVALUATED) -> None:
     """Add ``--ckpt_path``, ``--model``, ``--pretrained``, ``--weights``, ``--network`` and ``--config``.
 
     Args:
-        parser: of the command.
-        default: which network of a checkpoint the command takes without ``--network``, in words for the help.
+        parser: parser of the command.
+        default: network of a checkpoint that is used without ``--network``, as text for the help.
     """
     flags = parser.add_argument_group("network")
     flags.add_argument("--ckpt_path", metavar="RUN", help="run folder or .ckpt file of any method")
     flags.add_argument(
         "--model",
         metavar="timm/NAME",
-        help="public network instead; images in the size, mean and standard deviation that it was trained with",
+        help="public network instead of a checkpoint, with the image size, mean and deviation of its training",
     )
     flags.add_argument(
-        "--pretrained", choices=("true", "false"), default="true", help="load timm's weights of --model; default true"
+        "--pretrained",
+        choices=("true", "false"),
+        default="true",
+        help="load timm's weights for --model; default true",
     )
     flags.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights of --model instead of timm's: a state dict of timm or torchvision (.pth, .safetensors), a "
-        "checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or a run folder",
+        help="weights for --model instead of timm's: state dict of timm or torchvision (.pth, .safetensors), "
+        "checkpoint of MoCo, SimSiam, DINO, iBOT, EsViT or FLSL, or run folder",
     )
     flags.add_argument(
         "--network",
         choices=("student", "teacher"),
-        help=f"network of a checkpoint, or of --weights that hold both; default of a checkpoint: {default}",
+        help=f"network of a checkpoint, or of --weights with both; default for a checkpoint: {default}",
     )
     flags.add_argument(
         "--config",
@@ -52,37 +56,39 @@ def add_network_flags(parser: argparse.ArgumentParser, default: str = EVALUATED)
 def add_data_flag(parser: argparse.ArgumentParser) -> None:
     """Add ``--data``."""
     parser.add_argument(
-        "--data", metavar="NAME|FILE", help="other data than the run's: a data set (cub) or a file of configs/data/"
+        "--data",
+        metavar="NAME|FILE",
+        help="data to use instead of the run's: name of a data set (cub) or file of configs/data/",
     )
 
 
 def check_network_flags(args: argparse.Namespace, untrained: bool = False) -> None:
-    """Refuse flags that name no network, or two.
+    """Check that the flags name exactly one network.
 
     Args:
-        args: of ``add_network_flags``.
-        untrained: whether ``--config`` alone is enough; it names an untrained network.
+        args: flags of ``add_network_flags``.
+        untrained: accept ``--config`` alone, for an untrained network.
 
     Raises:
-        UserError: none is named, two are, or a flag belongs to one that is not.
+        UserError: no network or two networks are named, or a flag does not apply to the network.
     """
     choices = ["--ckpt_path RUN", "--model timm/NAME", *(["--config FILE (an untrained network)"] if untrained else [])]
     if not (args.ckpt_path or args.model or (untrained and args.config)):
-        raise UserError(f"no network is named: give {', '.join(choices[:-1])} or {choices[-1]}.")
+        raise UserError(f"no network is named. Give {', '.join(choices[:-1])} or {choices[-1]}.")
     if args.ckpt_path and args.model:
-        raise UserError("--ckpt_path and --model: a checkpoint has its own network. Give one of them.")
+        raise UserError("--ckpt_path and --model both name a network. Give one of them.")
     if args.weights and not args.model:
-        raise UserError("--weights needs the network that they are of: give --model timm/NAME.")
+        raise UserError("--weights needs --model timm/NAME, the network of the weights.")
     if args.weights and not Path(args.weights).exists():
         raise UserError(f"--weights: no file {args.weights}.")
     if args.network and not (args.ckpt_path or args.weights):
         raise UserError(
-            "--network chooses from a checkpoint or from --weights: give --ckpt_path RUN or --weights FILE."
+            "--network chooses a network of a checkpoint or of --weights: give --ckpt_path RUN or --weights FILE."
         )
 
 
 def parse_network(text: str) -> argparse.Namespace:
-    """The flags of a network that is named in one word.
+    """Parse a network that is given as a single argument into the flags of ``add_network_flags``.
 
     Args:
         text: run folder, .ckpt file, ``timm/NAME`` or ``timm/NAME=FILE``.
@@ -95,11 +101,11 @@ def parse_network(text: str) -> argparse.Namespace:
 
 
 def network_configuration(args: argparse.Namespace, flags: list[str] = []) -> dict[str, Any]:  # noqa: B006
-    """The configuration of a run with its checkpoint, or of a public network, and of the chosen data.
+    """Configuration of a run with its checkpoint, or of a public network, on the chosen data.
 
     Args:
-        args: of ``add_network_flags``, and of ``add_data_flag`` where the command has it.
-        flags: the command line's other options; those of the ``data`` section win over the public network's.
+        args: flags of ``add_network_flags``, and of ``add_data_flag`` if the command has it.
+        flags: other options of the command line; options of the ``data`` section override those of a public network.
     """
     from fgssl.commands.restore import configuration
 
@@ -112,9 +118,13 @@ def network_configuration(args: argparse.Namespace, flags: list[str] = []) -> di
 
 
 def set_data(config: dict[str, Any], data: str) -> None:
-    """Replace the data set by its name, or the data section by a file, in place.
+    """Replace the data set, or the data section by a file, in place.
 
-    Where the file does not say how images are seen (``HOW_SEEN``), that stays as it was.
+    Options in ``HOW_SEEN`` keep their values unless the file sets them.
+
+    Args:
+        config: configuration, changed in place.
+        data: name of a data set, or YAML file.
 
     Raises:
         UserError: there is no such data set or file.
@@ -127,12 +137,12 @@ def set_data(config: dict[str, Any], data: str) -> None:
         return
     known = {cls.__name__.lower(): cls.__name__ for cls in ALL.values()}
     if data.lower() not in known:
-        raise UserError(f"--data: no data set '{data}'.{did_you_mean(data.lower(), known)} See fgssl data list.")
+        raise UserError(f"--data: unknown data set '{data}'.{did_you_mean(data.lower(), known)} See fgssl data list.")
     assign(config, "data.dataset", {"class_path": known[data.lower()]})
 
 
 def without_data(config: dict[str, Any]) -> None:
-    """Name a data set that needs no files: the images are given on the command line, and nothing of it is read."""
+    """Set a data set that needs no files, for commands that read no data set."""
     config.setdefault("data", {}).setdefault("dataset", "Digits")
 
 
@@ -145,7 +155,7 @@ def take_backbone(config: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: list[str]) -> None:
-    """Take a timm network as the method, and show it images as it was trained on: size, crop, mean and deviation."""
+    """Set a timm network as the method, and size, crop, mean and standard deviation of its training, in place."""
     from fgssl.nn.backbones import Backbone, timm_with_ours
 
     timm = timm_with_ours()
@@ -158,7 +168,7 @@ def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: 
     of_weights = Backbone(**backbone).normalisation()
     trained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if trained is None:
-        return  # an unknown name is said, with a suggestion, when the network is built
+        return  # an unknown name is refused when the network is built
     size, (mean, std) = trained.input_size[-1], of_weights or (trained.mean, trained.std)
     options: dict[str, Any] = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
     options |= {"mean": list(mean), "std": list(std)}
@@ -168,7 +178,7 @@ def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: 
 
 
 def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
-    """The network that a method's configuration describes, with the method's own defaults.
+    """Options of the backbone in a model section, completed by the method's defaults.
 
     Raises:
         UserError: there is no such method, or its constructor has no ``backbone``.
@@ -179,12 +189,12 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
     method = method_class(str(model.get("class_path")))
     default = backbone_default(method)
     if default is None:
-        raise UserError(f"model {method.__name__} has no option backbone, so that its network cannot be built again.")
+        raise UserError(f"model {method.__name__} has no option backbone, so its network cannot be rebuilt.")
     return default | ((model.get("init_args") or {}).get("backbone") or {})
 
 
 def public_name(args: argparse.Namespace) -> str:
-    """Name of a public network for a folder: ``resnet50``, ``resnet50_random``, ``resnet50_moco_v2``."""
+    """Folder name of a public network: ``resnet50``, ``resnet50_random``, ``resnet50_moco_v2``."""
     name = args.model.partition("/")[2]
     if not args.weights:
         return name + ("_random" if args.pretrained == "false" else "")
@@ -194,16 +204,16 @@ def public_name(args: argparse.Namespace) -> str:
 
 
 def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, part: str = "") -> None:
-    """Name the run of a command that evaluates a network; the command line's ``--run`` options win.
+    """Set the ``run`` section for the evaluation of a network; ``--run`` options override it.
 
-    A run's is in its own experiment, with the command at the end of the name; all others are
+    For a checkpoint of a run: beside the run, with its name and the command. For other networks:
     ``runs/<command>/<network>_<data set>``.
 
     Args:
-        config: changed in place.
-        args: of ``add_network_flags``, and ``data``.
-        command: the command.
-        part: word at the end of the name, such as the rows that are embedded; empty for none.
+        config: configuration, changed in place.
+        args: flags of ``add_network_flags`` and ``add_data_flag``.
+        command: name of the command.
+        part: suffix of the name, such as the embedded part; empty: no suffix.
     """
     from fgssl.checkpoint import checkpoint_file
 

@@ -1,7 +1,7 @@
 """``fgssl probe``: a linear classifier on the frozen features of a checkpoint, a public or an untrained network.
 
-It is ``fgssl fit`` of the method ``Probe`` with a configuration made here: network and data from the run, views and
-settings from a published recipe. Its run folder is like any other, and it resumes like any other.
+It runs ``fgssl fit`` with the task ``Probe``. Network and data come from the run of the checkpoint, views and settings
+from a published recipe. Its run folder and resuming are those of ``fgssl fit``.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from fgssl.commands.networks import (
 
 EPOCHS = 100
 RECIPES: dict[str, dict[str, Any]] = {
-    # eval_linear.py of EsViT and CMD; the optimiser is Probe's default
+    # eval_linear.py of EsViT and CMD; the optimiser is the default of Probe
     "cmd": {"model": {"blocks": 4}, "data": {"batch_size": 128, "eval_resample": "bicubic"}},
-    # main_lincls.py of LCR, whose numbers are the ResNet-50 rows of CMD's Table I; there the rate is not scaled
+    # main_lincls.py of LCR, whose results are the ResNet-50 rows of CMD's Table I; learning rate not scaled
     "lcr": {
         "model": {
             "blocks": 1,
@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SHRINK = 256 / 224  # shorter side of a resized test image, relative to its central crop
-OF_ANY_FIT = ("accelerator", "precision")  # trainer options that a probe takes over from its run
+OF_ANY_FIT = ("accelerator", "precision")  # trainer options that are copied from the run
 
 
 def main(argv: list[str]) -> int:
@@ -62,9 +62,9 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl probe",
-        description="Train a linear classifier on frozen features. Reports top-1 and top-5 after the last epoch.",
-        epilog="Every option of fgssl fit is taken too: --data.protocol.label_fraction 0.2 (labels for the classifier "
-        "alone), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
+        description="Train a linear classifier on frozen features. Reports top-1 and top-5 accuracy after training.",
+        epilog="Accepts all options of fgssl fit too: --data.protocol.label_fraction 0.2 (fraction of labels for the "
+        "classifier), --trainer.max_epochs 50, --model.optim.lr 0.01, --run.name NAME, --run.resume true.",
     )
     add_network_flags(parser, default=FOLLOWING)
     add_data_flag(parser)
@@ -73,20 +73,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PX",
         dest="eval_size",
         type=int,
-        help="side of the crops in px; default: that of training",
+        help="side of the crops in px; default: the evaluation size of the run, or the size of its first view",
     )
     parser.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
         default="cmd",
-        help="cmd (EsViT's and CMD's code): 4 blocks, batch 128, rate 0.001 x batch / 256, cosine, bicubic test view; "
-        "lcr (LCR's code): pooled feature of unit length, batch 256, rate 30, divided by 10 after 60 and 80 epochs, "
-        "bilinear test view; default cmd",
+        help="cmd (code of EsViT and CMD): 4 blocks, batch size 128, learning rate 0.001 x batch size / 256, cosine "
+        "schedule, bicubic test view; lcr (code of LCR): pooled feature of unit length, batch size 256, learning rate "
+        "30, divided by 10 after 60 and 80 epochs, bilinear test view; default cmd",
     )
     parser.add_argument(
         "--blocks",
         type=int,
-        help="number of last blocks whose outputs are taken; 1: the pooled feature; default: the recipe's",
+        help="number of last blocks whose outputs are used; 1: the pooled feature; default: as in the recipe",
     )
     parser.add_argument(
         "--augment",
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
-    """Turn the configuration of a run into that of its probe, in place."""
+    """Turn the configuration of a run into the configuration of its probe, in place."""
     probed = config.get("model") or {}
     probed = probed if isinstance(probed, dict) else {"class_path": probed}
     config.pop("ckpt_path", None)
@@ -137,7 +137,7 @@ def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def paper_of(ckpt_path: str) -> str | None:
-    """The row of the paper that the run of a checkpoint stands for; None where it says none."""
+    """``run.paper`` of the run of a checkpoint, or None."""
     from fgssl.checkpoint import checkpoint_file
 
     saved = checkpoint_file(ckpt_path).parent.parent / "config.yaml"
@@ -145,7 +145,7 @@ def paper_of(ckpt_path: str) -> str | None:
 
 
 def set_views(data: dict[str, Any]) -> None:
-    """Set random crops with flip for training and central crops for testing, at the run's evaluation size."""
+    """Set random crops with flips for training and central crops for testing, at the evaluation size of the run."""
     size = data.get("eval_size") or view_size(data.get("views"))
     data["eval_size"] = size
     data["eval_resize"] = data.get("eval_resize") or round(SHRINK * size)
@@ -154,7 +154,7 @@ def set_views(data: dict[str, Any]) -> None:
 
 
 def view_size(views: Any) -> int:
-    """Side of the first view of a data section in px."""
+    """Side in px of the first view; 224 where the views give none."""
     options = (views.get("init_args") or views) if isinstance(views, dict) else {}
     first = (options.get("crops") or [options])[0]
     return first.get("size", 224)

@@ -1,4 +1,4 @@
-"""A trained method brought back from its checkpoint, with its data: what embed, search and export begin with."""
+"""A method restored from a checkpoint, with its data module, for search, maps and export."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ OF_THE_FIT = ("run", "logger", "ckpt_path", "trainer.devices", "trainer.num_node
 
 
 class Restored(Application):
-    """Everything that a test would begin with, the checkpoint's weights loaded, and nothing run or written."""
+    """Builds method and data as ``fgssl test`` does and loads the checkpoint; evaluates and writes nothing."""
 
     def test(self, **kwargs: Any) -> None:
         if self.checkpoint is not None:
@@ -28,19 +28,23 @@ class Restored(Application):
         self.model.eval()
 
     def after_test(self) -> None:
-        """No summary: nothing was evaluated."""
+        """Print no summary."""
 
 
 def configuration(ckpt_path: str | None, files: list[str]) -> dict[str, Any]:
-    """The configuration files, or that of the run that a checkpoint lies in; without what was said of the fit alone.
+    """Configuration of the files, or of the run of a checkpoint without the options in ``OF_THE_FIT``.
+
+    Args:
+        ckpt_path: checkpoint or run folder; None: no checkpoint.
+        files: configuration files; empty: ``config.yaml`` of the run folder.
 
     Raises:
-        UserError: there are no files, and the checkpoint lies in no run folder.
+        UserError: there are no files, and the checkpoint is in no run folder.
     """
     if not files and ckpt_path:
         saved = checkpoint_file(ckpt_path).parent.parent / "config.yaml"
         if not saved.is_file():
-            raise UserError(f"{ckpt_path} lies in no run folder: say with --config which experiment it is of.")
+            raise UserError(f"{ckpt_path} is in no run folder. Give its experiment with --config FILE.")
         config = compose([saved])
         for option in OF_THE_FIT:
             *parents, last = option.split(".")
@@ -56,10 +60,10 @@ def configuration(ckpt_path: str | None, files: list[str]) -> dict[str, Any]:
 
 
 def restore(config: dict[str, Any], flags: list[str]) -> Restored:
-    """Build what a configuration names, with the weights of its ``ckpt_path``.
+    """Build method and data module of a configuration, with the weights of its ``ckpt_path``.
 
     Raises:
-        UserError: as the command line.
+        UserError: as for ``fgssl test``.
     """
     built: list[Restored] = []
 
@@ -72,7 +76,7 @@ def restore(config: dict[str, Any], flags: list[str]) -> Restored:
 
 
 def look(data: DataModule, paths: list[str]) -> tuple[Tensor, Tensor]:
-    """Image files as the run's evaluation sees its own, [B, 3, S, S]: uint8 to show, and normalised for a network."""
+    """Image files through the evaluation view, [B, 3, S, S]: as uint8, and normalised for the network."""
     view, unknown = data.eval_view, torch.full((len(paths),), -1)
     (numbers,) = view.numbers(0, np.array([-1]))
     images = []

@@ -1,4 +1,4 @@
-"""``fgssl search``: nearest neighbours of images among the embeddings of ``fgssl embed``, as a table and a picture."""
+"""``fgssl search``: nearest neighbours of images among the embeddings of ``fgssl embed``, as table and picture."""
 
 import argparse
 from pathlib import Path
@@ -11,12 +11,12 @@ from fgssl.errors import UserError
 
 
 class Query(NamedTuple):
-    """An image whose neighbours are searched.
+    """An image to search for.
 
     Attributes:
-        name: file or path in the data set.
+        name: path of the image.
         image: [H, W, 3] uint8.
-        label: class; -1 if unknown.
+        label: fine label; -1 if unknown.
     """
 
     name: str
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     folder = Path(args.folder)
     if not args.images and not args.row:
-        raise UserError("search for what? Give image files, or --row with rows of the embedded data set.")
+        raise UserError("no query is given. Give image files, or --row with rows of the embedded data set.")
     for image in args.images:
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
@@ -43,10 +43,11 @@ def main(argv: list[str]) -> int:
 
     stored = read_embeddings(folder)
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} has no config.yaml, which says what embedded it. Keep embeddings/ in its run folder.")
+        raise UserError(f"{run} has no config.yaml, which names the network. Keep embeddings/ in its run folder.")
     positions = positions_of(args.row, stored.index, folder)
-    if not 1 <= args.k <= len(stored.index) - bool(args.row):
-        raise UserError(f"-k is {args.k}; {folder} holds {len(stored.index)} images.")
+    most = len(stored.index) - bool(args.row)
+    if not 1 <= args.k <= most:
+        raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {folder} holds {len(stored.index)} images.")
     application = restore(configuration(None, [str(run / "config.yaml")]), [])
     index = application.datamodule.parts.index
 
@@ -72,16 +73,16 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl search",
-        description="Find the nearest neighbours of images in a folder that fgssl embed has written.",
+        description="Find the nearest neighbours of images among the embeddings of fgssl embed.",
     )
     parser.add_argument("folder", help="run folder with embeddings/")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, embedded by the network of the folder")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, embedded by the network of the run")
     parser.add_argument(
         "--row",
         type=int,
         nargs="+",
         default=[],
-        help="rows of the embedded data set to search for; a row is not its own neighbour",
+        help="data-set rows to search for; a row is not its own neighbour",
     )
     parser.add_argument("-k", type=int, default=8, help="number of neighbours; default 8")
     parser.add_argument(
@@ -100,7 +101,7 @@ def positions_of(rows: list[int], index: np.ndarray, folder: Path) -> list[int]:
     missing = [row for row in rows if row not in place]
     if missing:
         raise UserError(
-            f"--row: {missing[0]} is not among the {len(index)} embedded rows of {folder}, such as {index[0]}."
+            f"--row: {missing[0]} is not one of the {len(index)} embedded rows of {folder} (the first is {index[0]})."
         )
     return [place[row] for row in rows]
 
@@ -113,7 +114,7 @@ def read(path: str) -> tuple[np.ndarray, int]:
 
 
 def embed(application, paths: list[str]):
-    """[Q, F] features of image files, prepared as the embedded images were."""
+    """Features [Q, F] of image files, preprocessed like the embedded images."""
     import torch
 
     from fgssl.commands.restore import look
@@ -124,7 +125,7 @@ def embed(application, paths: list[str]):
 
 
 def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:
-    """Print one line for each neighbour."""
+    """Print one line per neighbour."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -158,5 +159,5 @@ def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored
             line.append((image_of(index, int(stored.index[found])), name, colour))
         lines.append(line)
     known = any(query.label >= 0 for query in queries)
-    reading = " (green: same class, red: another, grey: not known)" if known else ""
-    picture_rows(lines, f"given image, then its nearest neighbours by cosine{reading}", path)
+    reading = " (green: same class, red: another class, grey: unknown class)" if known else ""
+    picture_rows(lines, f"query, then its nearest neighbours by cosine similarity{reading}", path)

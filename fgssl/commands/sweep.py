@@ -1,7 +1,7 @@
-"""``fgssl sweep``: fit over a grid, on this machine. The same file is a sweep of W&B (``wandb sweep FILE``).
+"""``fgssl sweep``: fit over a grid of options on this machine. Reads W&B sweep files (``wandb sweep FILE``).
 
-A cell is a run of ``fgssl fit`` in ``<runs>/<sweep>/<cell>/``. One that has finished is not run again; one that was
-stopped goes on from its last checkpoint.
+Each cell of the grid is a run of ``fgssl fit`` in ``<runs>/<sweep>/<cell>/``. Finished cells are skipped, interrupted
+ones resume from their last checkpoint.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import read_yaml
 from fgssl.errors import UserError
 
-SEED = "seed_everything"  # not an axis: the picture shows means over the seeds
+SEED = "seed_everything"  # not an axis of the heat map, which shows means over seeds
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Sweep:
     """A grid of runs.
 
     Attributes:
-        name: that of its file.
-        fit: arguments of ``fgssl fit`` that all cells share.
-        axes: the options that vary, with their values.
-        metric: what the picture shows.
+        name: name of the sweep file.
+        fit: arguments of ``fgssl fit`` for all cells.
+        axes: varied options and their values.
+        metric: metric of the heat map.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Sweep:
     metric: str
 
     def cells(self) -> list[dict[str, Any]]:
-        """Every combination of values."""
+        """All combinations of values."""
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     folder = Path(args.runs) / (args.name or f"sweep_{sweep.name}")
     commands = {name_of(cell): command(sweep, folder, cell, flags) for cell in sweep.cells()}
     done = {name for name, flags in commands.items() if is_finished(folder / name, flags)}
-    print(f"{len(commands)} cells in {folder}, {len(done)} finished before.")
+    print(f"{len(commands)} cells in {folder}, {len(done)} already finished.")
     if args.dry_run:
         for name, arguments in commands.items():
             print(f"{'finished' if name in done else 'to run'}: fgssl {' '.join(arguments)}")
@@ -61,71 +61,80 @@ def main(argv: list[str]) -> int:
     failed = run_cells({name: flags for name, flags in commands.items() if name not in done}, folder, args.devices)
     report(sweep, folder)
     for name in failed:
-        print(f"failed: {name}; what it said is in {folder / 'logs' / f'{name}.txt'}", file=sys.stderr)
+        print(f"failed: {name}; see {folder / 'logs' / f'{name}.txt'}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl sweep",
-        description="Fit over the grid of a sweep file; finished cells are skipped. Draws a heat map.",
-        epilog="Further options go to every fgssl fit, such as --trainer.max_epochs 2. W&B runs the same file: "
+        description="Run fgssl fit over the grid of a sweep file, skipping finished cells, and draw a heat map.",
+        epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit. W&B runs the same file: "
         "wandb sweep FILE, then wandb agent.",
     )
-    parser.add_argument("file", help="a W&B sweep file of method grid, such as experiments/sweeps/maskcon_digits.yaml")
-    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="root of the run folders; default runs")
-    parser.add_argument("--name", help="folder of the sweep below it; default sweep_<file>")
+    parser.add_argument("file", help="W&B sweep file with method grid, such as experiments/sweeps/maskcon_digits.yaml")
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs; default runs")
+    parser.add_argument("--name", help="name of the folder of the sweep in --runs; default sweep_<file>")
     parser.add_argument(
-        "--devices", nargs="+", metavar="GPU", help="GPUs, a cell each at a time; default one after another"
+        "--devices",
+        nargs="+",
+        metavar="GPU",
+        help="GPUs that run one cell each in parallel; default: one cell at a time",
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the commands and what is finished")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the commands and which cells are finished",
+    )
     return parser
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a W&B sweep file of method grid whose command is ``fgssl fit``.
+    """Read a W&B sweep file with method grid and command ``fgssl fit``.
 
     Raises:
-        UserError: it is not one.
+        UserError: the file has another form.
     """
     content = read_yaml(path)
     if not isinstance(content, dict) or not content.get("parameters"):
-        raise UserError(f"{path}: a sweep has 'parameters': option -> {{values: [...]}}.")
+        raise UserError(f"{path}: 'parameters' is missing: a mapping of options to {{values: [...]}}.")
     if content.get("method") != "grid":
-        raise UserError(f"{path}: method is {content.get('method')}; here it is grid (W&B runs the others).")
+        raise UserError(
+            f"{path}: method is {content.get('method')}; fgssl sweep runs grid only (W&B runs all methods)."
+        )
     told = [str(word) for word in content.get("command") or []]
     if told[:2] != ["fgssl", "fit"] or told[-1] != "${args}":
-        raise UserError(f"{path}: command is [fgssl, fit, ..., '${{args}}'], not {told}.")
+        raise UserError(f"{path}: command is {told}; it must be [fgssl, fit, ..., '${{args}}'].")
     axes = {}
     for option, spec in content["parameters"].items():
         if not isinstance(spec, dict) or not {"value", "values"} & spec.keys():
             raise UserError(f"{path}: parameters.{option} has neither 'value' nor 'values'.")
         axes[option] = spec["values"] if "values" in spec else [spec["value"]]
     fit = told[2:-1]
-    if "--logger" in fit:  # for W&B's agent; here each cell would be an offline run of W&B
+    if "--logger" in fit:  # for W&B's agent; without it each cell would be an offline W&B run
         place = fit.index("--logger")
         del fit[place : place + 2]
     return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"))
 
 
 def name_of(cell: Mapping[str, Any]) -> str:
-    """``weight0.5_tau0.1``: the folder of a cell."""
+    """Folder name of a cell, such as ``weight0.5_tau0.1``."""
     words = [f"{option.rsplit('.', 1)[-1]}{value}" for option, value in cell.items() if not option.startswith("run.")]
     return "_".join(words).replace("/", "-").replace(" ", "")
 
 
 def command(sweep: Sweep, folder: Path, cell: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
-    """The arguments of ``fgssl`` for a cell."""
+    """Arguments of ``fgssl`` for a cell."""
     where = ["--run.root", str(folder.parent), "--run.experiment", folder.name, "--run.name", name_of(cell)]
     varied = [f"--{option}={value}" for option, value in cell.items()]
     return ["fit", *sweep.fit, *where, "--run.resume", "true", *varied, *flags]
 
 
 def is_finished(run: Path, arguments: Sequence[str]) -> bool:
-    """Whether a cell has been run to its end.
+    """Whether a cell has finished.
 
     Raises:
-        UserError: by another command, so that its number would not belong into this grid.
+        UserError: the run was started with other options.
     """
     path = run / "results.json"
     if not path.is_file():
@@ -134,14 +143,14 @@ def is_finished(run: Path, arguments: Sequence[str]) -> bool:
     theirs, ours = results.get("command", "").partition(" ")[2], " ".join(arguments)
     if theirs != ours:
         raise UserError(
-            f"{run} was begun by another command:\n  {theirs}\n  {ours}\n"
-            "Give this sweep another --name, or the same options as before."
+            f"{run} was started with other options:\n  {theirs}\n  {ours}\n"
+            "Give the sweep another --name, or the same options as before."
         )
     return results.get("status") == "finished"
 
 
 def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[str] | None) -> list[str]:
-    """Run the cells, one after another or one a GPU at a time; returns those that failed."""
+    """Run the cells, one at a time or one per GPU; returns the names of those that failed."""
     places: Sequence[str | None] = devices or [None]
     free: Queue[str | None] = Queue()
     for device in places:
@@ -166,7 +175,7 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
 
 
 def run_cell(arguments: Sequence[str], log: Path, device: str | None) -> int:
-    """One ``fgssl`` in a process of its own, its output in ``log``; returns its exit status."""
+    """Run ``fgssl`` in a process, with its output in ``log``; returns the exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
     with log.open("a") as file:
@@ -187,10 +196,10 @@ def report(sweep: Sweep, folder: Path) -> None:
 
     axes = {option: values for option, values in sweep.axes.items() if len(values) > 1 and option != SEED}
     if not runs or len(axes) not in (1, 2):
-        print(f"no heat map: {len(axes)} options vary, a picture has one or two.")
+        print(f"no heat map: {len(axes)} options vary; a heat map needs one or two.")
         return
     if len(tables) > 1:
-        print("no heat map: the cells were evaluated by different protocols.")
+        print("no heat map: the cells were evaluated with different protocols.")
         return
     from fgssl.report.plots import heat_map
 
@@ -203,7 +212,7 @@ def report(sweep: Sweep, folder: Path) -> None:
 
 
 def cell_means(sweep: Sweep, found: Mapping[str, float | None], names, rows, columns):
-    """[rows, columns] means over the cells that share two axes' values; NaN where none has finished."""
+    """Means [rows, columns] over the cells with equal values of two options; NaN if none has finished."""
     import numpy as np
 
     sums: dict[tuple[int, int], list[float]] = {}

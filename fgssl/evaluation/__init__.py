@@ -1,1 +1,1 @@
-"""One embedding pass, exact search and the scores that need it: the same for every method."""
+"""Evaluation shared by all methods: embedding, exact search, and the protocols that use them."""

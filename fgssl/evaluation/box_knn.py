@@ -1,6 +1,6 @@
 """Bounding-box-aligned k-nearest-neighbour classification of patch features (FLSL, appendix F).
 
-Shapes: B images; N test images, M training images; P = 9 patches of a box; D channels; Q patches with k neighbours.
+Shapes: B images; N test images, M training images; P = 9 patches per box; D channels; Q patches with k neighbours.
 """
 
 import torch
@@ -14,16 +14,16 @@ SIDE = 3  # a box is divided into SIDE x SIDE cells
 
 
 def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The patches nearest to the centres of a box's 3 x 3 cells.
+    """Patches that contain the centres of the 3 x 3 cells of a box.
 
     Args:
-        boxes_B4: boxes of the objects (x0, y0, x1, y1), pixels of the stored image. What lies outside of the seen part
-            is cut off first (eval_bbox_aligned_knn.py:310-311).
-        seen_B4: the part of the image that the network sees, in the same pixels; it fills the grid of patches.
-        grid: rows and columns of patches.
+        boxes_B4: boxes (x0, y0, x1, y1) in pixels of the stored image; clipped to ``seen_B4`` first
+            (eval_bbox_aligned_knn.py:310-311).
+        seen_B4: part of the image that the network sees, in the same pixels. It is divided into the grid of patches.
+        grid: number of rows and columns of patches.
 
     Returns:
-        [B, 9] int64 numbers of patches, counted row by row.
+        [B, 9] int64 patch numbers, row by row.
     """
     cell_S = (torch.arange(SIDE, device=boxes_B4.device, dtype=torch.float64) + 0.5) / SIDE
     places = []
@@ -41,20 +41,20 @@ def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Ten
 def box_knn_right(
     queries_NPD: Tensor, labels_N: Tensor, bank_MPD: Tensor, bank_labels_M: Tensor, *, k: int, temperature: float
 ) -> Tensor:
-    """Whether any patch of a test image is classified correctly by its neighbours among all training patches.
+    """Whether at least one patch of a test image is classified correctly by its nearest training patches.
 
     Args:
         queries_NPD: patches of the test images.
         labels_N: classes of the test images.
         bank_MPD: patches of the training images.
         bank_labels_M: classes of the training images.
-        k: nearest neighbours of a patch, by cosine similarity; each votes with exp(cosine / temperature).
+        k: number of nearest neighbours by cosine similarity; each votes with weight exp(cosine / temperature).
         temperature: temperature of the votes.
 
     Returns:
         [N] bool.
     """
-    if not len(labels_N):  # a process without test images
+    if not len(labels_N):  # a rank without test images
         return torch.zeros(0, dtype=torch.bool, device=queries_NPD.device)
     bank_labels = bank_labels_M.repeat_interleave(bank_MPD.shape[1])
     cosine_Qk, ids_Qk = nearest(queries_NPD.flatten(0, 1), bank_MPD.flatten(0, 1), min(k, len(bank_labels)))
@@ -63,16 +63,16 @@ def box_knn_right(
 
 
 def nearest(queries_QD: Tensor, bank: Tensor, k: int, *, at_once: int = MAX_ROWS) -> tuple[Tensor, Tensor]:
-    """``search`` in a bank of any length, part by part: ImageNet's boxes have more patches than one search can rank.
+    """``search`` in a bank of any length, part by part. One search is limited to ``MAX_ROWS`` rows.
 
     Args:
         queries_QD: query features.
-        bank: [rows, D] features to search in.
-        k: neighbours of a query.
-        at_once: rows of a part.
+        bank: [M, D] features to search in.
+        k: number of neighbours.
+        at_once: rows per part.
 
     Returns:
-        Cosines [Q, k] and rows of the bank [Q, k], nearest first, ties by row: the result of a single search.
+        Cosines [Q, k] and rows of the bank [Q, k], nearest first, as from a single search.
     """
     found = [search(queries_QD, part, min(k, len(part))) for part in bank.split(at_once)]
     cosine_QC = torch.cat([cosine for cosine, _ in found], dim=1)

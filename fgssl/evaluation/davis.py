@@ -1,10 +1,11 @@
-"""DAVIS 2017: objects of the first frame propagated through a video by the similarity of frozen patch features.
+"""DAVIS 2017: propagation of the objects of the first frame through a video by the similarity of patch features.
 
-FLSL, section 5.3 and Table 4, with DINO's evaluation code; the rule comes from Jabri et al., Space-Time Correspondence
-as a Contrastive Random Walk, NeurIPS 2020. The one difference from DINO's code: its green standard deviation is 0.228.
+FLSL, section 5.3 and Table 4, as in DINO's evaluation code. The propagation rule is that of Jabri et al., Space-Time
+Correspondence as a Contrastive Random Walk, NeurIPS 2020. One difference from DINO's code, which normalises the green
+channel by a standard deviation of 0.228.
 
-Shapes: F features; H x W patches; S sources, the frames whose labels are given or predicted already; K labels, the
-background and then the objects; h x w pixels of a frame.
+Shapes: F features; H x W patches; S source frames, with given or predicted labels; K labels: the background and the
+objects; h x w pixels of a frame.
 """
 
 from collections import deque
@@ -18,13 +19,13 @@ from PIL import Image
 
 from fgssl.errors import UserError, at_least
 
-SEQUENCES = 30  # of the official val.txt
-VOID = 255  # label of pixels that belong to no object
-GRANULARITY = 64  # of the longer side of a resized frame, px (eval_video_segmentation.py:205-211 of DINO)
+SEQUENCES = 30  # in the official val.txt
+VOID = 255  # label of ignored pixels
+GRANULARITY = 64  # the longer side of a resized frame is a multiple, px (DINO's eval_video_segmentation.py:205-211)
 
 
 class Video(NamedTuple):
-    """Files of a sequence: its frames and their annotations."""
+    """Frames of a sequence and their annotation files."""
 
     name: str
     frames: list[Path]
@@ -33,17 +34,17 @@ class Video(NamedTuple):
 
 @dataclass(frozen=True)
 class Davis:
-    """The data and the rule of DAVIS 2017; the defaults are the published ones.
+    """Options of the evaluation on DAVIS 2017; the defaults are the published values.
 
     Args:
         root: folder that holds ``JPEGImages/480p``, ``Annotations/480p`` and ``ImageSets/2017/val.txt``.
         short_side: shorter side of the resized frames, px; the longer side is rounded down to a multiple of 64.
-        topk: patches that vote for the label of a patch.
+        topk: number of most similar patches that vote for the label of a patch.
         radius: largest distance of a voting patch, in rows and in columns of patches.
-        frames: previous frames that vote, beside the first frame.
+        frames: number of previous frames that vote, in addition to the first.
         temperature: temperature of the softmax over the votes.
-        partial: accept a val.txt that does not name 30 sequences.
-        save: folder for the predicted masks, written as palette PNGs; null: they are not written.
+        partial: accept a val.txt with another number of sequences than 30.
+        save: folder for the predicted masks, as palette PNGs; None: no files.
     """
 
     root: str
@@ -62,7 +63,7 @@ class Davis:
 
 
 def check(options: Davis) -> None:
-    """Check the files before the network runs, by their headers.
+    """Check the files of all sequences by their headers, before the network runs.
 
     Raises:
         UserError: a file is missing or of another size, or the folder for the masks is not empty.
@@ -78,9 +79,9 @@ def check(options: Davis) -> None:
             if header.size != size:
                 raise UserError(f"{path} is {header.size} px, but {video.frames[0]} is {size}.")
             if path.suffix == ".png" and header.mode not in ("P", "L"):
-                raise UserError(f"{path} is an image of mode {header.mode}; annotations hold numbers of objects.")
+                raise UserError(f"{path} is an image of mode {header.mode}; annotations need mode P or L.")
         if not _objects(_read_mask(video.masks[0])):
-            raise UserError(f"{video.masks[0]} shows no object: there is nothing to follow.")
+            raise UserError(f"{video.masks[0]} contains no object to propagate.")
 
 
 def sequences(options: Davis) -> list[str]:
@@ -92,14 +93,14 @@ def sequences(options: Davis) -> list[str]:
     path = Path(options.root) / "ImageSets" / "2017" / "val.txt"
     if not path.is_file():
         raise UserError(
-            f"{path} not found. --root has to be the folder DAVIS, which holds JPEGImages/480p/, Annotations/480p/ "
-            "and ImageSets/2017/val.txt."
+            f"{path} not found. --root must be the folder DAVIS with JPEGImages/480p/, Annotations/480p/ and "
+            "ImageSets/2017/val.txt."
         )
     names = path.read_text().split()
     if not names:
         raise UserError(f"{path} names no sequence.")
     if len(names) != SEQUENCES and not options.partial:
-        raise UserError(f"{path} names {len(names)} sequences instead of {SEQUENCES}. If so intended, give --partial.")
+        raise UserError(f"{path} names {len(names)} sequences instead of {SEQUENCES}. Give --partial to accept it.")
     return names
 
 
@@ -128,7 +129,7 @@ def evaluate(network: Any, options: Davis, normalise: Callable) -> dict[str, flo
 
 
 def _scores_of(network: Any, video: Video, options: Davis, normalise: Callable) -> list:
-    """J and F of each object in all frames but the first, which is given, and the last, as the benchmark scores."""
+    """J and F of each object in all frames except the first and the last, as in the benchmark."""
     from fgssl.metrics.video import contour_accuracy, region_similarity
 
     numbers = _objects(_read_mask(video.masks[0]))
@@ -174,9 +175,9 @@ def follow(network: Any, video: Video, options: Davis, normalise: Callable) -> I
 
 
 def propagate(target_HWF: Any, sources: list[tuple[Any, Any]], *, topk: int, radius: int, temperature: float) -> Any:
-    """Label each patch by a vote of the most similar patches within a radius in all sources together.
+    """Label each patch by a vote of the most similar patches of all sources within a radius.
 
-    Computed row by row of the target; the largest matrix is W x (2 radius + 1) S W.
+    Computed for one row of the target at a time; the largest matrix has W x (2 radius + 1) S W elements.
 
     Args:
         target_HWF: patch features of unit length.
@@ -206,7 +207,7 @@ def propagate(target_HWF: Any, sources: list[tuple[Any, Any]], *, topk: int, rad
 
 
 def upsample(labels_HWK: Any, size: tuple[int, ...]) -> Any:
-    """[h, w, K]: labels interpolated to ``size``, each label scaled to 0 .. 1 unless it is the same everywhere."""
+    """Labels [h, w, K] interpolated to ``size``; each label is scaled to the range 0 to 1 unless it is constant."""
     import torch
     from torch.nn import functional as F
 
@@ -218,10 +219,10 @@ def upsample(labels_HWK: Any, size: tuple[int, ...]) -> Any:
 
 
 def frame_size(height: int, width: int, short_side: int, patch: int) -> tuple[int, int]:
-    """Height and width to which a frame is resized, as in DINO's code.
+    """Height and width of a resized frame, as in DINO's code.
 
-    The shorter side becomes ``short_side``, the longer one is rounded down to a multiple of 64 px. Both are then
-    rounded down to whole patches, which changes nothing for patches of 8, 16 and 32 px.
+    The shorter side is ``short_side``, the longer one is rounded down to a multiple of 64 px. Both are then rounded
+    down to multiples of ``patch``, which has no effect for patches of 8, 16 and 32 px.
     """
     scaled = max(height, width) * short_side / min(height, width)
     longer = max(int(scaled // GRANULARITY) * GRANULARITY, GRANULARITY)
@@ -239,20 +240,20 @@ def _features(network: Any, path: Path, short_side: int, normalise: Callable) ->
     image = _read(path, "RGB")
     height, width = frame_size(image.height, image.width, short_side, network.feature_info[-1]["reduction"])
     pixels_1Fhw = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    # DINO's code resizes by OpenCV: bilinear, without smoothing where it shrinks.
+    # DINO's code resizes with OpenCV: bilinear, without antialiasing.
     resized = F.interpolate(pixels_1Fhw, (height, width), mode="bilinear", align_corners=False)
     images = normalise(resized.round().to(torch.uint8))
     try:
         features_FHW = as_map(network, network.forward_features(images), images)[0]
-    except AssertionError as fault:  # raised by timm's networks of one image size
-        raise UserError(f"{type(network).__name__} takes no images of {height} x {width} px: {fault}") from fault
+    except AssertionError as fault:  # raised by timm's networks with a fixed image size
+        raise UserError(f"{type(network).__name__} does not accept images of {height} x {width} px: {fault}") from fault
     if not features_FHW.isfinite().all():
-        raise UserError(f"the network gives NaN or Inf for {path}.")
+        raise UserError(f"the features of {path} contain NaN or Inf.")
     return F.normalize(features_FHW.float(), dim=0).permute(1, 2, 0).contiguous(), (height, width)
 
 
 def _first_labels(mask_hw: np.ndarray, numbers: np.ndarray, features_HWF: Any) -> Any:
-    """[H, W, K]: 1 for the label at the centre of a patch (nearest-neighbour resizing, as DINO), 0 for the others."""
+    """One-hot labels [H, W, K] of the patches, by nearest-neighbour resizing as in DINO's code."""
     import torch
 
     height, width, _ = features_HWF.shape
@@ -262,6 +263,11 @@ def _first_labels(mask_hw: np.ndarray, numbers: np.ndarray, features_HWF: Any) -
 
 
 def video_of(root: str, name: str) -> Video:
+    """Files of a sequence.
+
+    Raises:
+        UserError: there are fewer than three frames, or an annotation is missing.
+    """
     frames, masks = (Path(root) / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
     found = sorted(frames.glob("*.jpg"))
     if len(found) < 3:

@@ -1,4 +1,4 @@
-"""Evaluation of detections: from the outputs of a detector on all ranks to average precision."""
+"""Average precision of the detections of all ranks."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ Found = dict[int, dict[str, Any]]  # data-set row -> boxes [n, 4], scores [n], l
 
 
 def compact(output: dict[str, Tensor]) -> dict[str, Any]:
-    """Detections of one image as arrays; masks are cut at a probability of 0.5 and run-length encoded."""
+    """Detections of one image as arrays; masks are thresholded at 0.5 and run-length encoded."""
     found: dict[str, Any] = {
         "boxes": output["boxes"].double().cpu().numpy(),
         "scores": output["scores"].double().cpu().numpy(),
@@ -29,7 +29,7 @@ def compact(output: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def gather(found: Found) -> Found:
-    """Detections of all ranks by ascending row; a row that pads a rank counts once."""
+    """Detections of all ranks in ascending order of rows; rows that pad a rank are counted once."""
     parts = [found]
     if is_distributed():
         parts = [{} for _ in range(dist.get_world_size())]
@@ -39,7 +39,7 @@ def gather(found: Found) -> Found:
 
 
 def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str, float]:
-    """Average precision of the rows in ``found``: VOC's for boxes, or COCO's for boxes and masks."""
+    """Average precision of the rows in ``found``: VOC's metrics of boxes, or COCO's of boxes and masks."""
     if index.name == "voc0712":
         return voc_average_precision(*voc_form(index, found))
     truth = coco_truth(index, found, masks)
@@ -48,7 +48,7 @@ def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str
 
 
 def voc_form(index: ObjectIndex, found: Found) -> tuple[list[Boxes], list[Boxes]]:
-    """Objects and detections of each class."""
+    """Objects and detections, each as a list over classes."""
     objects = index.objects
     places = np.concatenate([objects.of(row) for row in found])
     image = np.concatenate([np.full(len(objects.of(row)), row) for row in found])
@@ -82,7 +82,7 @@ def coco_truth(index: ObjectIndex, found: Found, masks: bool) -> dict[str, Any]:
 
 
 def coco_results(found: Found, masks: bool) -> list[dict[str, Any]]:
-    """Detections in COCO's result format; a mask comes without its box, so that its area is the mask's."""
+    """Detections in COCO's result format; masks are given without boxes, so that COCO uses the area of the mask."""
     results = []
     for row, one in found.items():
         for n, ((x0, y0, x1, y1), score, label) in enumerate(

@@ -1,4 +1,4 @@
-"""Embeddings of a data set, collected from all ranks in the order of the data set."""
+"""Embeddings of a data set, gathered from all ranks in the order of the data set."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from fgssl.distributed import gather_rows
 
 
 class Embeddings(NamedTuple):
-    """N embedded images, in ascending order of their data-set rows, each row once, equal on every rank.
+    """N embedded images in ascending order of their data-set rows, each row once; equal on all ranks.
 
     Attributes:
         embedding: [N, F] float32 features.
@@ -25,7 +25,7 @@ class Embeddings(NamedTuple):
 
 
 def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
-    """Concatenate the batches of all ranks, and drop the repeated rows that pad the ranks to equal length."""
+    """Concatenate the batches of all ranks and remove the repeated rows that pad the ranks to equal length."""
     embedding = torch.cat([output["embedding"].float() for output in outputs])
     fine = torch.cat([output["fine"] for output in outputs])
     index = torch.cat([output["index"] for output in outputs])

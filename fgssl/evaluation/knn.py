@@ -15,7 +15,7 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy of k-nearest-neighbour classification; each neighbour votes with weight exp(cosine / temperature).
+    """Top-1 accuracy of k-nearest-neighbour classification with votes of weight exp(cosine / temperature).
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
 
@@ -28,7 +28,7 @@ def knn_accuracy(
         temperature: temperature of the votes.
 
     Returns:
-        Fraction of correct queries. Among classes with equal votes the lowest wins.
+        Fraction of queries that are classified correctly. The lowest class wins a tie.
 
     Raises:
         ValueError: invalid input of ``search``, or embeddings and labels of different length.

@@ -1,4 +1,4 @@
-"""Features of a linear probe: pooled outputs of a frozen network's last blocks.
+"""Features of a linear probe: pooled outputs of the last blocks of a frozen network.
 
 A block is one residual block: a transformer block of a ViT or Swin, a basic block or bottleneck of a ResNet, a
 ConvNeXt block. Blocks are counted across stages: the last four of Swin-T are the last two of its third stage and the
@@ -22,16 +22,16 @@ from fgssl.evaluation.embedding import Embeddings
 def block_features(network: Any, images: Tensor, blocks: int) -> Tensor:
     """Pooled outputs of the last blocks, concatenated in the order of the blocks (EsViT's protocol).
 
-    An output of the last stage goes through the network's final normalisation and pooling (the class token of a ViT
-    that has one). An output of an earlier stage, which has another shape, is averaged over its positions.
+    Outputs of the last stage pass through the final normalisation and pooling of the network (the class token of a ViT
+    that has one). Outputs of earlier stages, which have another shape, are averaged over their positions.
 
     Args:
-        network: a timm network without classifier (``Backbone.build``).
+        network: timm network without classifier (``Backbone.build``).
         images: [B, 3, H, W].
-        blocks: number of blocks; 1: the network's own pooled feature.
+        blocks: number of last blocks; 1: the pooled feature of the network.
 
     Returns:
-        [B, F]; Swin-T's last four have 384 + 384 + 768 + 768 = 2304, ResNet-50's 1024 + 3 x 2048 = 7168.
+        [B, F]. For four blocks F is 384 + 384 + 768 + 768 = 2304 (Swin-T), 1024 + 3 x 2048 = 7168 (ResNet-50).
 
     Raises:
         UserError: the network has fewer blocks.
@@ -44,10 +44,10 @@ def block_features(network: Any, images: Tensor, blocks: int) -> Tensor:
 
 @torch.no_grad()
 def feature_width(network: Any, blocks: int) -> int:
-    """Width F of ``block_features``, measured with one small image.
+    """Number of features F of ``block_features``, from a forward pass of one small image.
 
     Raises:
-        UserError: the network has fewer blocks, or its own feature uses more than its last block.
+        UserError: the network has fewer blocks, or its pooled feature does not come from its last block alone.
     """
     if blocks == 1:
         return network.num_features
@@ -61,14 +61,14 @@ def feature_width(network: Any, blocks: int) -> int:
     pooled = [_pooled(network, output, outputs[-1]) for output in outputs]
     if pooled[-1].shape != last.shape or not torch.allclose(pooled[-1], last, rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"model.blocks is {blocks}, but the feature of {type(network).__name__} uses more than the output of its "
-            "last block. Use --blocks 1, its own pooled feature."
+            f"model.blocks is {blocks}, but the pooled feature of {type(network).__name__} does not come from its last "
+            "block alone. Use --blocks 1, the pooled feature."
         )
     return sum(feature.shape[1] for feature in pooled)
 
 
 def blocks_of(network: Any) -> list[nn.Module]:
-    """Blocks of a network, first to last; empty where the network stores them in another way than most of timm."""
+    """Blocks of a network, first to last; empty if they are not stored as in most networks of timm."""
     if hasattr(network, "layer4"):
         return [block for stage in range(1, 5) for block in getattr(network, f"layer{stage}")]
     for name in ("layers", "stages", "blocks"):
@@ -89,12 +89,12 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _run(network: Any, images: Tensor, blocks: int) -> tuple[list[Tensor], Tensor]:
-    """Outputs of the last blocks and the network's feature, from one forward pass."""
+    """Outputs of the last blocks and the pooled feature, from one forward pass."""
     found = blocks_of(network)
     if len(found) < blocks:
         raise UserError(
-            f"model.blocks is {blocks}, but {type(network).__name__} has {len(found)} readable blocks. Use fewer, or "
-            "--blocks 1, its own pooled feature."
+            f"model.blocks is {blocks}, but {type(network).__name__} has {len(found)} accessible blocks. Use fewer, or "
+            "--blocks 1, the pooled feature."
         )
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in found[-blocks:]]
@@ -106,7 +106,7 @@ def _run(network: Any, images: Tensor, blocks: int) -> tuple[list[Tensor], Tenso
 
 
 def _pooled(network: Any, output: Tensor, last: Tensor) -> Tensor:
-    """[B, C] of a block's output: tokens [B, N, C], a map [B, H, W, C] (Swin) or [B, C, H, W]."""
+    """Pooled output [B, C] of a block whose output is [B, N, C], [B, H, W, C] (Swin) or [B, C, H, W]."""
     if output.shape != last.shape:
         channels_last = output.ndim == 3 or getattr(network, "output_fmt", "NCHW") == "NHWC"
         return output.flatten(1, -2).mean(dim=1) if channels_last else output.flatten(2).mean(dim=2)
@@ -116,7 +116,7 @@ def _pooled(network: Any, output: Tensor, last: Tensor) -> Tensor:
 
 
 def _image_size(network: Any) -> tuple[int, int]:
-    """Input height and width of the network in px; 64 x 64 where it takes any size."""
+    """Input height and width of the network in px; 64 x 64 if it accepts any size."""
     size = getattr(getattr(network, "patch_embed", None), "img_size", None)
     if size is None:
         known = getattr(network, "default_cfg", {})
@@ -125,11 +125,11 @@ def _image_size(network: Any) -> tuple[int, int]:
 
 
 class Features(Dataset):
-    """Batches of precomputed features in place of a loader's images.
+    """Data set of batches of precomputed features instead of images.
 
     Args:
-        images: the loader's data set, for its rows and labels.
-        rows: features of these rows. A row that could not be read is missing; the next row takes its place.
+        images: data set of the loader, for its rows and labels.
+        rows: features of the rows. A row that could not be read is replaced by the next one.
     """
 
     def __init__(self, images: Images, rows: Embeddings):
@@ -140,7 +140,7 @@ class Features(Dataset):
         return len(self.rows)
 
     def __getitem__(self, pairs: np.ndarray) -> Batch:
-        """Batch of [B, 2] (position, draw) pairs; its one view has shape [B, F]."""
+        """Batch of [B, 2] pairs (position, draw); its view has shape [B, F]."""
         positions, draws = pairs.T
         place = np.searchsorted(self.known, self.rows[positions]) % len(self.known)
         rows = self.known[place]
@@ -150,5 +150,5 @@ class Features(Dataset):
 
 
 def with_features(loader: Loader, rows: Embeddings) -> Loader:
-    """Loader of features instead of images, with the same order and start."""
+    """Loader of features instead of images, with the same order and start position."""
     return Loader(Features(loader.dataset, rows), loader.sampler)  # type: ignore[arg-type]  # it reads none

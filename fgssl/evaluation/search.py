@@ -1,6 +1,6 @@
-"""Exact nearest neighbours by cosine similarity, by FAISS or by torch, with identical results.
+"""Exact nearest neighbours by cosine similarity, with FAISS or torch and identical results.
 
-Shapes: Q queries, B queries of a block, G gallery rows, D dimensions, C candidates.
+Shapes: Q queries, B queries per block, G gallery rows, D dimensions, C candidates.
 """
 
 import faiss
@@ -12,10 +12,10 @@ from torch import Tensor
 from fgssl.metrics.checks import check_embeddings
 from fgssl.metrics.ranking import cosine, fixed_point, key_blocks, keys_from_dots
 
-SPARE = 32  # candidates beyond k that FAISS returns, so that near-ties at rank k are resolved exactly
-LONG = 128  # largest k for which re-scoring FAISS's candidates is faster than torch's search
-GPU_LIMIT = 2048  # most neighbours that a GPU index of FAISS returns
-BLOCK = 2**24  # elements of the candidates' vectors held at a time: 128 MiB
+SPARE = 32  # additional candidates of FAISS, so that near-ties at rank k are resolved exactly
+LONG = 128  # largest k for which FAISS with re-scoring is faster than torch
+GPU_LIMIT = 2048  # largest number of neighbours of a GPU index of FAISS
+BLOCK = 2**24  # elements of candidate vectors in memory at a time: 128 MiB
 
 
 def search(
@@ -23,13 +23,13 @@ def search(
 ) -> tuple[Tensor, Tensor]:
     """The k nearest gallery rows of each query, nearest first; the lower row first among ties.
 
-    The result is identical, bit by bit, for both backends, any batch of queries and any device.
+    The result is bit-identical for both backends, any number of queries at a time and any device.
 
     Args:
-        queries: [Q, D] float; normalised here.
-        gallery: [G, D] float on the same device, on which the search runs.
+        queries: [Q, D] float, of any length.
+        gallery: [G, D] float, on the same device.
         k: number of neighbours.
-        exclude: [Q] int, gallery row that is not a neighbour of the query (the query itself); None: all rows are.
+        exclude: [Q] int, gallery row that is excluded for each query, such as the query itself; None: no row.
         backend: ``"faiss"``, ``"torch"``, or ``"auto"``: torch for more than 128 neighbours or on a GPU that FAISS
             cannot use, else FAISS.
 
@@ -66,7 +66,7 @@ def search(
 def _torch_search(
     x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] from the full key matrix, block by block."""
+    """Keys and rows [Q, k] from the full matrix of keys, computed in blocks."""
     row_G = torch.arange(len(g_GD), device=g_GD.device)
     found = []
     for rows, keys_QG in key_blocks(x_QD, g_GD, inverse_length_G, torch.arange(len(x_QD), device=x_QD.device)):
@@ -78,7 +78,7 @@ def _torch_search(
 def _faiss_search(
     x_QD: Tensor, inverse_length_Q: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] of FAISS's candidates, re-scored exactly; by torch where a candidate may be missing."""
+    """Keys and rows [Q, k] of FAISS's candidates, re-scored exactly; from torch where a candidate may be missing."""
     index = _flat_index(g_GD, k)
     score, candidate = index.search(_unit_rows(x_QD), min(k + 1 + SPARE, len(g_GD)))
     score_QC, candidate_QC = torch.from_numpy(score).to(x_QD.device), torch.from_numpy(candidate).to(x_QD.device)
@@ -86,7 +86,7 @@ def _faiss_search(
     keys_Qk, ids_Qk = _best_of(candidate_QC, x_QD, g_GD, inverse_length_G, k, exclude_Q)
     if candidate_QC.shape[1] == len(g_GD):
         return keys_Qk, ids_Qk
-    # Every other row scores at most as its last candidate plus the error of a float32 dot product.
+    # Rows that FAISS did not return score at most as the last candidate plus the error of a float32 dot product.
     error = (x_QD.shape[1] + 4) * 2**-24
     rest = (cosine(keys_Qk[:, -1], inverse_length_Q) <= score_QC[:, -1] + error).nonzero()[:, 0]
     if len(rest):
@@ -120,7 +120,7 @@ def _flat_index(g_GD: Tensor, k: int) -> faiss.Index:
 
 
 def _on_gpu(device: torch.device, k: int) -> bool:
-    """Whether FAISS can search on this device, a GPU."""
+    """Whether FAISS can search on this GPU."""
     return device.type == "cuda" and device.index < faiss.get_num_gpus() and k + 1 + SPARE <= GPU_LIMIT
 
 

@@ -1,4 +1,4 @@
-"""Embeddings on disk: a folder of .npz shards, which are written and read one by one to save memory.
+"""Embeddings on disk: a folder of .npz shards.
 
 ``<folder>/<part>-<rank>-<number>.npz`` hold ``embedding`` [n, F] float32, ``fine``, ``coarse``, ``index`` [n] int64 and
 ``paths`` [n] str; ``<folder>/about.json`` names the data set and its classes.
@@ -15,14 +15,14 @@ from fgssl.errors import UserError
 
 
 class Stored(NamedTuple):
-    """N embedded images, in ascending order of their data-set rows, each row once.
+    """N embedded images in ascending order of their data-set rows, each row once.
 
     Attributes:
         embedding: [N, F] float32 features.
         fine: [N] int64 fine labels.
-        coarse: [N] int64 coarse labels; -1 where there is none.
+        coarse: [N] int64 coarse labels; -1: no label.
         index: [N] int64 data-set rows.
-        paths: [N] str image files.
+        paths: [N] str paths of the images.
         about: content of ``about.json``.
     """
 
@@ -56,10 +56,10 @@ def read_embeddings(folder: str | Path) -> Stored:
     found = folder if (folder / "about.json").is_file() else folder / "embeddings"
     shards = sorted(found.glob("*.npz"))
     if not shards or not (found / "about.json").is_file():
-        raise UserError(f"{folder} holds no embeddings. Write them with fgssl embed.")
+        raise UserError(f"{folder} contains no embeddings. Write them with fgssl embed.")
     columns = [_read(path) for path in shards]
     joined = {name: np.concatenate([shard[name] for shard in columns]) for name in COLUMNS}
-    _, first = np.unique(joined["index"], return_index=True)  # ranks pad their share with repeated rows
+    _, first = np.unique(joined["index"], return_index=True)  # ranks repeat rows to have equal numbers
     about = json.loads((found / "about.json").read_text())
     return Stored(**{name: column[first] for name, column in joined.items()}, about=about)
 

@@ -33,7 +33,7 @@ def test_davis_of_teacher_and_student_of_a_checkpoint(root, tmp_path, capsys):
         assert 0 < metrics(tmp_path, name)["test/jf_mean"] <= 1
     assert "jf_mean" in capsys.readouterr().out
     assert main(["davis", *checkpoint, "--root", str(root), *SMALL]) == 2  # nothing is overwritten
-    assert "holds a result already" in capsys.readouterr().err
+    assert "already contains a result" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "davis"), "--metric", "jf_mean"]) == 0
     assert "davis2017" in capsys.readouterr().out
 

@@ -101,7 +101,7 @@ def test_mistakes_in_embed(arguments, message, tmp_path, capsys):
 
 def test_embeddings_are_never_overwritten(run, embedded, capsys):
     assert main(["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", *QUIET]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_several_ranks_shards_are_one_set(tmp_path):
@@ -144,10 +144,10 @@ def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, 
 
 def test_mistakes_in_search(run, embedded, tmp_path, capsys):
     for arguments, message in (
-        ([str(run), "--row", "1"], "holds no embeddings"),
-        ([str(embedded)], "search for what?"),
+        ([str(run), "--row", "1"], "contains no embeddings"),
+        ([str(embedded)], "no query is given"),
         ([str(embedded), str(tmp_path / "absent.png")], "image not found"),
-        ([str(embedded), "--row", "100000"], "100000 is not among the 450"),
+        ([str(embedded), "--row", "100000"], "100000 is not one of the 450"),
         ([str(embedded), "--row", "1", "-k", "450"], "-k is 450"),
         ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
     ):
@@ -234,7 +234,7 @@ def test_a_file_that_gives_other_features_is_refused(tmp_path):
     features = torch.rand(2, 5)
     assert check(features + 1e-7, features, tmp_path) <= 1e-5
     for wrong in (features + 1e-4, features * torch.nan):
-        with pytest.raises(UserError, match="gives other features"):
+        with pytest.raises(UserError, match="features differ"):
             check(wrong, features, tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_activated_instances_are_the_region_heads_posterior(cmd, images, whose):
 
 
 def test_only_a_method_with_prototypes_has_activated_instances(maskcon, images):
-    with pytest.raises(UserError, match="MaskCon has no head"):
+    with pytest.raises(UserError, match="MaskCon has no prototypes"):
         activated(network_of(maskcon, None), images)
 
 

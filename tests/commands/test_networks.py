@@ -54,9 +54,9 @@ def flags(*words: str) -> argparse.Namespace:
         ([], "no network is named"),
         (["--config", "experiments/maskcon_digits.yaml"], "no network is named"),
         (["--ckpt_path", "run", "--model", "timm/resnet18"], "Give one of them"),
-        (["--ckpt_path", "run", "--weights", "file.pth"], "give --model timm/NAME"),
+        (["--ckpt_path", "run", "--weights", "file.pth"], "needs --model timm/NAME"),
         (["--model", "timm/resnet18", "--weights", "absent.pth"], "--weights: no file absent.pth"),
-        (["--model", "timm/resnet18", "--network", "teacher"], "--network chooses from"),
+        (["--model", "timm/resnet18", "--network", "teacher"], "--network chooses a network"),
     ],
 )
 def test_flags_that_name_no_network_or_two_are_refused(words, message):

@@ -65,7 +65,7 @@ def test_finished_cells_are_skipped_and_the_grid_is_drawn(tmp_path, started, cap
 
     # The same folder with other options: no number of another training may enter the grid.
     assert run(path, tmp_path, "--model.dim", "8") == 2
-    assert "was begun by another command" in capsys.readouterr().err
+    assert "was started with other options" in capsys.readouterr().err
     assert len(started) == 6
 
 
@@ -117,8 +117,8 @@ def test_gpus_run_a_cell_each_at_a_time(tmp_path, monkeypatch):
     [
         ({"method": "bayes"}, "method is bayes"),
         ({"parameters": {"model.tau": {"min": 0, "max": 1}}}, "parameters.model.tau has neither"),
-        ({"parameters": None}, "a sweep has 'parameters'"),
-        ({"command": ["python", "train.py", "${args}"]}, "command is [fgssl, fit"),
+        ({"parameters": None}, "'parameters' is missing"),
+        ({"command": ["python", "train.py", "${args}"]}, "it must be [fgssl, fit"),
     ],
 )
 def test_other_sweeps_are_refused(tmp_path, change, message, capsys):

@@ -78,9 +78,9 @@ def test_the_last_part_is_the_networks_own_feature(pooling):
 
 def test_networks_whose_feature_is_not_their_last_blocks_are_refused():
     for name, options, said in (
-        ("efficientnet_lite0", {}, "uses more than the output of its last block"),
-        ("resnet18", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}, "has 4 readable blocks"),
-        ("pit_ti_224", {}, "has 0 readable blocks"),
+        ("efficientnet_lite0", {}, "does not come from its last block alone"),
+        ("resnet18", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}, "has 4 accessible blocks"),
+        ("pit_ti_224", {}, "has 0 accessible blocks"),
     ):
         built = timm.create_model(name, num_classes=0, **options)
         with pytest.raises(UserError, match=f"{said}.*--blocks 1"):

@@ -94,7 +94,7 @@ def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_pat
     assert all(entry["file_name"] in names and len(entry["bbox"]) == 4 for entry in entries)
 
     assert main(["embed", "--ckpt_path", str(folder)]) == 2
-    assert "Detect gives no embeddings" in capsys.readouterr().err
+    assert "Detect has no embeddings" in capsys.readouterr().err
 
 
 def sees_dogs(path) -> None:

@@ -259,7 +259,7 @@ def test_public_and_untrained_networks_are_probed(tmp_path):
         (["--ckpt_path", "absent"], "no checkpoint at"),
         (["--model", "timm/resnet18", "--data", "digitts"], "Did you mean 'digits'?"),
         (["--model", "timm/resnet81", "--data", "digits", "--pretrained", "false"], "Did you mean 'resnet18'?"),
-        (["--model", "timm/resnet18", "--data", "digits", "--network", "teacher"], "chooses from a checkpoint"),
+        (["--model", "timm/resnet18", "--data", "digits", "--network", "teacher"], "chooses a network of a checkpoint"),
         (["--model", "timm/resnet18", "--data", "digits", "--network", "techer"], "Did you mean 'teacher'?"),
         (["--model", "timm/resnet18", "--data", "digits", "--block", "2"], "unknown option --block. Did you mean"),
         (["--model", "timm/resnet18", "--data", "digits", "--blocks", "0", "--pretrained", "false"], "blocks is 0"),

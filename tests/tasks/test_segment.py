@@ -96,7 +96,7 @@ def test_a_resnet_validates_predicts_masks_and_embeds_nothing(ade, tmp_path, cap
     assert results(folder)["metrics"]["test/aacc"] == pytest.approx((matrix.diag().sum() / matrix.sum()).item())
 
     assert main(["embed", "--ckpt_path", str(folder)]) == 2
-    assert "Segment gives no embeddings" in capsys.readouterr().err
+    assert "Segment has no embeddings" in capsys.readouterr().err
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_error_and_leaves_what_was_there(tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=240)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "last.ckpt could not be written" in done.stderr
-    assert "Earlier checkpoints are untouched" in done.stderr
+    assert "Earlier checkpoints are unchanged" in done.stderr
     assert "Traceback" not in done.stderr
     assert last.read_bytes() == before
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
