@@ -61,7 +61,7 @@ def test_finished_cells_are_skipped_and_the_grid_is_drawn(tmp_path, started, cap
     assert run(path, tmp_path) == 0
     assert started[4:] == ["weight0.5_tau0.7", "weight1.0_tau0.7"]
     assert "6 cells" in (said := capsys.readouterr().out)
-    assert "4 finished before" in said
+    assert "4 already finished" in said
 
     # The same folder with other options: no number of another training may enter the grid.
     assert run(path, tmp_path, "--model.dim", "8") == 2
