@@ -13,6 +13,8 @@ import yaml
 
 from fgssl.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 DIGITS = str(Path(__file__).parents[2] / "experiments" / "maskcon_digits.yaml")
 CARS = str(Path(__file__).parents[2] / "experiments" / "maskcon_cars.yaml")
 SMALL = [

@@ -16,6 +16,8 @@ from tests.methods.runs import arguments
 from tests.methods.test_cmd_method import method_of
 from tests.tiny import BACKBONE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cmd() -> CMD:

@@ -9,8 +9,10 @@ import yaml
 from fgssl.cli.compose import compose
 from fgssl.cli.main import main
 from fgssl.commands import sweep as sweeps
-from fgssl.report.published import table
 from tests.cli.test_cli import SMALL, results
+from tests.printed import table_rows
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
@@ -144,6 +146,6 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
         if option.startswith("model."):
             assert config["model"]["init_args"][option.removeprefix("model.")] == value
     if "run.paper" in cell:
-        assert table(cell["run.paper"])
+        assert table_rows(cell["run.paper"])
     experiment = compose([sweep.fit[1]])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]

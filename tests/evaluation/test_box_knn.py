@@ -18,6 +18,8 @@ from fgssl.evaluation.search import search
 from tests import trees
 from tests.methods.runs import environment, results
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "box_knn.json").read_text())
 
 

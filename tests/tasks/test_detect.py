@@ -23,6 +23,8 @@ from tests.methods.runs import ROOT, assert_same_state, losses, results, state
 from tests.nn.test_detectors import RESNET, VIT
 from tests.tiny import tiny_trainer
 
+pytestmark = pytest.mark.slow
+
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
 QUICK = Optim(lr=1e-30, warmup=0)  # moves nothing
 

@@ -25,6 +25,8 @@ from tests.cli.test_cli import results
 from tests.tasks.test_finetune import Unlabelled, data, fit, pretrained
 from tests.tiny import BACKBONE
 
+pytestmark = pytest.mark.slow
+
 FAST = Optim(name="adam", lr=2e-3, weight_decay=0.0, warmup=0)
 
 

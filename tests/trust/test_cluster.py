@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.methods.runs import NETWORK, RUNS, environment, losses, results
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 KILL = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 11, number: 15}}"

@@ -27,6 +27,8 @@ from tests.methods.runs import (
     state,
 )
 
+pytestmark = pytest.mark.slow
+
 EVERY = ("--checkpoint.every_n_train_steps", "5")
 
 
