@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from fgssl.errors import UserError
+
 
 @dataclass(frozen=True)
 class Wandb:
@@ -120,10 +122,8 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, comman
     ``train/teacher_momentum``, ``throughput/...``, ``val/<metric>``, ``test/<metric>``, and the pictures and histograms
     of ``report/pictures.py``. The configuration is ``config.yaml`` with the run's facts (method, dataset, seed).
     """
-    import wandb
+    _wandb().finish()  # otherwise a second run in one process would continue the first one's W&B run
     from lightning.pytorch.loggers import WandbLogger
-
-    wandb.finish()  # a second run in one process would go on in the first one's
 
     offline = options.offline
     if offline is None:
@@ -147,9 +147,20 @@ def wandb_logger(options: Wandb, folder: Path, method: str, dataset: str, comman
 
 def has_wandb_account() -> bool:
     """Whether W&B can be reached with an account: a key is configured, and WANDB_MODE does not forbid it."""
-    import wandb
+    return os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and _wandb().login(prompt=False)
 
-    return os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and wandb.login(prompt=False)
+
+def _wandb() -> Any:
+    """The library of W&B, imported at first use.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as fault:
+        raise UserError(f"W&B is not installed ({fault}): pip install wandb.") from None
+    return wandb
 
 
 def _earlier_wandb_id(folder: Path) -> str | None:

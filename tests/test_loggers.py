@@ -135,7 +135,7 @@ def test_the_report_is_created_once_and_refreshed_afterwards(tmp_path, monkeypat
             return self.found
 
     saved = []
-    monkeypatch.setattr("fgssl.run.has_wandb_account", lambda: True)
+    monkeypatch.setattr("fgssl.loggers.has_wandb_account", lambda: True)
     monkeypatch.setattr(wandb, "Api", Api)
     monkeypatch.setattr(wr.Report, "save", lambda self: saved.append(self))
     monkeypatch.setattr(wr.Report, "url", "https://example.org/new")

@@ -1,17 +1,20 @@
-"""The argument parser of the commands that are not Lightning's: one-line errors with the nearest known name."""
+"""Argument parser of the commands other than fit, validate, test and predict."""
 
 import argparse
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fgssl.errors import UserError, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse, whose mistakes are a UserError that suggests what could have been meant."""
+    """argparse with one-line errors that suggest the nearest known name; options cannot be abbreviated."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
+
+    def add_subparsers(self, **options: Any) -> Any:
+        return super().add_subparsers(parser_class=SubcommandParser, **options)
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?:unrecognized arguments:|invalid choice:) '?(\S+?)'?(?: |$)", message)
@@ -19,3 +22,13 @@ class CommandParser(argparse.ArgumentParser):
         known += [str(choice) for action in self._actions for choice in action.choices or ()]
         hint = "".join(did_you_mean(word.split("=")[0], known) for word in words[:1])
         raise UserError(f"{message}.{hint} See {self.prog} --help.")
+
+
+class SubcommandParser(CommandParser):
+    """Parser of a subcommand; reports unknown options itself, so that it suggests its own."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown

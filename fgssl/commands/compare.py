@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", help="run folders, or folders above them")
     parser.add_argument("--metric", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_METRICS)}")
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="format of the tables; default table")
     parser.add_argument("--plots", metavar="FOLDER", help="draw bars, Recall@K curves and curves over the epochs there")
     parser.add_argument(
         "--wandb",

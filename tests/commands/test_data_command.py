@@ -5,6 +5,7 @@ from PIL import Image
 
 from fgssl.commands.data import main
 from fgssl.data.datasets import ALL
+from fgssl.errors import UserError
 from tests import trees
 
 
@@ -72,7 +73,37 @@ def test_options_of_the_constructors(name, options, tmp_path):
     assert main(["check", name, "--root", str(tmp_path / name), "--sheet", sheet, *options]) == 0
 
 
-def test_wrong_command_line():
-    with pytest.raises(SystemExit) as stop:
-        main(["check", "cubb"])
-    assert stop.value.code == 2
+@pytest.mark.parametrize("option", ["--coarse_map", "--coarse-map"])
+def test_options_are_spelt_with_underscore_or_hyphen(option, tmp_path, capsys):
+    trees.make_folder(tmp_path / "folder")
+    assert main(["check", "folder", "--root", str(tmp_path / "folder"), option, str(tmp_path / "none.csv")]) == 1
+    assert "none.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["CUB", "Cub", "cub"])
+def test_name_of_a_data_set_in_any_case(name, tmp_path, capsys):
+    assert main(["check", name, "--root", str(tmp_path)]) == 1
+    assert "fault: cub" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["check", "cubb"], "Did you mean 'cub'? See fgssl data check --help."),
+        (["chekc", "cub"], "Did you mean 'check'? See fgssl data --help."),
+        (["check", "aircraft", "--coars", "family"], "Did you mean '--coarse'?"),
+        (["check", "aircraft", "--coarse", "famly"], "Did you mean 'family'? See fgssl data check aircraft --help."),
+    ],
+)
+def test_mistake_is_one_line_with_the_nearest_name(arguments, hint):
+    with pytest.raises(UserError) as mistake:
+        main(arguments)
+    assert hint in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_of_a_data_set_shows_its_docstring(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", name, "--help"])
+    assert "null: $FGSSL_DATA" in " ".join(capsys.readouterr().out.replace("`", "").split()) or name == "digits"
