@@ -21,8 +21,8 @@ from fgssl.commands import probe
 from fgssl.data.datasets import ALL
 from fgssl.methods.cmd import OTHERS
 from fgssl.methods.obd_sd import Distillation
-from fgssl.report.conditions import DATASETS, TEST_IMAGES, Row
-from fgssl.report.published import all_rows, reproduced
+from fgssl.report.conditions import DATASETS, TEST_IMAGES
+from fgssl.report.published import reproduced
 from fgssl.report.runs import RunFolder, flatten
 from tests.recipes import EXPERIMENTS, resolve
 
@@ -32,12 +32,6 @@ NOT_OF_A_PAPER = ("_digits", "_small", "_small_start")
 TASKS = ("detect", "finetune", "segment")
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
-
-
-def table_rows(name: str) -> list[Row]:
-    """The rows of a table such as ``maskcon, Table 10``; what follows the table in the name does not count."""
-    paper, number = (part.strip() for part in name.split(",")[:2])
-    return [row for row in all_rows() if (row["paper"], row["table"]) == (paper, number)]
 
 
 def changed(experiment: str, *files: str, **options) -> dict:
