@@ -12,6 +12,8 @@ from fgssl.cli.main import main
 from fgssl.data.protocols import read_sop_list
 from tests import trees
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 ABLATIONS = sorted((Path(__file__).parents[1] / "experiments").glob("*_ablations/*.yaml"))
 SMALL_NETWORK = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"

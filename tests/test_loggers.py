@@ -12,6 +12,8 @@ from tests.cli.test_cli import fit
 from tests.report.test_compare import write_run
 from tests.wandb_files import read
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -5,11 +5,14 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fgssl.cli.main import main
 from fgssl.evaluation.store import read_embeddings
 from tests.cli.test_cli import SMALL
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 SECTION = (ROOT / "README.md").read_text().split("\n## Compare\n")[1].split("\n## ")[0]

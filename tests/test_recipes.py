@@ -7,6 +7,8 @@ from fgssl.errors import UserError
 from tests import recipes
 from tests.recipes import COLUMNS, EXPERIMENTS, PAPERS, faults, read_register, registers
 
+pytestmark = pytest.mark.slow
+
 NO_RECIPE = {  # experiments of ours alone: no paper or released code states their numbers
     "maskcon_cub": "CUB has no coarse labels in MaskCon's paper",
     "mls_cub": "trained on CUB itself; the paper trains on COCO",

@@ -58,7 +58,7 @@ def read(folder: Path) -> dict[str, Any]:
 def _finished(folder: Path) -> list[Any]:
     """All records, once the last one is there: W&B's own process may still be writing when ``finish`` returns."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    for _ in range(120):
+    for _ in range(2400):
         found = list(records(path))
         if any(record.WhichOneof("record_type") == "exit" for record in found):
             return found

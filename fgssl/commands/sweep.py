@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     print(f"{len(commands)} cells in {folder}, {len(done)} already finished.")
     if args.dry_run:
         for name, arguments in commands.items():
-            print(f"{'finished' if name in done else 'to run'}: fgssl {' '.join(arguments)}")
+            print(f"{'finished' if name in done else 'to run'}: fgssl {shlex.join(arguments)}")
         return 0
     failed = run_cells({name: flags for name, flags in commands.items() if name not in done}, folder, args.devices)
     report(sweep, folder)
@@ -126,7 +127,7 @@ def name_of(cell: Mapping[str, Any]) -> str:
 def command(sweep: Sweep, folder: Path, cell: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
     """Arguments of ``fgssl`` for a cell."""
     where = ["--run.root", str(folder.parent), "--run.experiment", folder.name, "--run.name", name_of(cell)]
-    varied = [f"--{option}={value}" for option, value in cell.items()]
+    varied = [f"--{option}={'null' if value is None else value}" for option, value in cell.items()]
     return ["fit", *sweep.fit, *where, "--run.resume", "true", *varied, *flags]
 
 

@@ -83,15 +83,21 @@ def _distance(fault: list[str]) -> tuple[bool, bool, int]:
 
 
 def named_rows(run: RunFolder) -> list[Row]:
-    """The rows that ``run.paper`` names, table after table as they are named there.
+    """The rows that ``run.paper`` names; none where it is not set."""
+    named = run.config.get("run.paper") or run.origin.config.get("run.paper")
+    return rows_named(named) if named else []
+
+
+def rows_named(text: str) -> list[Row]:
+    """Rows of the tables, methods and networks named in ``run.paper``, table after table in the order of the text.
+
+    Args:
+        text: paper, then any number of tables, methods and networks: ``maskcon, Table 10``.
 
     Raises:
         UserError: there is no such paper, table, method or network.
     """
-    told = run.config.get("run.paper") or run.origin.config.get("run.paper")
-    if not told:
-        return []
-    paper, *parts = (part.strip() for part in told.split(","))
+    paper, *parts = (part.strip() for part in text.split(","))
     rows = [row for row in all_rows() if row["paper"] == paper.lower()]
     if not rows:
         raise UserError(f"run.paper: no paper '{paper}'.{did_you_mean(paper, NAMES)} Known: {', '.join(NAMES)}.")

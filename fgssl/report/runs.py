@@ -34,10 +34,13 @@ STARTS = ("model.init_from", "model.backbone.weights")
 def label(method: str, variant: str | None) -> str:
     """Name of a method in tables: ``MaskCon``, or ``MaskCon/grafit`` for a variant.
 
-    A variant with a capital letter is the name of a published method and stands alone: ``DINO``, ``MS+OBD-SD``.
+    A variant with a capital letter is the name of a published method and stands alone: ``DINO``, ``MS+OBD-SD``. A probe
+    keeps its name before that of the probed method: ``Probe/DINO``.
     """
     if not variant or variant.lower() == method.lower():
         return method
+    if method == "Probe":
+        return f"{method}/{variant}"
     return variant if variant != variant.lower() else f"{method}/{variant}"
 
 

@@ -17,6 +17,8 @@ from tests.methods.runs import assert_same_state, results
 from tests.methods.test_obd_sd_method import digits, obd_sd
 from tests.tiny import tiny_trainer
 
+pytestmark = pytest.mark.slow
+
 PLAIN = Optim(name="adam", lr=0.01, warmup=0, schedule="steps")
 
 

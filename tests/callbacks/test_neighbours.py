@@ -12,6 +12,8 @@ from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.digits import Digits
 from fgssl.data.views import PairViews
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--config", "experiments/mls_digits.yaml", "--data.protocol.label_fraction", "0.1", "--model.memory", "40",
     "--model.backbone.options", "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}", "--retrieval.grid", "0",

@@ -27,6 +27,8 @@ from tests.methods.runs import assert_same_state, results
 from tests.tasks.test_finetune import QUICK, Colours, data, finetune
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("OnlineProbe", "OnlineKNN", "Collapse")
 
 

@@ -13,6 +13,8 @@ import yaml
 
 from fgssl.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 DIGITS = str(Path(__file__).parents[2] / "experiments" / "maskcon_digits.yaml")
 CARS = str(Path(__file__).parents[2] / "experiments" / "maskcon_cars.yaml")
 SMALL = [
@@ -248,7 +250,7 @@ def test_missing_data_and_help_are_said_before_torch_is_loaded(tmp_path):
         f"status = main(['fit', '--config', {CARS!r}, '--data.dataset.root', {str(tmp_path)!r}]); main(['--help']); "
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules; sys.exit(status)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 2
     for word in ("cars_train", "devkit/cars_train_annos.mat", str(tmp_path), "Kaggle", "FGSSL_DATA"):
         assert word in done.stderr

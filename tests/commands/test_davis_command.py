@@ -9,6 +9,8 @@ from fgssl.cli.main import main
 from tests.evaluation.test_davis import make_davis
 from tests.methods.runs import arguments
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--partial", "--short_side", "32", "--radius", "2")
 
 

@@ -13,6 +13,8 @@ from fgssl.data.datasets import ALL
 from fgssl.evaluation.store import read_embeddings, write_shard
 from tests.cli.test_cli import fgssl, fit, results
 
+pytestmark = pytest.mark.slow
+
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 

@@ -21,6 +21,8 @@ from fgssl.report.runs import read_run
 from tests.cli.test_cli import fit
 from tests.evaluation.test_davis import make_davis
 
+pytestmark = pytest.mark.slow
+
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 

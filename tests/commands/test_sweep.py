@@ -1,5 +1,7 @@
 """Sweeps on this machine: the grid, what is skipped, what is refused, the picture."""
 
+import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ import yaml
 from fgssl.cli.compose import compose
 from fgssl.cli.main import main
 from fgssl.commands import sweep as sweeps
-from fgssl.report.published import table
+from fgssl.report.published import rows_named
 from tests.cli.test_cli import SMALL, results
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
@@ -128,6 +132,21 @@ def test_other_sweeps_are_refused(tmp_path, change, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_infinity_null_and_commas_of_a_sweep_reach_the_configuration(tmp_path, capsys):
+    """The printed command goes through a shell as it stands."""
+    values = {"model.tau": [math.inf], "model.optim.clip_each": [None], "run.paper": ["maskcon, Table 10"]}
+    assert main(["sweep", str(grid(tmp_path, **values)), "--runs", str(tmp_path), "--dry_run"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    words = shlex.split(line.removeprefix("to run: fgssl "))
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"]["tau"] == math.inf
+    assert config["model"]["init_args"]["optim"]["clip_each"] is None
+    assert config["run"]["paper"] == "maskcon, Table 10"
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     """The first cell is an experiment with options that exist; the table that it names exists."""
@@ -144,6 +163,6 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
         if option.startswith("model."):
             assert config["model"]["init_args"][option.removeprefix("model.")] == value
     if "run.paper" in cell:
-        assert table(cell["run.paper"])
+        assert rows_named(cell["run.paper"])
     experiment = compose([sweep.fit[1]])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]

@@ -1,7 +1,6 @@
 """Batches as a method gets them: parts, workers, ranks, resume, bad images."""
 
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -290,10 +289,9 @@ def test_a_worker_outlives_a_sigterm_that_its_own_process_did_not_send():
     next(batches)
     worker = loader._iterator._workers[0]
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-    time.sleep(0.3)
-    assert worker.is_alive()
     assert len(list(batches)) == len(loader) - 1
+    assert worker.is_alive()
     del batches
     worker.terminate()
-    worker.join(timeout=10)
+    worker.join(timeout=1200)
     assert not worker.is_alive()

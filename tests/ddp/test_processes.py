@@ -6,13 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.methods.runs import RUNS, arguments, complete, environment, finish, results, start, state
+from tests.methods.runs import PATIENCE, RUNS, arguments, complete, environment, finish, results, start, state
 
 pytestmark = pytest.mark.ddp
 
@@ -90,11 +89,9 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_other_with_a_message(rank, tmp_path):
     kill = f"{{class_path: tests.trust.callbacks.KillAt, init_args: {{batch: 3, rank: {rank}}}}}"
-    began = time.monotonic()
     process = start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", kill)
-    status, said = finish(process, timeout=120)
+    status, said = finish(process)  # PATIENCE is below the half hour that the collectives would wait
     assert status != 0
-    assert time.monotonic() - began < 100
     assert "lost its connection" in said or "terminated with code" in said, said[-3000:]
     survivors = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout.split()
     assert not survivors
@@ -107,7 +104,7 @@ def test_a_process_that_hangs_is_given_up_after_the_timeout_of_the_configuration
         f"{{class_path: tests.trust.callbacks.KillAt, init_args: {{batch: 3, number: {int(signal.SIGSTOP)}, rank: 1}}}}"
     )
     flags = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.callbacks", hang)
-    status, said = finish(start("maskcon", tmp_path, "run", *flags), timeout=120)
+    status, said = finish(start("maskcon", tmp_path, "run", *flags))
     assert status == 2, said[-3000:]
     assert "lost its connection" in said
     for pid in subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout.split():
@@ -140,7 +137,7 @@ def test_memories_that_differ_between_processes_stop_the_run(tmp_path):
     script.write_text(code)
     spoil = ("--trainer.callbacks", "tests.trust.callbacks.SpoilMemory")
     line = [sys.executable, str(script), *arguments("maskcon", tmp_path, "run", *on(2), *spoil)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=240)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode != 0
     assert re.search(r"step 2: values differ between processes: memory", done.stderr), done.stderr[-3000:]
 

@@ -18,6 +18,8 @@ from fgssl.evaluation.search import search
 from tests import trees
 from tests.methods.runs import environment, results
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "box_knn.json").read_text())
 
 
@@ -150,7 +152,7 @@ def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = subprocess.run(
         [sys.executable, "-m", "fgssl", *command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
-        timeout=240, check=False,
+        timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert top1(fitted.parent / "several") == top1(fitted)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 1200  # s; a process that waits for ever fails its test, one on a loaded machine does not
 # GroupNorm: BatchNorm sees each process's part of the batch, and is not meant to give the same on several.
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], norm_layer: groupnorm1}"
 MASKCON = ("maskcon_digits", "--model.memory", "50", "--model.weight", "0.7")
@@ -83,7 +84,7 @@ def start(method: str, root: Path, name: str, *flags: str, command: str = "fit",
     return subprocess.Popen(line, text=True, env=environment(**extra), cwd=root, **streams)
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = PATIENCE) -> tuple[int, str]:
     """Exit status, and what was said."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -24,7 +24,7 @@ from fgssl.losses.flsl import mean_shift
 from fgssl.methods.flsl import FLSL, TOKENS
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Group, Optim
-from fgssl.report.published import table
+from fgssl.report.published import rows_named
 from fgssl.tasks import Detect, Segment
 from tests.methods.runs import ROOT, arguments, state
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
@@ -323,9 +323,11 @@ def test_ablations_readme_has_published_numbers_and_existing_flags():
     text = (ROOT / "experiments" / "flsl_ablations" / "README.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 15
-    for number, _, _, paper in rows:
+    for number, what, flags, paper in rows:
+        if what.startswith("batch "):
+            assert flags == f"`--data.batch_size {what.removeprefix('batch ')}`"  # of all devices together
         if paper:
-            assert float(paper) in {float(row["value"]) for row in table(f"flsl, Table {number}")}, number
+            assert float(paper) in {float(row["value"]) for row in rows_named(f"flsl, Table {number}")}, number
     named = set(re.findall(r"--model\.(\w+)", text))
     assert named == {"gamma", "targets", "v", "prototypes", "window", "teacher_views"}
     assert named <= set(inspect.signature(FLSL).parameters)

@@ -9,6 +9,8 @@ import torch
 from fgssl.cli.main import main
 from tests.methods.runs import arguments
 
+pytestmark = pytest.mark.slow
+
 
 def run(root: Path, name: str, *flags: str) -> int:
     return main(arguments("maskcon", root, name, *flags))

@@ -23,7 +23,7 @@ from fgssl.losses.maskcon import soft_contrastive_loss, soft_targets
 from fgssl.methods.maskcon import MaskCon
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
-from fgssl.report.published import table
+from fgssl.report.published import rows_named
 from tests.data.test_protocols import sop_index
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
@@ -375,7 +375,7 @@ def cells_of(row: dict[str, str]) -> list[dict]:
 
 @pytest.mark.parametrize("number", [10, 11, 12, 13, 14])
 def test_sweeps_have_a_cell_for_every_row_of_the_papers_table(number):
-    rows = [row for row in table(f"maskcon, Table {number}") if row["metric"] == "recall@1"]
+    rows = [row for row in rows_named(f"maskcon, Table {number}") if row["metric"] == "recall@1"]
     assert len(rows) >= 14
     for row in rows:
         printed = dict(part.split("=") for part in row["setting"].split(";") if part.startswith(("w=", "tau=")))

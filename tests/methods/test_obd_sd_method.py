@@ -21,6 +21,8 @@ from fgssl.nn.backbones import Backbone
 from fgssl.optim import Group, Optim
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
+pytestmark = pytest.mark.slow
+
 NETWORK = replace(BACKBONE, options={**BACKBONE.options, "stem_width": 4})
 PLAIN = Optim(name="adam", lr=1e-2, warmup=0, schedule="steps")
 SETTINGS = Distillation(lam=10.0)

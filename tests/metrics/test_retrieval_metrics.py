@@ -218,6 +218,7 @@ def test_retrieval_rejects_excluded_rows_outside_the_gallery():
         retrieval_statistics(Z, Y, Z, Y, exclude=torch.full((4,), 4))
 
 
+@pytest.mark.slow
 def test_retrieval_memory_stays_below_the_matrix_of_all_pairs():
     """16,000 x 16,000 float64 are 1.9 GiB; the metrics take less than 0.7."""
     script = """

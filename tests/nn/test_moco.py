@@ -1,5 +1,6 @@
 """MoCo v2's format: a published file goes into our network, and our network comes out in it."""
 
+import pytest
 import torch
 from torchvision.models import resnet50
 
@@ -7,6 +8,8 @@ from fgssl.cli.main import main
 from fgssl.nn.backbones import Backbone
 from fgssl.nn.heads import mlp
 from fgssl.nn.moco import PREFIX, write_moco
+
+pytestmark = pytest.mark.slow
 
 TINY = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 

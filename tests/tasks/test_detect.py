@@ -1,6 +1,7 @@
 """Detection on tiny trees: it starts from what it is told to, resumes, measures, and says what is wrong."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -14,13 +15,15 @@ from fgssl.errors import UserError
 from fgssl.methods import FLSL, MaskCon
 from fgssl.nn.moco import write_moco
 from fgssl.optim import Optim
-from fgssl.report.published import published
+from fgssl.report.published import Missing, published
 from fgssl.report.runs import read_run
 from fgssl.tasks import Detect
 from tests import trees
 from tests.methods.runs import ROOT, assert_same_state, losses, results, state
 from tests.nn.test_detectors import RESNET, VIT
 from tests.tiny import tiny_trainer
+
+pytestmark = pytest.mark.slow
 
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
 QUICK = Optim(lr=1e-30, warmup=0)  # moves nothing
@@ -70,9 +73,9 @@ def test_an_interrupted_run_resumes_bit_for_bit_and_a_test_repeats_its_numbers(c
     assert run("detect_coco_fpn", coco, tmp_path, "test", *evaluate, command="test") == 0
     assert results(whole.parent / "test")["metrics"] == pytest.approx(tested, abs=1e-6)
 
-    printed = published(read_run(whole), "ap_box")  # the paper's number, for `fgssl compare`
-    assert printed is not None
-    assert printed.value == pytest.approx(0.401)
+    printed = published(read_run(whole), "ap_box")  # for `fgssl compare`: a small network has no number of the paper
+    assert isinstance(printed, Missing)
+    assert "the row has" in printed.reason
 
 
 def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_path, capsys):
@@ -145,7 +148,8 @@ def test_chain_of_mls_ablations_runs_from_pretraining_to_the_comparison(chain, c
     capsys.readouterr()
     assert main(chain[-1]) == 0
     detectors = sum("experiments/detect_coco_fpn.yaml" in line for line in chain)
-    assert capsys.readouterr().out.count(" Detect ") == detectors  # a row each
+    rows = re.findall(r"^ +\d+ +Detect ", capsys.readouterr().out, re.MULTILINE)
+    assert len(rows) == detectors
 
 
 # ---- where it starts ------------------------------------------------------------------------------------------------

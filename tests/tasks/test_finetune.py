@@ -25,6 +25,8 @@ from tests import trees
 from tests.methods.runs import ROOT, SMALL
 from tests.tiny import BACKBONE, tiny_trainer
 
+pytestmark = pytest.mark.slow
+
 QUICK = Optim(name="adam", lr=3e-2, warmup=0, weight_decay=0)
 
 

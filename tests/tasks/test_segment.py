@@ -18,7 +18,7 @@ from fgssl.methods import FLSL
 from fgssl.metrics.segmentation import IGNORED, confusion
 from fgssl.nn.moco import write_moco
 from fgssl.optim import Optim
-from fgssl.report.published import published
+from fgssl.report.published import Missing, published
 from fgssl.report.runs import read_run
 from fgssl.tasks import Segment
 from tests import trees
@@ -29,7 +29,7 @@ from tests.tasks.test_detect import checkpoint
 from tests.tiny import tiny_trainer
 
 QUICK = Optim(lr=1e-30, warmup=0)  # moves nothing
-pytestmark = pytest.mark.filterwarnings("ignore:ade20k")
+pytestmark = [pytest.mark.filterwarnings("ignore:ade20k"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_an_interrupted_run_resumes_bit_for_bit_and_a_test_repeats_its_numbers(a
     evaluate = ("--ckpt_path", str(whole), "--data.eval_batch_size", "3")
     assert run(ade, tmp_path, "test", *evaluate, command="test") == 0
     assert results(whole.parent / "test")["metrics"] == pytest.approx(tested, abs=1e-6)
-    assert published(read_run(whole), "miou").value == pytest.approx(0.429)  # for `fgssl compare`
-    assert published(read_run(whole), "aacc").value == pytest.approx(0.815)
+    missing = published(read_run(whole), "miou")  # for `fgssl compare`: a small network has no number of the paper
+    assert isinstance(missing, Missing)
 
 
 def test_a_resnet_validates_predicts_masks_and_embeds_nothing(ade, tmp_path, capsys):

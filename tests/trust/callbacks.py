@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import torch
@@ -55,7 +54,7 @@ class KillWorker(Callback):
         if batch_idx == 2:
             workers = trainer.fit_loop._combined_loader.flattened[0].loader._iterator._workers
             os.kill(workers[0].pid, signal.SIGKILL)
-            time.sleep(0.5)
+            os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # dead, and its status still there to read
 
 
 class GpuFull(Callback):

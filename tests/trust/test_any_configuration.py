@@ -5,11 +5,14 @@ import io
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fgssl.cli.main import main
 from tests.methods.runs import arguments
+
+pytestmark = pytest.mark.slow
 
 NUMBERS = st.sampled_from(
     ["-1", "0", "1", "2", "3", "7", "1000", "1e9", "0.5", "-0.1", "1e-9", "nan", "inf", "null", "x"]

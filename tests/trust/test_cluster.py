@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.methods.runs import NETWORK, RUNS, environment, losses, results
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 KILL = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 11, number: 15}}"
@@ -21,7 +25,7 @@ def submit(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
     variables = environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", **job)
     line = ["bash", str(ROOT / "experiments" / "cluster" / "fgssl.sbatch"), *flags]
-    return subprocess.run(line, capture_output=True, text=True, env=variables, cwd=folder, timeout=240)
+    return subprocess.run(line, capture_output=True, text=True, env=variables, cwd=folder, timeout=1200)
 
 
 def test_a_job_that_is_stopped_queues_again_and_goes_on(tmp_path):

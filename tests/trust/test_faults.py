@@ -7,6 +7,8 @@ from fgssl.cli.main import main
 from tests import trees
 from tests.methods.runs import arguments, results, state
 
+pytestmark = pytest.mark.slow
+
 
 def fit(root, *flags: str, name: str = "run") -> int:
     return main(arguments("maskcon", root, name, *flags))

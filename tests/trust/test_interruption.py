@@ -27,6 +27,8 @@ from tests.methods.runs import (
     state,
 )
 
+pytestmark = pytest.mark.slow
+
 EVERY = ("--checkpoint.every_n_train_steps", "5")
 
 
@@ -119,7 +121,7 @@ def test_a_full_disk_is_one_error_and_leaves_what_was_there(tmp_path):
     before = last.read_bytes()
     line = [sys.executable, "-c", LIMITED.format(limit=len(before) // 2)]
     line += arguments("maskcon", tmp_path, "run", "--run.resume", "true")
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=240)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=1200)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "last.ckpt could not be written" in done.stderr
     assert "Earlier checkpoints are unchanged" in done.stderr
