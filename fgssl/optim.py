@@ -16,9 +16,9 @@ class Group:
     """Optimiser settings for one parameter group.
 
     Args:
-        of: prefix of the names of its parameters, such as ``dml_loss.beta``.
-        lr: peak learning rate of the group, never scaled by the batch size; follows the schedule.
-        weight_decay: weight decay of the group.
+        of: common prefix of the names of the parameters, such as ``dml_loss.beta``.
+        lr: peak learning rate, not scaled by the batch size; follows the schedule.
+        weight_decay: weight decay.
     """
 
     of: str
@@ -31,12 +31,12 @@ class Optim:
     """Optimiser and learning-rate schedule: linear warm-up from 0, then a decay, by optimiser step.
 
     Args:
-        name: name of the optimiser: ``sgd`` (without Nesterov's momentum), ``adam``, ``adamw``, or any other of timm's
+        name: name of the optimiser: ``sgd`` (without Nesterov momentum), ``adam``, ``adamw``, or another name of timm's
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
-        lr: peak learning rate, above 0; at a global batch of ``reference_batch`` if that is set.
-        momentum: momentum of SGD, LARS and others that have one.
+        lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
+        momentum: momentum of SGD, LARS and other optimisers that have one.
         weight_decay: weight decay, 0 or more.
-        weight_decay_end: weight decay at the end of the run, reached by a cosine (DINO: 0.04 to 0.4); null: constant.
+        weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too.
         warmup: length of the warm-up, in ``unit``.
         min_lr: learning rate at the end of the ``cosine`` or ``linear`` schedule.
@@ -71,13 +71,13 @@ class Optim:
         at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
         at_least(0, warmup=self.warmup)
         if self.lr == 0:
-            raise UserError("lr is 0: nothing would be learnt.")
+            raise UserError("lr is 0; it must be above 0.")
         if self.reference_batch is not None:
             at_least(1, reference_batch=self.reference_batch)
         if self.weight_decay_end is not None:
             at_least(0, weight_decay_end=self.weight_decay_end)
         if self.clip_each is not None and not self.clip_each > 0:
-            raise UserError(f"clip_each is {self.clip_each}: nothing would be learnt. null clips nothing.")
+            raise UserError(f"clip_each is {self.clip_each}; it must be above 0, or null for no clipping.")
 
     def peak(self, global_batch: int) -> float:
         """Peak learning rate at a global batch size (linear scaling rule)."""
@@ -87,7 +87,7 @@ class Optim:
         """Build the optimiser over the module's trainable parameters.
 
         Raises:
-            UserError: timm knows no optimiser of this name.
+            UserError: timm has no optimiser of this name.
         """
         from timm.optim import create_optimizer_v2, list_optimizers  # takes seconds to import
 
@@ -96,7 +96,7 @@ class Optim:
             raise UserError(f"model.optim.name: unknown optimiser '{self.name}'.{hint}")
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
-        name = "momentum" if self.name == "sgd" else self.name  # timm's sgd is Nesterov's
+        name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
         return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
 
 

@@ -1,4 +1,4 @@
-"""Evaluates retrieval on the validation and test rows, and writes embeddings on predict."""
+"""Retrieval metrics of the validation and test rows; embeddings of ``fgssl predict``."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,23 +21,23 @@ Extra = Literal["clustering", "density", "spectral_decay", "cmd_code"]
 
 
 class Retrieval(Evaluation):
-    """Recall@K, mAP, mAP@R, R-precision and further metrics of the features of ``Method.embed``.
+    """Recall@K, mAP, mAP@R, R-precision and optional metrics of the features of ``Method.embed``.
 
-    The search is exact. Each rank answers a share of the queries; the result does not depend on the number of ranks.
-    A data set without exactly one class label an image (VOC2007) has no such metrics.
+    The search is exact, and the result does not depend on the number of processes. There are no such metrics for data
+    with several labels per image (VOC2007) or none.
 
     Args:
-        ks: Values of K for Recall@K.
-        gallery: Images that a query is searched in. ``evaluated``: the other evaluated images (leave-one-out).
-            ``train``: the training images, as plain views.
-        grid: Queries in the picture of nearest neighbours that a test writes; 0 writes no pictures at all.
-        extra: Further metrics. ``clustering``: NMI and AMI of k-means. ``density``: embedding density.
-            ``spectral_decay``: spectral decay. ``cmd_code``: retrieval as CMD's published script measures it, every
-            ninth image against the others and the training images.
-        extra_in_fit: Measure ``extra`` at every validation of a fit too, not only in a test. k-means takes longer than
+        ks: values of K for Recall@K.
+        gallery: images among which the neighbours of a query are searched. ``evaluated``: the other evaluated images
+            (leave-one-out). ``train``: the training images, without augmentation.
+        grid: number of queries in the picture of nearest neighbours that a test writes; 0: no pictures.
+        extra: additional metrics. ``clustering``: NMI and AMI of k-means. ``density``: embedding density.
+            ``spectral_decay``: spectral decay. ``cmd_code``: retrieval as in CMD's published script, which searches
+            for every ninth image among the others and the training images.
+        extra_in_fit: compute ``extra`` in each validation during fit too, not only in tests. k-means is slower than
             the other metrics.
-        clusters: Number of clusters of k-means; null: the number of evaluated classes (OBD-SD's code takes the number
-            of training classes).
+        clusters: number of clusters of k-means; null: number of evaluated classes (OBD-SD's code: number of training
+            classes).
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Retrieval(Evaluation):
         super().__init__()
         self.ks, self.gallery, self.grid = list(ks), gallery, grid
         self.extra, self.extra_in_fit, self.clusters = list(extra), extra_in_fit, clusters
-        self.folder: Path | None = None  # the run folder, set by the application; None writes no files
+        self.folder: Path | None = None  # run folder, set by the application; None: no files
 
     on_predict_batch_end = Evaluation.on_validation_batch_end
 
     def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
         queries = collect(outputs)
-        if (queries.fine < 0).all():  # several labels an image, or none: no neighbour is right or wrong
+        if (queries.fine < 0).all():  # several labels per image, or none
             return
         gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
@@ -82,7 +82,7 @@ class Retrieval(Evaluation):
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
 
     def _extra_metrics(self, rows: Embeddings, train: Any) -> dict[str, float]:
-        """On one rank alone: k-means takes all cores of its machine."""
+        """Metrics of ``extra``; computed on one rank, because k-means uses all cores of the machine."""
         measures = {
             "clustering": lambda: clustering_metrics(rows.embedding, rows.fine, n_clusters=self.clusters),
             "density": lambda: {"density": embedding_density(rows.embedding, rows.fine)},
@@ -93,15 +93,18 @@ class Retrieval(Evaluation):
         for name in self.extra:
             try:
                 metrics |= measures[name]()
-            except ValueError as fault:  # too few rows or classes: no reason to lose the other metrics
+            except ValueError as fault:  # too few rows or classes
                 rank_zero_warn(f"retrieval.extra: no {name} ({fault}).")
         return metrics
 
 
 def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: list[int]) -> dict:
-    """Each rank answers every world-th query against the whole gallery; sums are added up over the ranks.
+    """Retrieval statistics, summed over the ranks, each of which searches for its share of the queries.
 
-    Without a gallery the queries are searched among themselves, each left out by its row.
+    Args:
+        queries: embeddings of all queries.
+        gallery: embeddings to search; None: the queries, without the query itself.
+        ks: values of K for Recall@K.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
     mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)

@@ -76,3 +76,8 @@ def test_public_name_is_importable_from_the_top(name):
 def test_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         fgssl.Nothing  # noqa: B018
+
+
+def test_every_attribute_that_a_method_sets_is_documented():
+    said = {entry.arg_name for entry in parse(inspect.getdoc(Method) or "").params if entry.args[0] == "attribute"}
+    assert said == {name for name in Method.__annotations__ if not name.startswith("_")}

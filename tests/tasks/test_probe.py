@@ -166,7 +166,7 @@ def test_a_teacher_that_follows_by_epochs_is_not_probed(tmp_path):
 def test_a_checkpoint_without_a_teacher_is_refused_when_its_teacher_is_asked_for(tmp_path):
     path = pretrained(tmp_path, variant="supce")
     assert started(probe(init_from=path))
-    with pytest.raises(UserError, match=r"maskcon.ckpt.*MaskCon, holds no teacher"):
+    with pytest.raises(UserError, match=r"maskcon.ckpt.*MaskCon, has no teacher"):
         fit(probe(init_from=path, network="teacher"), data())
     with pytest.raises(UserError, match="--network teacher needs a checkpoint"):
         probe(network="teacher")
