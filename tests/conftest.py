@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process (pytest-xdist fills the cores), and the way to the research data."""
+"""Shared by all tests: one thread per process (pytest-xdist uses the cores), and the folder of research data."""
 
 import os
 from pathlib import Path

@@ -181,7 +181,7 @@ def test_foreign_and_broken_checkpoints_are_refused_by_name(run, tmp_path, capsy
 
 
 class Hostile:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -264,7 +264,7 @@ def test_wandb_offline_without_an_account(tmp_path, monkeypatch):
 
 
 def test_queries_against_a_train_gallery(run, tmp_path):
-    """The same numbers as the metrics give for two sets embedded by hand; no query is left out of the gallery."""
+    """Equal to the metrics of two sets embedded by hand; no row of the gallery is excluded."""
     from fgssl.data.datamodule import DataModule
     from fgssl.data.datasets import ALL
     from fgssl.data.protocols import Protocol

@@ -29,7 +29,7 @@ OTHERS = [Retrieval, Run, Wandb, Protocol, BoxKNN, Collapse, OnlineKNN, OnlinePr
 
 
 def unexplained(cls: type) -> list[str]:
-    """Options of a class, those of the dataclasses among them included, without a help text."""
+    """Options of a class without a help text, including the fields of dataclass options."""
     missing = []
     for parameter in get_signature_parameters(cls, None):
         name = f"{cls.__name__}.{parameter.name}"

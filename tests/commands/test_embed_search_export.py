@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(run):
-    """The run's test rows, 200 a file, with pictures (less UMAP's, which takes 10 seconds to compile)."""
+    """Embeddings of the test rows, 200 per file, with pictures except UMAP, which takes 10 seconds to compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fgssl.report.figures.has_umap", lambda: False)
         return embed(run)
@@ -107,7 +107,7 @@ def test_embeddings_are_never_overwritten(run, embedded, capsys):
 
 
 def test_several_ranks_shards_are_one_set(tmp_path):
-    """Two ranks, whose shares overlap in a row that pads the shorter one."""
+    """Two ranks; one row that pads the shorter share is in both."""
     for rank, rows in enumerate(([0, 4, 2], [5, 3, 0])):
         rows = np.array(rows)
         columns = {"embedding": rows[:, None] * np.ones((1, 2), np.float32), "fine": rows, "coarse": -rows}
@@ -161,7 +161,7 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
 
 
 def reference(run) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images, and the features that the run's own method gives."""
+    """Images and their features from the method of the run."""
     from fgssl.commands.restore import configuration, restore
 
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -191,7 +191,7 @@ def test_timm_and_torch_files_give_the_checkpoints_features(run, tmp_path, capsy
 
 
 def test_the_cards_code_runs(run, tmp_path, monkeypatch):
-    """Also for our own stem, which timm cannot name."""
+    """Also for the stem for small images, which timm does not have."""
     short = ("--trainer.max_steps", "1", "--trainer.limit_test_batches", "1")
     small = fit(
         tmp_path,

@@ -68,7 +68,7 @@ def test_only_a_method_with_prototypes_has_activated_instances(maskcon, images):
 
 
 def test_gradcam_without_a_head_is_the_likeness_to_the_pooled_feature(maskcon, images):
-    """Of |f|^2 / 2 with f the map's mean, the weights are f / HW."""
+    """For the score |f|^2 / 2, where f is the mean of the map, the channel weights are f / HW."""
     net = network_of(maskcon, None)
     with torch.no_grad():
         pooled_BF, map_BFHW = last_features(net.backbone, images)

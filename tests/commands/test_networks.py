@@ -28,7 +28,7 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 @pytest.fixture(scope="module")
 def moco(tmp_path_factory):
-    """A MoCo checkpoint of timm's smallest ResNet, and the network whose weights it holds."""
+    """A MoCo checkpoint of timm's smallest ResNet, and the network with the same weights."""
     torch.manual_seed(0)
     network, path = (
         timm.create_model("test_resnet", num_classes=0).eval(),
@@ -77,7 +77,7 @@ def test_a_network_in_one_word(moco):
 
 
 def test_images_are_normalised_for_the_weights_not_for_the_name(moco):
-    """timm normalises for its own weights of test_resnet by 0.5, MoCo by ImageNet's statistics."""
+    """timm's weights of test_resnet use mean and deviation 0.5, MoCo's those of ImageNet."""
     path, _ = moco
     own = network_configuration(flags("--model", "timm/test_resnet"))
     theirs = network_configuration(flags("--model", "timm/test_resnet", "--weights", str(path)))

@@ -19,7 +19,7 @@ def weights(research_data):
 
 
 def recall_of_unseen_birds(weights, root, *flags: str) -> float:
-    """Recall@1 on the 50 species of CUB-100 that no one trained on: shorter side 146 px, central crop 128 px."""
+    """Recall@1 on the 50 test species of CUB-100: shorter side 146 px, central crop 128 px."""
     network = ["--model", "timm/tf_efficientnet_lite0", "--weights", str(weights)]
     data = ["--data", "cub", "--data.dataset.partial", "true", "--data.protocol.split", "zero_shot"]
     view = ["--data.eval_resize", "146", "--data.eval_size", "128", "--data.eval_resample", "bilinear"]

@@ -23,7 +23,7 @@ DIGITS = ROOT / "experiments" / "sweeps" / "maskcon_digits.yaml"
 
 @pytest.fixture
 def started(monkeypatch) -> list[str]:
-    """Cells run in this process, which is quicker; the names of those that ran."""
+    """Run cells in this process, which is faster; returns the names of the cells that ran."""
     names: list[str] = []
 
     def run_cell(arguments, log, device):
@@ -36,7 +36,7 @@ def started(monkeypatch) -> list[str]:
 
 
 def grid(tmp_path: Path, **parameters) -> Path:
-    """A sweep over the digits in a file of its own."""
+    """A sweep file over the digits."""
     content = yaml.safe_load(DIGITS.read_text()) | {"parameters": {k: {"values": v} for k, v in parameters.items()}}
     content["command"][3] = str(ROOT / "experiments" / "maskcon_digits.yaml")
     path = tmp_path / "grid.yaml"
@@ -133,7 +133,7 @@ def test_other_sweeps_are_refused(tmp_path, change, message, capsys):
 
 
 def test_infinity_null_and_commas_of_a_sweep_reach_the_configuration(tmp_path, capsys):
-    """The printed command goes through a shell as it stands."""
+    """The printed command can be run in a shell without changes."""
     values = {"model.tau": [math.inf], "model.optim.clip_each": [None], "run.paper": ["maskcon, Table 10"]}
     assert main(["sweep", str(grid(tmp_path, **values)), "--runs", str(tmp_path), "--dry_run"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
@@ -149,7 +149,7 @@ def test_infinity_null_and_commas_of_a_sweep_reach_the_configuration(tmp_path, c
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
-    """The first cell is an experiment with options that exist; the table that it names exists."""
+    """The first cell names an existing experiment, existing options and an existing table."""
     monkeypatch.chdir(ROOT)
     sweep = sweeps.read_sweep(file)
     assert sweep.name == yaml.safe_load(file.read_text())["name"] == file.stem

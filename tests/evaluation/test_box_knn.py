@@ -92,7 +92,7 @@ def test_box_knn_votes_are_golden():
 
 @pytest.mark.parametrize("at_once", [1, 7, 20, 100])
 def test_nearest_in_parts_equals_one_search(at_once):
-    """Each row of the bank is there twice, so that ties are between parts; a part may have fewer rows than k."""
+    """Each row of the bank occurs twice, so that there are ties between parts; a part may have fewer rows than k."""
     generator = torch.Generator().manual_seed(0)
     queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator).repeat(2, 1)
     for ours, whole in zip(nearest(queries, bank, 11, at_once=at_once), search(queries, bank, 11), strict=True):
@@ -145,7 +145,7 @@ def flsl(cub: Path, runs: Path, command: str, *flags: str) -> list[str]:
 
 @pytest.mark.ddp
 def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
-    """What training ends with, a test of its checkpoint gives on two processes, each of which asks for its share."""
+    """A test of the checkpoint on two processes gives the result at the end of training."""
     assert main(flsl(cub, tmp_path, "fit", "--trainer.max_epochs", "1", "--data.views.size", "32")) == 0
     fitted = tmp_path / "flsl_cub_small" / "run"
     command = flsl(cub, tmp_path, "test", "--ckpt_path", str(fitted), "--run.name", "several")

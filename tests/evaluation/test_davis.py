@@ -20,7 +20,7 @@ COLOURS = np.array([[128, 20, 20], [20, 200, 20], [20, 20, 200]], np.uint8)  # b
 
 
 class Colours(nn.Module):
-    """The mean colour of each 2 x 2 patch: the same colour is alike, another is not."""
+    """Mean colour of each 2 x 2 patch as its feature."""
 
     feature_info = ({"reduction": 2},)
 
@@ -33,7 +33,7 @@ def fractions(images):
 
 
 def make_video(root: Path, name: str, steps: tuple[int, int], frames: int = 6) -> None:
-    """Two squares on a plain ground that move by ``steps`` columns a frame."""
+    """Two squares on a plain background that move by ``steps`` columns per frame."""
     for folder in ("JPEGImages", "Annotations"):
         (root / folder / "480p" / name).mkdir(parents=True)
     for frame in range(frames):
@@ -126,7 +126,7 @@ def test_moving_objects_are_followed_and_saved(tmp_path):
 
 
 def test_objects_out_of_the_radius_are_lost(tmp_path):
-    """Only the first frame as a source and one patch of radius: squares that move by 2 patches a frame are left."""
+    """With the first frame as the only source and a radius of one patch, squares that move by 2 patches are lost."""
     root = make_davis(tmp_path, fast=(4, -4))
     near = options(root, radius=2)
     lost = options(root, frames=0, radius=1)
@@ -136,7 +136,7 @@ def test_objects_out_of_the_radius_are_lost(tmp_path):
 
 
 def test_first_frame_remains_a_source(tmp_path):
-    """Hidden for a frame, the objects are in no previous frame of the one that follows."""
+    """Objects that are hidden in one frame are found again from the first frame, not from the previous one."""
     root = make_davis(tmp_path, hidden=(0, 0))
     Image.new("RGB", (WIDTH, HEIGHT), tuple(COLOURS[0].tolist())).save(root / "JPEGImages/480p/hidden/00002.jpg")
     video = davis.video_of(str(root), "hidden")
@@ -265,7 +265,7 @@ def test_frame_size_is_that_of_dinos_code(frame, patch, expected):
 
 
 def test_frames_are_resized_bilinearly_without_smoothing(tmp_path):
-    """OpenCV's bilinear interpolation, which does not smooth: 4 columns of 128 become 2 of 64 between their centres."""
+    """OpenCV's bilinear interpolation without antialiasing: each of 64 columns is between two of 128."""
     columns = np.tile(np.array([0, 100, 40, 200], np.uint8), 64)
     Image.fromarray(np.repeat(np.tile(columns, (64, 1))[:, :, None], 3, axis=2)).save(tmp_path / "frame.png")
     pixels = []

@@ -41,7 +41,7 @@ def test_published_widths_of_the_last_four_blocks(name, width):
 
 
 def test_swin_follows_esvit():
-    """Each block's tokens averaged, the final normalisation on the last stage's alone."""
+    """Mean over the tokens of each block; final normalisation for blocks of the last stage only."""
     swin = network(SWIN)
     expected = []
     with torch.no_grad():

@@ -40,7 +40,7 @@ def voc(tmp_path_factory):
 
 
 def run(experiment: str, root, runs, name: str, *flags: str, command: str = "fit") -> int:
-    """One command in this process; a step is of 2 images, an epoch of 2 or 4 steps."""
+    """Run one command in this process; a step has 2 images, an epoch 2 or 4 steps."""
     training = () if command != "fit" else ("--checkpoint.every_n_train_steps", "1")
     return main(
         [
@@ -56,7 +56,7 @@ def run(experiment: str, root, runs, name: str, *flags: str, command: str = "fit
 
 
 def test_an_interrupted_run_resumes_bit_for_bit_and_a_test_repeats_its_numbers(coco, tmp_path):
-    """Cut after 3 of 5 steps, in the middle of an epoch of two; flips, sizes and regions are drawn at random."""
+    """Stopped after 3 of 5 steps, within an epoch of two; flips, sizes and regions are random."""
     assert run("detect_coco_fpn", coco, tmp_path, "whole", "--trainer.max_steps", "5") == 0
     assert run("detect_coco_fpn", coco, tmp_path, "cut", "--trainer.max_steps", "3") == 0
     whole, cut = tmp_path / "detect_coco_fpn" / "whole", tmp_path / "detect_coco_fpn" / "cut"
@@ -127,7 +127,7 @@ def test_commands_of_mls_ablations_resolve(line, monkeypatch):
 
 @pytest.mark.parametrize("chain", CHAINS[:2], ids=["tables_1_and_6", "ablation"])
 def test_chain_of_mls_ablations_runs_from_pretraining_to_the_comparison(chain, coco, tmp_path, monkeypatch, capsys):
-    """As written in the README, on tiny trees: each detector starts from the run that the line before made."""
+    """The commands of the README on tiny data: each detector starts from the run of the previous command."""
     monkeypatch.chdir(tmp_path)
     for folder in ("experiments", "configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
@@ -156,7 +156,7 @@ def test_chain_of_mls_ablations_runs_from_pretraining_to_the_comparison(chain, c
 
 
 def checkpoint(folder) -> str:
-    """One of MaskCon, whose teacher is not its student."""
+    """A checkpoint of MaskCon; teacher and student differ."""
     torch.manual_seed(1)
     method = MaskCon(RESNET, memory=8, dim=4, hidden=8, num_coarse=2)
     torch.nn.init.normal_(method.key.backbone.conv1.weight)
@@ -167,7 +167,7 @@ def checkpoint(folder) -> str:
 
 
 def trained(method: Detect, voc, **options) -> Detect:
-    """After one step."""
+    """A run of one step."""
     from fgssl.data.datasets import ALL
 
     data = DetectionData(ALL["voc0712"](str(voc), partial=True), batch_size=2, num_workers=0)

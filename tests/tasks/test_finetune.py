@@ -31,7 +31,7 @@ QUICK = Optim(name="adam", lr=3e-2, warmup=0, weight_decay=0)
 
 
 class Colours(DataSet):
-    """Images of four colours, a class each, 32 to train and 32 to test.
+    """Images of four colours, one class each; 32 training and 32 test images.
 
     With ``several``: a class in each of the four quarters of the image, 255 where the number of the image is odd.
     """
@@ -89,7 +89,7 @@ def measured(method: Finetune, datamodule: DataModule) -> dict[str, float]:
 
 
 def pretrained(tmp_path, **options) -> str:
-    """A checkpoint of MaskCon, written as a run writes it, whose backbone no seed of ours gives."""
+    """A checkpoint of MaskCon as a run writes it; its backbone differs from any initialisation in these tests."""
     torch.manual_seed(1)
     settings = {"backbone": BACKBONE, "memory": 8, "dim": 4, "hidden": 8, "num_coarse": 2}
     method = MaskCon(**(settings | options))
@@ -145,7 +145,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_statistics():
 
 
 def started(method: Finetune, datamodule: DataModule) -> dict[str, torch.Tensor]:
-    """The backbone at the first step: a learning rate that moves nothing."""
+    """The backbone at the first step, with a learning rate too small to change it."""
     method.optim = replace(QUICK, lr=1e-30)
     fit(method, datamodule, max_steps=1)
     return dict(method.backbone.named_parameters())

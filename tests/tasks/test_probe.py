@@ -39,7 +39,7 @@ def probe(backbone: Backbone = BACKBONE, **options) -> Probe:
 
 
 class Pixels(nn.Module):
-    """The identity: an image's pixels, one channel, each 4 x 4 of them averaged: the 8 x 8 that was published."""
+    """Pixels of one channel, averaged over 4 x 4: the published 8 x 8 digits."""
 
     num_features = 64
 
@@ -83,7 +83,7 @@ def weights(method: Probe) -> dict[str, torch.Tensor]:
 
 
 def test_features_computed_once_train_the_same_classifier():
-    """The views of the other are the plain one too: whole images of 8 px, no flip."""
+    """The run with augmentation uses the evaluation view too: whole images of 8 px, no flip."""
     once, each = probe(augment=False), probe(augment=True)
     fit(once, data(), epochs=3)
     calls = []
@@ -129,7 +129,7 @@ def test_features_are_scaled_to_unit_length_on_demand():
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """MaskCon's, whose teacher is not its student."""
+    """A checkpoint of MaskCon; teacher and student differ."""
     path = pretrained(tmp_path)
     saved = torch.load(path)
     state = saved["state_dict"]

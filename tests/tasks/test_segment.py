@@ -38,7 +38,7 @@ def ade(tmp_path_factory):
 
 
 def run(root, runs, name: str, *flags: str, command: str = "fit") -> int:
-    """One command in this process; an epoch is of 2 steps of 2 images."""
+    """Run one command in this process; an epoch has 2 steps of 2 images."""
     training = () if command != "fit" else ("--checkpoint.every_n_train_steps", "1")
     options = (
         "{embed_dim: 16, depth: 4, num_heads: 2, img_size: 32, patch_size: 8, class_token: false, global_pool: avg, "
@@ -57,7 +57,7 @@ def run(root, runs, name: str, *flags: str, command: str = "fit") -> int:
 
 
 def test_an_interrupted_run_resumes_bit_for_bit_and_a_test_repeats_its_numbers(ade, tmp_path):
-    """From FLSL's teacher. Cut after 3 of 5 steps, in the middle of an epoch; views and paths dropped are random."""
+    """From FLSL's teacher, stopped after 3 of 5 steps, within an epoch; views and DropPath are random."""
     start = ("--model.init_from", flsl(tmp_path), "--model.init_network", "teacher")
     start += ("--model.optim.schedule", "steps")  # which does not ask how long the run is
     assert run(ade, tmp_path, "whole", *start, "--trainer.max_steps", "5") == 0
@@ -103,7 +103,7 @@ def test_a_resnet_validates_predicts_masks_and_embeds_nothing(ade, tmp_path, cap
 
 
 def fitted(method: Segment, root, steps: int = 1, **options) -> dict[str, float]:
-    """Train, and score on the test rows."""
+    """Train and evaluate on the test rows."""
     settings = {"size": 32, "batch_size": 4, "num_workers": 0} | options
     data = SegmentationData(ALL["ade20k"](str(root), partial=True), **settings)
     trainer = tiny_trainer(max_epochs=-1, max_steps=steps)
@@ -137,7 +137,7 @@ def test_the_learning_rate_falls_in_a_line():
 
 
 def test_only_labelled_pixels_count():
-    """The mean over them; and a batch without any has no loss, which is not a loss that is not finite."""
+    """Mean over labelled pixels; the loss of a batch without any is 0, not NaN."""
     method = segment()
     images, masks = torch.randn(2, 3, 32, 32), torch.full((2, 32, 32), IGNORED, dtype=torch.uint8)
     numbers = torch.arange(2)
@@ -154,7 +154,7 @@ def test_only_labelled_pixels_count():
 
 
 def flsl(folder) -> str:
-    """A checkpoint of FLSL on the ViT of ``run``, whose teacher is not its student."""
+    """A checkpoint of FLSL with the ViT of ``run``; teacher and student differ."""
     torch.manual_seed(1)
     pretrained = FLSL(VIT, prototypes=8, hidden=8, bottleneck=4)
     torch.nn.init.normal_(pretrained.teacher.backbone.pos_embed)
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_network_is_refused(ade, tmp_path):
 
 
 def test_images_that_come_again_on_another_process_count_once():
-    """Three images on two processes: the first comes again at the end of the second's."""
+    """Three images on two processes: the first image is repeated to pad the second process."""
     masks = [torch.full((2, 2), label, dtype=torch.uint8) for label in (0, 1, 2)]
     total = torch.zeros(3, 3, dtype=torch.int64)
     for rank, shown in enumerate(([0, 1], [2, 0])):

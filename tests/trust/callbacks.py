@@ -31,7 +31,7 @@ class SpoilInput(Callback):
 
 
 class SpoilWeights(Callback):
-    """Puts a NaN into a weight after an epoch's last batch: a checkpoint comes before the loss that would show it."""
+    """Puts a NaN into a weight after the last batch of an epoch, before a checkpoint is written."""
 
     def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
         if trainer.is_last_batch and trainer.current_epoch == 1:
@@ -58,14 +58,14 @@ class KillWorker(Callback):
 
 
 class GpuFull(Callback):
-    """What torch raises when a GPU is full."""
+    """Raises torch's error for a full GPU."""
 
     def on_train_batch_start(self, trainer, method, batch, batch_idx):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 class Touch(Callback):
-    """Says in a file that training has begun."""
+    """Writes a file when training has begun."""
 
     def __init__(self, path: str):
         self.path = path

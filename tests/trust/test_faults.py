@@ -46,7 +46,7 @@ def test_steps_may_be_left_out_up_to_a_number_in_a_row(tmp_path, capsys):
 
 
 def test_a_step_that_was_left_out_changes_nothing(tmp_path):
-    """All of the second epoch left out: weights, teacher and memory are those after the first."""
+    """All steps of the second epoch are skipped: weights, teacher and memory are those after the first epoch."""
     first = ("--model.optim.name", "sgd", "--model.optim.momentum", "0", "--model.momentum", "1.0")
     flags = (*first, "--trainer.max_epochs", "1", *spoiled(*range(1, 8)), "--model.max_skips", "7")
     assert fit(tmp_path, *flags, "--model.optim.warmup", "0", "--trainer.max_steps", "8") == 0
@@ -81,7 +81,7 @@ def test_a_full_gpu_says_which_numbers_to_lower(tmp_path, capsys):
 
 
 def folder(tmp_path, classes: dict[str, int]):
-    """A labelled folder; each class has so many images in each part."""
+    """A labelled folder with the given numbers of images of each class."""
     for part in ("train", "test"):
         for name, count in classes.items():
             for number in range(count):
