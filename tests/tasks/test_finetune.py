@@ -195,7 +195,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
         ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "was not written by fgssl"),
         (
             {"state_dict": {"head.weight": torch.zeros(1)}, "method": "Other"},
-            "a checkpoint of Other, holds no",
+            "a checkpoint of Other, has no",
         ),
         ("damaged", "not a checkpoint that can be loaded safely"),
         (None, "--model.init_from: no checkpoint at"),
@@ -245,7 +245,7 @@ class Unlabelled(Colours):
 def test_rows_without_a_label_are_refused():
     dataset = Unlabelled()
     dataset.partial = True
-    with pytest.warns(UserWarning, match="classes without"), pytest.raises(UserError, match="label of each training"):
+    with pytest.warns(UserWarning, match="classes without"), pytest.raises(UserError, match="label for each training"):
         fit(finetune(), data(dataset))
 
 
