@@ -108,6 +108,12 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
     for share, printed in ((1.0, 81.45), (0.5, 76.44), (0.2, 63.70)):
         assert beside(runs.probe(run, config, share), "top1") == printed
     assert "label_proportion 100, the run 10" in beside(runs.probe(run, config, 0.1), "top1")
+    first = changed("cmd_cub", run__paper="cmd, Table I")  # has all labels only
+    assert "label_proportion 100, the run 20" in beside(runs.probe(runs.add("one", first), first, 0.2), "top1")
+    third = changed("cmd_cub", run__paper="cmd, Table III")  # retrieval, by the features of the method itself
+    assert not isinstance(beside(runs.probe(runs.add("three", third), third, 1.0), "recall@1"), float)
+    other = changed("cmd_cub", "cmd_ablations/table1_resnet50")
+    assert beside(runs.probe(runs.add("resnet", other), other, 1.0), "top1") == 76.38
 
 
 @pytest.mark.parametrize(

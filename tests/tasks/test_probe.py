@@ -272,38 +272,7 @@ def test_mistakes_are_named(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-# ---- beside the paper's numbers -------------------------------------------------------------------------------------
-
-
-def write_probe(root, *, fraction: float = 1.0, network: str = "swin_tiny_patch4_window7_224", **told):
-    folder = root / "cmd_cub" / f"{network}{fraction}"
-    folder.mkdir(parents=True)
-    part = {"images": 10, "classes": 5, "rows_hash": "rows"}
-    described = {"dataset": "cub", "split": "official", "label_fraction": fraction, "train": part, "test": part}
-    said = {"method": "Probe", "variant": "CMD", "seed": 0, "status": "finished", "epochs": 100, "data": described}
-    (folder / "results.json").write_text(json.dumps(said | {"metrics": {"test/top1": 0.5, "test/recall@1": 0.4}}))
-    model = {"class_path": "fgssl.methods.Probe", "init_args": {"backbone": {"name": network}}}
-    config = {"model": model, "run": {"paper": "cmd, Table I"} | told}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def test_a_probe_stands_beside_the_papers_probe_of_its_network_and_share(tmp_path):
-    from fgssl.report.published import published
-    from fgssl.report.runs import read_run
-
-    for number, (settings, metric, printed) in enumerate(
-        (
-            ({}, "top1", 0.8145),
-            ({"network": "resnet50.tv_in1k"}, "top1", 0.7638),
-            ({"paper": "cmd, Table V", "fraction": 0.2}, "top1", 0.6370),
-            ({"paper": "cmd, Table V", "fraction": 0.5}, "top1", 0.7644),
-            ({"fraction": 0.2}, "top1", None),  # Table I has all labels
-            ({"paper": "cmd, Table III"}, "recall@1", None),  # not the paper's retrieval, of another feature
-        )
-    ):
-        found = published(read_run(write_probe(tmp_path / str(number), **settings)), metric)
-        assert (found and found.value) == (printed and pytest.approx(printed)), settings
+# ---- in a comparison -------------------------------------------------------------------------------------------------
 
 
 def test_seeds_of_one_method_are_one_row_and_other_settings_another(tmp_path):
@@ -322,5 +291,5 @@ def test_seeds_of_one_method_are_one_row_and_other_settings_another(tmp_path):
     runs, _ = read_runs([str(tmp_path)])
     (table,), notes = compare(runs, ["top1"])
     probes = [row for row in table.rows if row.method == "Probe/MaskCon"]
-    assert sorted((len(row.runs), row.settings["probed.model.tau"]) for row in probes) == [(1, 0.5), (2, 0.1)]
+    assert sorted((len(row.runs), row.settings["start.model.tau"]) for row in probes) == [(1, 0.5), (2, 0.1)]
     assert not notes
