@@ -14,7 +14,7 @@ from fgssl.errors import UserError, did_you_mean
 from fgssl.report.published import Missing, Number, published
 from fgssl.report.runs import RunFolder
 
-DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5")
+DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5", "box_knn_top1", "ap_box", "ap_mask", "miou", "jf_mean")
 OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
 LOWER_IS_BETTER = ("spectral_decay",)
 KIND = ("model", "start.model")  # class of the run, and of the run that it starts from: they decide which options exist
@@ -120,8 +120,10 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
     tables = []
     for protocol, members in zip(protocols, groups.values(), strict=True):
         rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
-        rows = _ranked(_rows(members, metrics, notes), metrics)
-        tables.append(Comparison(protocol, tuple(metrics), rows, _differences(protocol, rivals)))
+        rows = _rows(members, metrics, notes)
+        measured = [metric for metric in metrics if any(row.cells[metric].values for row in rows)] or metrics
+        rows = _ranked(rows, measured)
+        tables.append(Comparison(protocol, tuple(measured), rows, _differences(protocol, rivals)))
     tables.sort(key=lambda t: (t.protocol["data set"], -sum(len(row.runs) for row in t.rows), t.title))
     names = [table.protocol["data set"] for table in tables]
     notes += [
