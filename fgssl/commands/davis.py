@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from fgssl.data.augment import normalise
     from fgssl.report.summary import print_summary
     from fgssl.run import provenance, write_json
 
@@ -43,15 +43,14 @@ def main(argv: list[str]) -> int:
     config = network_configuration(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build(config, args).to(device).eval()
-    data = config.get("data") or {}
-    mean, std = tuple(data.get("mean") or IMAGENET_MEAN), tuple(data.get("std") or IMAGENET_STD)
+    mean, std = mean_and_std(config)
 
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return normalise(images.to(device).float().div_(255), mean, std)
 
     figures = evaluate(network, options, prepare)
     results = {
-        "experiment": "davis", "run": folder.name, "method": name_of(args), "dataset": "davis2017", "seed": 0,
+        "experiment": "davis", "run": folder.name, "method": method_of(config, args), "dataset": "davis2017", "seed": 0,
         "status": "finished", "metrics": {f"test/{name}": value for name, value in figures.items()},
         "ckpt_path": args.ckpt_path, "data": described(options), "duration_s": round(time.time() - began, 1),
         **provenance(),
@@ -119,6 +118,17 @@ def name_of(args: argparse.Namespace) -> str:
     return (path.parent.parent if path.suffix == ".ckpt" else path).name + (f"_{args.network}" if args.network else "")
 
 
+def method_of(config: dict[str, Any], args: argparse.Namespace) -> str:
+    """Name of the network in tables: ``Frozen`` for a public one, ``FLSL``, ``DINO (student)``."""
+    from fgssl.report.runs import run_of
+
+    if args.model:
+        return "Frozen"
+    run = run_of(args.ckpt_path)
+    name = run.method if run else str(config["model"]["class_path"]).rsplit(".", 1)[-1]
+    return name + (f" ({args.network})" if args.network else "")
+
+
 def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """The network with its weights, for images of any size."""
     from fgssl.checkpoint import load_backbone
@@ -130,6 +140,17 @@ def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     network = of_any_size(replace(backbone, pretrained=False, weights=None))
     load_backbone(network, args.ckpt_path, args.network, option="--ckpt_path")
     return network
+
+
+def mean_and_std(config: dict[str, Any]) -> Any:
+    """Channel means and deviations of a configuration; in place of null, those of its starting weights."""
+    from fgssl.data.normalisation import normalisation
+    from fgssl.nn.backbones import Backbone
+
+    data = config.get("data") or {}
+    mean, std = data.get("mean"), data.get("std")
+    known = mean and std  # a run's own: its starting weights need not be there any more
+    return normalisation(mean, std, None if known else Backbone(**backbone_of(config["model"])).normalisation())
 
 
 def described(options: Davis) -> dict[str, Any]:

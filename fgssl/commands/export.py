@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty. Choose another folder with --out.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    args.formats = args.formats or ["timm", "torch", *(() if missing else ("onnx",))]
     if "onnx" in args.formats and missing:
         raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'fgssl[export]', or --formats timm torch.")
 
@@ -97,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     add_network_flags(parser)
     parser.add_argument("--out", metavar="FOLDER", help="default <run>/export, or export/NAME for a public network")
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=["timm", "torch", "onnx"],
+        "--formats", nargs="+", choices=FORMATS,
         help="timm: weights of the backbone; torch: torch.export program; onnx: ONNX graph; moco: checkpoint in the "
-        "format of MoCo v2; default timm torch onnx",
+        "format of MoCo v2; default timm torch, and onnx where fgssl[export] is installed",
     )  # fmt: skip
     return parser
 

@@ -14,9 +14,10 @@ from fgssl.errors import UserError, did_you_mean
 from fgssl.report.published import Missing, Number, published
 from fgssl.report.runs import RunFolder
 
-DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5")
+DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5", "box_knn_top1", "ap_box", "ap_mask", "miou", "jf_mean")
 OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
 LOWER_IS_BETTER = ("spectral_decay",)
+KIND = ("model", "start.model")  # class of the run, and of the run that it starts from: they decide which options exist
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Row:
     @property
     def label(self) -> str:
         """Method and settings, for pictures."""
-        return " ".join([self.method, *(f"{_leaf(name)}={value}" for name, value in self.settings.items())])
+        return " ".join([self.method, *(f"{leaf(name)}={value}" for name, value in self.settings.items())])
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
     tables = []
     for protocol, members in zip(protocols, groups.values(), strict=True):
         rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
-        rows = _ranked(_rows(members, metrics, notes), metrics)
-        tables.append(Comparison(protocol, tuple(metrics), rows, _differences(protocol, rivals)))
+        rows = _rows(members, metrics, notes)
+        measured = [metric for metric in metrics if any(row.cells[metric].values for row in rows)] or metrics
+        rows = _ranked(rows, measured)
+        tables.append(Comparison(protocol, tuple(measured), rows, _differences(protocol, rivals)))
     tables.sort(key=lambda t: (t.protocol["data set"], -sum(len(row.runs) for row in t.rows), t.title))
     names = [table.protocol["data set"] for table in tables]
     notes += [
@@ -143,19 +146,37 @@ def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list
 
 def _rows(runs: list[RunFolder], metrics: list[str], notes: list[str]) -> list[Row]:
     """One row for each configuration."""
+    kinds: dict[tuple, list[RunFolder]] = {}
+    for run in runs:
+        kinds.setdefault((run.method, *(run.settings.get(name) for name in KIND)), []).append(run)
     rows = []
-    for method in dict.fromkeys(run.method for run in runs):
+    for (method, *_), members in kinds.items():
         kin = [run for run in runs if run.method == method]
-        names = _comparable(kin, notes)
-        groups: dict[tuple, list[RunFolder]] = {}
-        for run in kin:
-            groups.setdefault(tuple(repr(run.settings.get(name)) for name in names), []).append(run)
-        configurations = [_one_a_seed(members, notes) for members in groups.values()]
-        telling = _telling([members[0] for members in configurations], names)
-        for members in configurations:
-            settings = {name: members[0].settings.get(name) for name in telling}
-            cells = {metric: _cell(members, metric) for metric in metrics}
-            rows.append(Row(method, _backbone(members[0]), settings, members, cells))
+        differing = [name for name in KIND if len({run.settings.get(name) for run in kin}) > 1]
+        rows += _rows_of_kind(members, differing, metrics, notes)
+    return rows
+
+
+def _rows_of_kind(runs: list[RunFolder], differing: list[str], metrics: list[str], notes: list[str]) -> list[Row]:
+    """The rows of runs that have the same options.
+
+    Args:
+        runs: of one method, one class and one start.
+        differing: options in which they differ from other runs of the method.
+        metrics: the columns.
+        notes: messages, extended in place.
+    """
+    names = _comparable(runs, notes)
+    groups: dict[tuple, list[RunFolder]] = {}
+    for run in runs:
+        groups.setdefault(tuple(repr(run.settings.get(name)) for name in names), []).append(run)
+    configurations = [_one_a_seed(members, notes) for members in groups.values()]
+    telling = [*differing, *_telling([members[0] for members in configurations], names)]
+    rows = []
+    for members in configurations:
+        settings = {name: members[0].settings.get(name) for name in telling}
+        cells = {metric: _cell(members, metric) for metric in metrics}
+        rows.append(Row(members[0].method, _backbone(members[0]), settings, members, cells))
     return rows
 
 
@@ -244,9 +265,9 @@ def _score(row: Row, metric: str) -> float:
     return -mean if metric in LOWER_IS_BETTER else mean
 
 
-def _leaf(option: str) -> str:
-    """Last part of an option's name: ``lr`` of ``model.optim.lr``."""
-    return option.rsplit(".", 1)[-1]
+def leaf(option: str) -> str:
+    """Last part of an option's name: ``lr`` of ``model.optim.lr``; ``start`` of ``start.model``."""
+    return "start" if option == "start.model" else option.rsplit(".", 1)[-1]
 
 
 def sources(rows: Iterable[Row]) -> list[str]:

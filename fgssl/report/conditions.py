@@ -53,8 +53,11 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "maskcon"}, {"batch": 128, "image size": 224, "stem": "7x7", "tau0": 0.1, "init": "imagenet"}),
     ({"paper": "maskcon", "dataset": ("cifar10toy", "cifar100")}, {"image size": 32, "stem": "3x3"}),
     ({"paper": "maskcon", "dataset": "imagenet32"}, {"image size": 32, "stem": "3x3", "batch": 256}),
+    ({"paper": "maskcon"}, {"dimension": 128, "memory": 8192}),
+    ({"paper": "maskcon", "dataset": "imagenet32"}, {"memory": 16_384}),  # of the released command
     # OBD-SD, section 5.1; batches of 112 images are those of its released code
     ({"paper": "obd_sd"}, {"batch": 112, "image size": 224, "init": "imagenet", "lr_schedule": "no"}),
+    ({"paper": "obd_sd"}, {"images a class": 2, "replacement": "yes", "temperature": 1}),  # the draw: released code
     ({"paper": "obd_sd", "method": OBDSD + PSD}, {"dynamic_weight": "yes"}),
     ({"paper": "obd_sd", "method": OBDSD}, {"diffusion": "batch"}),
     ({"paper": "obd_sd", "method": OBDSD + PSD, "dataset": "cub"}, {"lambda": 1000}),
@@ -79,7 +82,9 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     # MLS, supplement A.2; a batch of 256 is implied by the learning rate
     ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"batch": 256, "image size": 224}),
     ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"init": "none"}),
+    ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"temperature": 0.2}),
     ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"k": 20, "dictionary": "both", "lambda": 0.5}),
+    ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"reduction": "mean", "memory": 4096}),
 )  # fmt: skip
 
 # Conditions written in words, as the facts below have them.
@@ -250,6 +255,8 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "gallery": lambda e: e.run.results.get("gallery", "evaluated"),
     "label_proportion": lambda e: 100 * e.data.get("label_fraction", 1),
     "noise": lambda e: e.data.get("label_noise", 0),
+    "memory": option("model.memory"),
+    "temperature": lambda e: e.config.get("model.distillation.tau", e.config.get("model.tau")),
     # MaskCon
     "w": option("model.weight"),
     "tau": option("model.tau"),
@@ -257,6 +264,8 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     # OBD-SD
     "beta": option("model.dml_loss.beta"),
     "sampling": lambda e: SAMPLING.get(str(e.config.get("model.miner")), e.config.get("model.miner")),
+    "images a class": option("data.images_per_class"),
+    "replacement": option("data.replacement"),
     "dynamic_weight": option("model.distillation.dynamic"),
     "diffusion": option("model.distillation.manifold"),
     "neighbours": option("model.distillation.neighbours"),
@@ -281,6 +290,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     # MLS
     "k": option("model.k"),
     "dictionary": option("model.dictionary"),
+    "reduction": option("model.reduction"),
     # tasks on top of a trained method
     "pretrain": _pretraining_data,
     "detector": _detector,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fgssl.errors import UserError, did_you_mean
 from fgssl.report.conditions import Row, letters, settings, task_of, unmet
-from fgssl.report.runs import RunFolder
+from fgssl.report.runs import TASKS, RunFolder
 
 NAMES = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBD-SD"}
 METRICS: dict[str, tuple[str, ...]] = {"rank1": ("recall@1",), "rank5": ("recall@5",)}  # CMD's names for the same
@@ -132,7 +132,7 @@ def metrics_of(row: Row) -> tuple[str, ...]:
 def _task(run: RunFolder) -> str | None:
     """The task that a run is, on top of a trained method; None of a method."""
     method = run.origin.results["method"]
-    return method if method in ("Probe", "Finetune", "Detect", "Segment") else None
+    return method if method in TASKS else None
 
 
 def _source(row: Row) -> str:

@@ -29,19 +29,19 @@ TRAINING = (
 
 # Options that may hold the checkpoint or run folder of another run.
 STARTS = ("model.init_from", "model.backbone.weights")
+TASKS = ("Probe", "Finetune", "Detect", "Segment")  # what is done with a trained method
 
 
 def label(method: str, variant: str | None) -> str:
     """Name of a method in tables: ``MaskCon``, or ``MaskCon/grafit`` for a variant.
 
-    A variant with a capital letter is the name of a published method and stands alone: ``DINO``, ``MS+OBD-SD``. A probe
-    keeps its name before that of the probed method: ``Probe/DINO``.
+    A variant with a capital letter is the name of a published method and stands alone: ``DINO``, ``MS+OBD-SD``. A task
+    keeps its own name: ``Probe/DINO``.
     """
     if not variant or variant.lower() == method.lower():
         return method
-    if method == "Probe":
-        return f"{method}/{variant}"
-    return variant if variant != variant.lower() else f"{method}/{variant}"
+    alone = variant != variant.lower() and method not in TASKS
+    return variant if alone else f"{method}/{variant}"
 
 
 def public_label(name: str, pretrained: bool, weights: str | None = None, whose: str | None = None) -> str:

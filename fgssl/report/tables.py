@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.compare import Cell, Comparison, Row, missing, sources
+from fgssl.report.compare import Cell, Comparison, Row, leaf, missing, sources
 from fgssl.report.published import PLAIN
 
 COUNTS = ("queries_without_match",)
@@ -44,7 +44,7 @@ FACTS = ("settings", "backbone", "epochs")  # columns if the rows differ, else p
 
 
 def _facts(row: Row) -> dict[str, str]:
-    settings = " ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in row.settings.items())
+    settings = " ".join(f"{leaf(name)}={value}" for name, value in row.settings.items())
     return {"settings": settings, "backbone": row.backbone, "epochs": "-" if row.epochs is None else str(row.epochs)}
 
 

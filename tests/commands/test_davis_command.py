@@ -1,11 +1,13 @@
 """``fgssl davis`` from a checkpoint of ours and of a public network, on a made copy of DAVIS."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 
 from fgssl.cli.main import main
+from fgssl.commands.davis import mean_and_std
 from tests.evaluation.test_davis import make_davis
 from tests.methods.runs import arguments
 
@@ -36,8 +38,13 @@ def test_davis_of_teacher_and_student_of_a_checkpoint(root, tmp_path, capsys):
     assert "jf_mean" in capsys.readouterr().out
     assert main(["davis", *checkpoint, "--root", str(root), *SMALL]) == 2  # nothing is overwritten
     assert "already contains a result" in capsys.readouterr().err
-    assert main(["compare", str(tmp_path / "davis"), "--metric", "jf_mean"]) == 0
-    assert "davis2017" in capsys.readouterr().out
+    public = ["--model", "timm/test_resnet", "--pretrained", "false", "--run.root", str(tmp_path)]
+    assert main(["davis", *public, "--root", str(root), *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "davis"), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {row["metric"] for row in rows} == {"jf_mean"}
+    assert {row["method"] for row in rows} == {"FLSL", "FLSL (student)", "timm/test_resnet (random weights)"}
 
 
 def test_davis_of_a_public_network(root, tmp_path):
@@ -45,6 +52,14 @@ def test_davis_of_a_public_network(root, tmp_path):
     assert main([*flags, "--root", str(root), *SMALL, "--save", str(tmp_path / "masks")]) == 0
     assert 0 <= metrics(tmp_path, "test_resnet_random")["test/j_mean"] <= 1
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 12
+
+
+def test_null_is_the_normalisation_of_the_starting_weights():
+    backbone = {"name": "test_resnet", "pretrained": True}  # timm's weights of it take mean and deviation 0.5
+    config = {"data": {"mean": None}, "model": {"class_path": "MaskCon", "init_args": {"backbone": backbone}}}
+    assert mean_and_std(config) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    config["data"] = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert mean_and_std(config) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 
 
 def test_davis_refuses_missing_network_and_missing_data(root, tmp_path, capsys):

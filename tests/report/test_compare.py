@@ -24,7 +24,7 @@ def write_run(
     """A run folder as ``fgssl fit`` leaves it; ``options`` are the model's."""
     folder = root / "maskcon_cars" / name
     folder.mkdir(parents=True)
-    options = {"variant": "maskcon", "weight": 1.0, "tau": 0.1, "tau0": 0.1} | options
+    options = {"variant": "maskcon", "weight": 1.0, "tau": 0.1, "tau0": 0.1, "dim": 128, "memory": 8192} | options
     options = {"backbone": {"name": "resnet18", "pretrained": True}} | options
     described = {"dataset": "cars", "split": "official", "val_fraction": 0.0, "label_fraction": 1.0, "label_noise": 0.0}
     described |= {"seed": 0, "flipped": 0, "flipped_hash": "e3b0c442"}
@@ -190,6 +190,36 @@ def write_evaluation(root: Path, of: Path, checkpoint: str = "last.ckpt", **opti
     (folder / "results.json").write_text(json.dumps(said))
     (folder / "metrics.csv").unlink()
     return folder
+
+
+def write_task(root: Path, name: str, task: str, variant: str | None = None, **options) -> Path:
+    """A run folder of a task; ``options`` are the model's."""
+    folder = write_run(root, name, results={"method": task, "variant": variant}, metrics={"test/top1": 0.5})
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"] = {"class_path": f"fgssl.tasks.{task}", "init_args": options}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_a_probe_has_its_own_row_and_unites_no_others(tmp_path):
+    run = write_run(tmp_path, "a", variant="SupCE")
+    write_run(tmp_path, "b", variant="SupCE", tau=0.5)
+    write_task(tmp_path, "a_probe", "Probe", "SupCE", init_from=str(run))
+    runs, _ = read_runs([str(tmp_path)])
+    (table,), notes = compare(runs, ["top1", "recall@1"])
+    assert sorted(row.label for row in table.rows) == ["Probe/SupCE", "SupCE tau=0.1", "SupCE tau=0.5"]
+    assert not notes
+
+
+def test_a_task_on_a_run_and_one_on_a_file_are_two_rows(tmp_path):
+    run, network = write_run(tmp_path, "a"), {"name": "resnet18", "pretrained": False}
+    write_task(tmp_path, "ours", "Finetune", init_from=str(run), backbone=network)
+    write_task(tmp_path, "file", "Finetune", init_from=None, backbone=network | {"weights": "moco.pth"})
+    runs, _ = read_runs([str(tmp_path)])
+    (table,), notes = compare(runs, ["top1"])
+    rows = sorted(row.label for row in table.rows if row.method == "Finetune")
+    assert rows == ["Finetune start=MaskCon", "Finetune start=None"]
+    assert not notes
 
 
 def test_a_run_stands_before_an_evaluation_of_it(tmp_path):

@@ -71,6 +71,31 @@ def test_coins_at_another_weight_has_no_printed_number(runs):
     assert beside(one, "recall@1") == "MaskCon, Table 2, CoIns: the row has w 0.5, the run 1"
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data__replacement": False}, "replacement yes, the run False"),
+        ({"data__images_per_class": 4}, "images a class 2, the run 4"),
+        ({"model__distillation__tau": 0.1}, "temperature 1, the run 0.1"),
+    ],
+)
+def test_draw_and_temperature_of_obd_sd_are_conditions(change, reason, runs):
+    assert reason in beside(runs.add("run", changed("obd_sd_cub", run__paper="obd_sd, Table 1", **change)), "recall@1")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model__reduction": "balanced"}, "reduction mean, the run balanced"),
+        ({"model__tau": 0.1}, "temperature 0.2, the run 0.1"),
+        ({"model__memory": 65536}, "memory 4096, the run 65536"),
+    ],
+)
+def test_reduction_temperature_and_dictionary_of_mls_are_conditions(change, reason, runs):
+    run = runs.add("run", changed("mls_coco", **change))
+    assert reason in beside(runs.task(run, "detect_coco_fpn", run__paper="mls, Table 1"), "ap_box")
+
+
 def test_detector_has_the_number_of_the_method_that_it_starts_from(runs):
     mls, moco = (runs.add(name, changed(name, trainer__max_epochs=800)) for name in ("mls_coco", "mocov2_coco"))
     assert beside(runs.task(mls, "detect_voc0712"), "ap_box") == 55.0
@@ -108,6 +133,12 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
     for share, printed in ((1.0, 81.45), (0.5, 76.44), (0.2, 63.70)):
         assert beside(runs.probe(run, config, share), "top1") == printed
     assert "label_proportion 100, the run 10" in beside(runs.probe(run, config, 0.1), "top1")
+    first = changed("cmd_cub", run__paper="cmd, Table I")  # has all labels only
+    assert "label_proportion 100, the run 20" in beside(runs.probe(runs.add("one", first), first, 0.2), "top1")
+    third = changed("cmd_cub", run__paper="cmd, Table III")  # retrieval, by the features of the method itself
+    assert not isinstance(beside(runs.probe(runs.add("three", third), third, 1.0), "recall@1"), float)
+    other = changed("cmd_cub", "cmd_ablations/table1_resnet50")
+    assert beside(runs.probe(runs.add("resnet", other), other, 1.0), "top1") == 76.38
 
 
 @pytest.mark.parametrize(
@@ -120,6 +151,8 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
         ({"model__tau": 0.5}, "tau 0.1, the run 0.5"),
         ({"trainer__limit_train_batches": 10}, "training batches all, the run 10"),
         ({"data__protocol__val_fraction": 0.1}, "held out 0, the run 0.1"),
+        ({"model__memory": 1024}, "memory 8192, the run 1024"),
+        ({"model__dim": 64}, "dimension 128, the run 64"),
         ({"model__backbone__options": {"layers": [1, 1, 1, 1]}}, "network resnet18, the run resnet18 with layers"),
     ],
 )

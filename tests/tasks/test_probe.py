@@ -272,7 +272,7 @@ def test_mistakes_are_named(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-# ---- beside the paper's numbers -------------------------------------------------------------------------------------
+# ---- in a comparison -------------------------------------------------------------------------------------------------
 
 
 def test_seeds_of_one_method_are_one_row_and_other_settings_another(tmp_path):
