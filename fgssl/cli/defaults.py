@@ -12,7 +12,8 @@ import fgssl.tasks  # noqa: F401  (import registers the short names of the class
 from fgssl.checkpoint import checkpoint_file
 from fgssl.cli.compose import class_of
 from fgssl.data.normalisation import difference, normalisation
-from fgssl.methods.base import Method, method_class
+from fgssl.methods.base import Method
+from fgssl.methods.registry import method_class
 from fgssl.nn.backbones import Backbone
 from fgssl.nn.weights import normalisation_of
 

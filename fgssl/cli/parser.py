@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
@@ -13,7 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from fgssl.data.datasets import ALL
 from fgssl.data.views import Views
 from fgssl.errors import UserError, did_you_mean
-from fgssl.methods.base import Method, subclasses
+from fgssl.methods.base import Method
+from fgssl.methods.registry import known_methods, subclasses
 from fgssl.nn.dml import Spec
 
 # Otherwise the parser would read the mapping of a Spec as a class and require its full import path.
@@ -84,13 +86,14 @@ def sentence(message: str) -> str:
 
 def classes_at(place: str) -> set[str]:
     """Short names of the classes that an option such as ``data.views`` accepts."""
-    base = {"model": Method, "data.views": Views, "trainer.callbacks": Callback}.get(place)
-    if place == "data.dataset":
-        return {cls.__name__ for cls in ALL.values()}
-    if base is None:
-        return set()
-    ours = {cls for cls in subclasses(base) if not cls.__module__.startswith(("lightning", "pytorch_lightning"))}
-    return {cls.__name__ for cls in ours if base is not Method or cls.step is not Method.step}  # type: ignore[attr-defined]
+    accepted: dict[str, Iterable[type]] = {
+        "model": known_methods().values(),
+        "data.dataset": ALL.values(),
+        "data.views": subclasses(Views),
+        "trainer.callbacks": subclasses(Callback),
+    }
+    lightnings = ("lightning", "pytorch_lightning")
+    return {cls.__name__ for cls in accepted.get(place, ()) if not cls.__module__.startswith(lightnings)}
 
 
 def unknown_option(message: str) -> str | None:

@@ -184,7 +184,7 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
         UserError: there is no such method, or its constructor has no ``backbone``.
     """
     from fgssl.cli.defaults import backbone_default
-    from fgssl.methods.base import method_class
+    from fgssl.methods.registry import method_class
 
     method = method_class(str(model.get("class_path")))
     default = backbone_default(method)

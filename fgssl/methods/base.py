@@ -4,7 +4,6 @@ A subclass builds its networks in ``__init__`` and implements ``step`` and ``emb
 ``teachers`` and ``teacher_momentum``; with a memory it fills ``StepResult.enqueue`` and implements ``prefill``.
 """
 
-import importlib
 import math
 import os
 from typing import Any, Literal, NamedTuple
@@ -25,7 +24,7 @@ from fgssl.data.datamodule import DataModule
 from fgssl.data.draws import seed_of
 from fgssl.data.views import Crop
 from fgssl.distributed import any_rank
-from fgssl.errors import UserError, did_you_mean
+from fgssl.errors import UserError
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
@@ -342,34 +341,3 @@ def first_backbone(module: nn.Module) -> nn.Module | None:
         if hasattr(part, "forward_features") and hasattr(part, "num_features"):
             return part
     return None
-
-
-def method_class(class_path: str) -> type[Method]:
-    """Class of a method or task.
-
-    Args:
-        class_path: short name of an imported class (``MaskCon``), or dotted path, which is imported
-            (``my_package.SimCLR``).
-
-    Raises:
-        UserError: there is no such class, or it is not a subclass of ``Method``.
-    """
-    package, _, name = class_path.rpartition(".")
-    if package:
-        try:
-            found = getattr(importlib.import_module(package), name)
-        except (ImportError, AttributeError) as fault:
-            raise UserError(f"model: '{class_path}' cannot be imported ({fault}).") from fault
-        if not (isinstance(found, type) and issubclass(found, Method)):
-            raise UserError(f"model: '{class_path}' is not a subclass of fgssl.Method.")
-        return found
-    known = {cls.__name__: cls for cls in subclasses(Method) if cls.step is not Method.step}  # no abstract class
-    if name not in known:
-        raise UserError(f"model: unknown class '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
-    return known[name]
-
-
-def subclasses(cls: type) -> set[type]:
-    """All imported subclasses, direct and indirect."""
-    direct: set[type] = set(cls.__subclasses__())
-    return direct.union(*(subclasses(sub) for sub in direct))

@@ -19,7 +19,8 @@ from fgssl.data.datasets import ALL
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Views
 from fgssl.loggers import Wandb
-from fgssl.methods.base import Method, subclasses
+from fgssl.methods.base import Method
+from fgssl.methods.registry import subclasses
 from fgssl.run import Run
 
 METHODS = sorted((cls for cls in subclasses(Method) if cls.__module__.startswith("fgssl.")), key=lambda c: c.__name__)
