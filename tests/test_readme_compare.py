@@ -26,7 +26,6 @@ SHORT = {
     "fit": [*SMALL, "--trainer.max_steps", "1"],
     "test": SMALL,
     "embed": ["--retrieval.grid", "0", "--trainer.enable_progress_bar", "false"],
-    "export": ["--formats", "timm"],
     "sweep": ["--dry_run"],
 }
 
