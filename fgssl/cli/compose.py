@@ -167,7 +167,10 @@ def _merge(config: dict[str, Any], update: dict[str, Any]) -> None:
 
 # ---- the command line ------------------------------------------------------------------------------------------------
 
-NUMBERS = {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+NUMBERS = {
+    "inf": math.inf, "+inf": math.inf, "-inf": -math.inf, "nan": math.nan,
+    "Infinity": math.inf, "-Infinity": -math.inf,  # JSON's names, as in a sweep that came from W&B
+}  # fmt: skip
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -18,8 +18,9 @@ def model(flags: list[str], **arguments) -> dict:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("null", None), ("inf", math.inf), (".inf", math.inf), ("-inf", -math.inf), ("1e-3", 1e-3), ("3", 3),
-     ("true", True), ("[1, 2]", [1, 2]), ("{a: 1}", {"a": 1}), ("grafit", "grafit"), ("a: b: c", "a: b: c")],
+    [("null", None), ("inf", math.inf), (".inf", math.inf), ("-inf", -math.inf), ("Infinity", math.inf),
+     ("1e-3", 1e-3), ("3", 3), ("true", True), ("[1, 2]", [1, 2]), ("{a: 1}", {"a": 1}),
+     ("grafit", "grafit"), ("a: b: c", "a: b: c")],
 )  # fmt: skip
 def test_value_of_a_flag_is_yaml_or_inf(text, value):
     assert model(["--model.x", text]) == {"x": value}
