@@ -130,6 +130,30 @@ TORCHVISION = (  # ResNets have timm's names
             (r"\.block\.5\.", ".mlp.fc2."),
         ),
     ),
+    Family(
+        sign=r"^features\.1\.0\.block\.1\.fc1\.",  # EfficientNet B0 to B7: the first stage does not expand
+        names=(
+            (r"^features\.0\.0\.", "conv_stem."),
+            (r"^features\.0\.1\.", "bn1."),
+            (r"^features\.8\.0\.", "conv_head."),
+            (r"^features\.8\.1\.", "bn2."),
+            *((rf"^features\.{stage + 1}\.", f"blocks.{stage}.") for stage in range(7)),
+            (r"^(blocks\.0\.\d+)\.block\.0\.0\.", r"\1.conv_dw."),
+            (r"^(blocks\.0\.\d+)\.block\.0\.1\.", r"\1.bn1."),
+            (r"^(blocks\.0\.\d+)\.block\.1\.", r"\1.se."),
+            (r"^(blocks\.0\.\d+)\.block\.2\.0\.", r"\1.conv_pw."),
+            (r"^(blocks\.0\.\d+)\.block\.2\.1\.", r"\1.bn2."),
+            (r"\.block\.0\.0\.", ".conv_pw."),
+            (r"\.block\.0\.1\.", ".bn1."),
+            (r"\.block\.1\.0\.", ".conv_dw."),
+            (r"\.block\.1\.1\.", ".bn2."),
+            (r"\.block\.2\.", ".se."),
+            (r"\.block\.3\.0\.", ".conv_pwl."),
+            (r"\.block\.3\.1\.", ".bn3."),
+            (r"\.se\.fc1\.", ".se.conv_reduce."),
+            (r"\.se\.fc2\.", ".se.conv_expand."),
+        ),
+    ),
 )
 
 
@@ -322,7 +346,8 @@ def _torchvision_hint(found: Found) -> str:
     """A sentence on the families of torchvision that are converted, for a file of another family."""
     if not any(fault.startswith("features.") for fault in found.faults):
         return ""
-    return " Of torchvision's names that differ from timm's, those of ViT, Swin and ConvNeXt are known."
+    known = "ViT, Swin, ConvNeXt and EfficientNet B0 to B7"
+    return f" Of torchvision's names that differ from timm's, those of {known} are known."
 
 
 def _some(names: list[str]) -> str:

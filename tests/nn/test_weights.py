@@ -226,6 +226,7 @@ TV = {  # torchvision's network without its classifier, ours of the same sizes, 
         Backbone("convnext_tiny", options={"depths": [2, 1, 1, 1], "dims": [8, 12, 16, 24]}),
         64,
     ),
+    "efficientnet": (lambda: torchvision.models.efficientnet_b0(), Backbone("efficientnet_b0"), 64),
 }  # fmt: skip
 LAST = [CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 1)]
 
@@ -236,7 +237,7 @@ def test_torchvisions_networks_give_torchvisions_features(family, tmp_path):
     torch.manual_seed(0)
     theirs = make()
     torch.save(theirs.state_dict(), tmp_path / "file.pth")
-    for name in ("fc", "heads", "head"):
+    for name in ("fc", "heads", "head", *(["classifier"] if family == "efficientnet" else [])):
         if hasattr(theirs, name):
             setattr(theirs, name, torch.nn.Identity())
     if family == "convnext":
@@ -350,8 +351,8 @@ def test_a_file_that_fits_nothing_is_refused_with_the_two_nearest_layouts(tmp_pa
 
 
 def test_torchvisions_families_with_other_names_are_named(tmp_path):
-    state = {"features.0.0.weight": torch.zeros(1), "features.1.0.block.0.0.weight": torch.zeros(1)}
-    assert "torchvision's names that differ" in refusal(tmp_path / "efficientnet", state, Backbone("efficientnet_b0"))
+    state = {"features.0.0.weight": torch.zeros(1), "features.1.conv.0.0.weight": torch.zeros(1)}
+    assert "torchvision's names that differ" in refusal(tmp_path / "mobilenet", state, Backbone("mobilenetv2_100"))
 
 
 class Trap:
