@@ -17,8 +17,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-import fgssl.methods
-import fgssl.tasks  # noqa: F401
 from fgssl.callbacks.best_on_test import BestOnTest  # noqa: F401  (makes the callbacks' short names known)
 from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401
 from fgssl.callbacks.collapse import Collapse  # noqa: F401

@@ -142,9 +142,14 @@ def _choose_class(section: dict[str, Any], name: str) -> None:
     section["class_path"] = name
 
 
+def network_of(name: str) -> str:
+    """Name of a timm network without its pretrained tag: ``resnet18`` for ``resnet18.tv_in1k``."""
+    return name.partition(".")[0]
+
+
 def _leave_options(backbone: dict[str, Any], name: str) -> None:
     """Remove ``options`` of a backbone if ``name`` is another network; another pretrained tag does not count."""
-    if "options" in backbone and name.partition(".")[0] != str(backbone.get("name", name)).partition(".")[0]:
+    if "options" in backbone and network_of(name) != network_of(str(backbone.get("name", name))):
         del backbone["options"]
 
 

@@ -10,7 +10,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 import fgssl.methods
 import fgssl.tasks  # noqa: F401  (import registers the short names of the classes)
 from fgssl.checkpoint import checkpoint_file
-from fgssl.cli.compose import class_of
+from fgssl.cli.compose import class_of, network_of
 from fgssl.data.normalisation import difference, normalisation
 from fgssl.methods.base import Method
 from fgssl.methods.registry import method_class
@@ -56,7 +56,7 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
     if (
         own is not None
         and isinstance(chosen, dict)
-        and network(chosen.get("name", own["name"])) != network(own["name"])
+        and network_of(chosen.get("name", own["name"])) != network_of(own["name"])
     ):
         chosen.setdefault("options", {})
     return config
@@ -76,11 +76,6 @@ def backbone_default(method: type[Method]) -> dict[str, Any] | None:
     if parameter is None or not dataclasses.is_dataclass(parameter.default):
         return None
     return dataclasses.asdict(parameter.default)  # type: ignore[arg-type]
-
-
-def network(name: str) -> str:
-    """Name of a timm network without its pretrained tag: ``resnet18`` for ``resnet18.tv_in1k``."""
-    return name.partition(".")[0]
 
 
 def set_normalisation(data: Any, model: dict[str, Any]) -> str | None:
