@@ -92,7 +92,7 @@ def test_best_epoch_survives_a_resume(tmp_path):
     assert loaded.best == best.best != {}
 
 
-def test_it_goes_by_its_short_name_into_the_results(tmp_path):
+def test_best_on_test_goes_by_its_short_name_into_the_results(tmp_path):
     folder = fit(tmp_path, "run", "--trainer.callbacks+", "BestOnTest", "--data.eval_batch_size", "256", epochs=1)
     metrics = results(folder)["metrics"]
     assert metrics["test/best_epoch_recall@1"] == metrics["test/recall@1"]

@@ -76,7 +76,7 @@ def test_a_method_without_prototypes_is_judged_by_its_features_alone():
     assert len(signs({"feature_std": math.nan, "rankme": math.nan}, None)) == 2, "features of zeros alone"
 
 
-def test_it_is_on_for_methods_with_prototypes_alone(tmp_path, monkeypatch):
+def test_collapse_is_on_for_methods_with_prototypes_alone(tmp_path, monkeypatch):
     from fgssl.methods.maskcon import MaskCon
 
     short = ("--trainer.max_steps", "2", "--trainer.limit_test_batches", "1", "--trainer.limit_train_batches", "1")

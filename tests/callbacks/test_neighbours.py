@@ -30,11 +30,11 @@ def run(tmp_path_factory):
     return root / "mls_digits" / "drawn"
 
 
-def test_it_is_drawn_every_so_many_epochs_and_at_the_end(run):
+def test_neighbours_is_drawn_every_so_many_epochs_and_at_the_end(run):
     assert sorted(path.name for path in run.glob("neighbours*")) == ["neighbours_0002.png", "neighbours_0003.png"]
 
 
-def test_it_is_drawn_from_a_checkpoint_of_the_same_data_alone(run):
+def test_neighbours_is_drawn_from_a_checkpoint_of_the_same_data_alone(run):
     place = ("--run.root", str(run.parents[1]), "--ckpt_path", str(run))
     assert main(["test", *TINY, *place, "--run.name", "again"]) == 0
     assert (run.parent / "again" / "neighbours.png").is_file()

@@ -68,7 +68,7 @@ def test_the_knn_is_that_of_the_embeddings():
     assert metrics["test/knn_top1"] == knn_accuracy(*embedded, k=5)
 
 
-def test_they_go_by_short_names_and_into_the_run_folder(tmp_path):
+def test_online_go_by_short_names_and_into_the_run_folder(tmp_path):
     flags = [flag for name in NAMES for flag in ("--trainer.callbacks+", name)]
     folder = fit(tmp_path, "run", *flags, "--data.eval_batch_size", "256", epochs=1)
     assert {"test/online_top1", "test/online_top5", "test/knn_top1", "train/rankme"} <= results(folder)[

@@ -40,7 +40,7 @@ def test_images_are_shrunk_to_the_shorter_side(index, tmp_path, workers):
         assert np.array_equal(cache.image(row).permute(1, 2, 0).numpy(), wanted)
 
 
-def test_it_is_built_once_and_mapped(index, tmp_path, monkeypatch):
+def test_cache_is_built_once_and_mapped(index, tmp_path, monkeypatch):
     open_cache(index, tmp_path / "cache", workers=0)
     monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built again"))
     cache = open_cache(index, tmp_path / "cache", workers=0)

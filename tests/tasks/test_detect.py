@@ -183,7 +183,7 @@ def detect(**options) -> Detect:
 
 @pytest.mark.filterwarnings("ignore:voc0712")
 @pytest.mark.parametrize(("network", "prefix"), [("student", "query"), ("teacher", "key")])
-def test_it_starts_from_the_network_that_is_named(network, prefix, voc, tmp_path):
+def test_detect_starts_from_the_network_that_is_named(network, prefix, voc, tmp_path):
     path = checkpoint(tmp_path)
     method = trained(detect(init_from=path, init_network=network), voc)
     expected = torch.load(path, weights_only=True)["state_dict"]
@@ -191,7 +191,7 @@ def test_it_starts_from_the_network_that_is_named(network, prefix, voc, tmp_path
         torch.testing.assert_close(weight, expected[f"{prefix}.backbone.{name}"], rtol=0, atol=1e-20)
 
 
-def test_it_starts_from_a_file_in_mocos_format(tmp_path):
+def test_detect_starts_from_a_file_in_mocos_format(tmp_path):
     torch.manual_seed(1)
     published = RESNET.build()
     write_moco(tmp_path / "moco.pth", published)
@@ -201,7 +201,7 @@ def test_it_starts_from_a_file_in_mocos_format(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:voc0712")
 @pytest.mark.parametrize("neck", ["fpn", "simple"])
-def test_it_starts_from_flsls_vit(neck, voc, tmp_path):
+def test_detect_starts_from_flsls_vit(neck, voc, tmp_path):
     pretrained = FLSL(VIT, prototypes=8, hidden=8, bottleneck=4)
     saved = {"state_dict": pretrained.state_dict()}
     pretrained.on_save_checkpoint(saved)

@@ -102,7 +102,7 @@ def pretrained(tmp_path, **options) -> str:
 # ---- it learns ------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_separable_classes_completely():
+def test_finetune_learns_separable_classes_completely():
     method, datamodule = finetune(), data()
     before = measured(method, datamodule)["test/top1"]
     fit(method, datamodule, epochs=25)
@@ -112,7 +112,7 @@ def test_it_learns_separable_classes_completely():
     assert after["test/recall@1"] > 0.9  # of the features, beside it
 
 
-def test_it_learns_several_labels_an_image_and_leaves_retrieval_out():
+def test_finetune_learns_several_labels_an_image_and_leaves_retrieval_out():
     method, datamodule = finetune(backbone=replace(BACKBONE, pooling="avg+max")), data(Colours(several=True))
     before = measured(method, datamodule)
     fit(method, datamodule, epochs=45)
@@ -151,7 +151,7 @@ def started(method: Finetune, datamodule: DataModule) -> dict[str, torch.Tensor]
     return dict(method.backbone.named_parameters())
 
 
-def test_it_starts_from_the_trained_network_not_from_the_teacher(tmp_path):
+def test_finetune_starts_from_the_trained_network_not_from_the_teacher(tmp_path):
     path = pretrained(tmp_path)
     saved = torch.load(path)
     state = saved["state_dict"]

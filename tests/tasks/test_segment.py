@@ -117,7 +117,7 @@ def segment(**options) -> Segment:
 
 
 @pytest.mark.parametrize(("backbone", "head"), [(RESNET, "fpn"), (TIMM_VIT, "fpn"), (VIT, "linear")])
-def test_it_learns_four_images(backbone, head, ade, tmp_path):
+def test_segment_learns_four_images(backbone, head, ade, tmp_path):
     root = tmp_path / "same"
     shutil.copytree(ade, root)
     for kind in ("images", "annotations"):
@@ -165,7 +165,7 @@ def flsl(folder) -> str:
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
-def test_it_starts_from_the_network_that_is_named(network, ade, tmp_path):
+def test_segment_starts_from_the_network_that_is_named(network, ade, tmp_path):
     path = flsl(tmp_path)
     method = segment(backbone=VIT, init_from=path, init_network=network)
     fitted(method, ade)
@@ -174,7 +174,7 @@ def test_it_starts_from_the_network_that_is_named(network, ade, tmp_path):
         torch.testing.assert_close(weight, expected[f"{network}.backbone.{name}"], rtol=0, atol=1e-20)
 
 
-def test_it_starts_from_a_file_in_mocos_format(tmp_path):
+def test_segment_starts_from_a_file_in_mocos_format(tmp_path):
     torch.manual_seed(1)
     network = RESNET.build()
     write_moco(tmp_path / "moco.pth", network)
