@@ -110,7 +110,7 @@ def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: l
     mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)
     searched = gallery or queries
     statistics = retrieval_statistics(
-        queries.embedding[mine],
+        queries.embedding if world == 1 else queries.embedding[mine],  # no copy
         queries.fine[mine],
         searched.embedding,
         searched.fine,

@@ -26,6 +26,7 @@ SPARE = 32  # additional candidates, so that near-ties at rank k are resolved ex
 LONG = 128  # largest k for which FAISS with re-scoring is faster than torch
 GPU_LIMIT = 2048  # largest number of neighbours of a GPU index of FAISS
 FEW = 128  # keys of candidates take less time than those of all rows if the gallery has this many rows a candidate
+PAIRS = 2**20  # candidates that are compared by their keys at a time
 AT_ONCE = 2**16  # rows that are copied to FAISS's index on a GPU at a time
 
 
@@ -115,7 +116,7 @@ def _best_candidates(
     keys_Qk = queries.inverse_length_N.new_empty(len(queries), k)
     ids_Qk = id_QC.new_empty(len(queries), k)
     sure_Q = torch.ones(len(queries), dtype=torch.bool, device=id_QC.device)
-    for some in slices(len(queries), 2**20 // candidates):
+    for some in slices(len(queries), PAIRS // candidates):
         id_BC = id_QC[some]
         query_B = torch.arange(some.start, some.start + len(id_BC), device=id_BC.device)
         query_P = query_B.repeat_interleave(candidates)
