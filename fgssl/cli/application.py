@@ -221,6 +221,7 @@ class Application(LightningCLI):
             "seed": options.seed_everything,
             "ckpt_path": options.get("ckpt_path"),
             "gallery": options.retrieval.gallery,
+            "reranking": self._get(self.config_init, "retrieval").rerank.name,
         }
         options.run.experiment = self.folder.parent.name  # null becomes the name of the configuration file
         config = self._parser(self.subcommand).dump(options, skip_none=False)

@@ -9,6 +9,8 @@ import numpy as np
 from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
 
+RERANK = ("query_expansion", "database_augmentation", "alpha", "k_reciprocal", "k1", "k2", "lam")
+
 
 class Query(NamedTuple):
     """An image to search for.
@@ -38,9 +40,10 @@ def main(argv: list[str]) -> int:
     import torch
 
     from fgssl.commands.restore import configuration, restore
-    from fgssl.evaluation.search import search
+    from fgssl.evaluation.reranking import Rerank, reranked_search
     from fgssl.evaluation.store import read_embeddings
 
+    rerank = Rerank(**{name: getattr(args, name) for name in RERANK})
     stored = read_embeddings(folder)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} has no config.yaml, which names the network. Keep embeddings/ in its run folder.")
@@ -58,14 +61,15 @@ def main(argv: list[str]) -> int:
     queries += [
         Query(str(stored.paths[p]), image_of(index, int(stored.index[p])), int(stored.fine[p])) for p in positions
     ]
-    found = [search(embed(application, args.images), gallery, args.k)] if args.images else []
+    found = [reranked_search(embed(application, args.images), gallery, args.k, rerank)] if args.images else []
     if positions:
         rows = torch.tensor(positions)
-        found.append(search(gallery[rows], gallery, args.k, exclude=rows))
+        found.append(reranked_search(gallery[rows], gallery, args.k, rerank, exclude=rows))
     cosine_Qk, ids_Qk = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
-    draw(queries, cosine_Qk, ids_Qk, stored, index, Path(args.out))
+    order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
+    draw(queries, cosine_Qk, ids_Qk, stored, index, order, Path(args.out))
     print(f"picture: {args.out}")
     return 0
 
@@ -88,6 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default="neighbours.png", metavar="FILE.png", help="picture to write; default neighbours.png"
     )
+    expand = parser.add_argument_group("re-ranking", "Off by default; the cosine decides.")
+    expand.add_argument(
+        "--query_expansion", type=int, default=0, metavar="N", help="add the N nearest neighbours to each query"
+    )
+    expand.add_argument(
+        "--database_augmentation", type=int, default=0, metavar="N", help="add its N nearest neighbours to each image"
+    )
+    expand.add_argument(
+        "--alpha", type=float, default=3.0, help="weight of an added neighbour: its cosine to this power; default 3"
+    )
+    expand.add_argument(
+        "--k_reciprocal", action="store_true", help="k-reciprocal encoding (CVPR 2017); queries are neighbours too"
+    )
+    expand.add_argument("--k1", type=int, default=20, help="neighbours that may be k-reciprocal; default 20")
+    expand.add_argument("--k2", type=int, default=6, help="neighbours whose encodings are averaged; default 6")
+    expand.add_argument("--lam", type=float, default=0.3, help="weight of the original distance, 0 to 1; default 0.3")
     return parser
 
 
@@ -144,7 +164,9 @@ def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray,
     console.print(table)
 
 
-def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, index, path: Path) -> None:
+def draw(
+    queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, index, order: str, path: Path
+) -> None:
     """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown)."""
     from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, image_of, picture_rows
 
@@ -160,4 +182,4 @@ def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored
         lines.append(line)
     known = any(query.label >= 0 for query in queries)
     reading = " (green: same class, red: another class, grey: unknown class)" if known else ""
-    picture_rows(lines, f"query, then its nearest neighbours by cosine similarity{reading}", path)
+    picture_rows(lines, f"query, then its nearest neighbours {order}{reading}", path)

@@ -34,6 +34,16 @@ def slices(rows: int, at_once: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
+def ranges(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Places ``start`` to ``start + size - 1`` of each range, one range after the other.
+
+    Returns:
+        Number of the range, and place, one for each place of all ranges.
+    """
+    owner = torch.arange(len(start), device=start.device).repeat_interleave(size)
+    return owner, torch.arange(len(owner), device=start.device) + (start - size.cumsum(0) + size)[owner]
+
+
 class Rows:
     """Embeddings prepared for ranking: float32 unit vectors, and fixed-point vectors of any rows on demand.
 

@@ -7,7 +7,7 @@ The rank of a relevant item is one plus the number of items with a higher simila
 ranks, so no list of neighbours is stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fgssl.metrics.ranking import (
     keys_of_pairs,
     pairs_between,
     queries_at_once,
+    ranges,
     scores_in_float32,
 )
 
@@ -89,6 +90,7 @@ def retrieval_statistics(
     *,
     exclude: Tensor | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
+    keys: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Sums of the metrics over queries, input of :func:`finish`. Sums over shards of the queries can be added.
 
@@ -99,6 +101,8 @@ def retrieval_statistics(
         gallery_labels: [G] int.
         exclude: [Q] int gallery row to leave out for each query (the query itself), or None.
         ks: values of K of Recall@K.
+        keys: function that returns another order, as float64 keys [B, G] of the gallery rows for queries [B], the
+            highest first and none twice; None: by cosine similarity.
 
     Returns:
         int64 scalars on the device of the queries, in units of 2^-40: number of queries, number of queries without a
@@ -123,17 +127,17 @@ def retrieval_statistics(
         labels_C = labels_Q[query_B].unique()
         start_C = torch.searchsorted(sorted_labels_G, labels_C)
         size_C = torch.searchsorted(sorted_labels_G, labels_C, right=True) - start_C
-        class_U = torch.arange(len(labels_C), device=labels_C.device).repeat_interleave(size_C)
-        place_U = torch.arange(len(class_U), device=labels_C.device) + (start_C - size_C.cumsum(0) + size_C)[class_U]
+        class_U, place_U = ranges(start_C, size_C)
         ids_U = by_label_G[place_U]  # gallery rows of the classes of the block
         same_BU = labels_Q[query_B, None] == labels_C[class_U]
 
         block = _Block(query_rows, query_B, gallery_rows, None if exclude_Q is None else exclude_Q[query_B, None])
-        block.find(ids_U, same_BU)
-        above_BR = block.above_by_scores() if tries else None
+        keys_BG = None if keys is None else keys(query_B)
+        block.find(ids_U, same_BU, keys_BG)
+        above_BR = block.above_by_scores() if tries and keys_BG is None else None
         if above_BR is None:
             tries = max(tries - 1, 0)
-            above_BR = block.above_by_keys()
+            above_BR = block.above_by_keys(keys_BG)
         ranks_BR = block.ranks(above_BR)
         for name, values_B in _per_query(ranks_BR, same_BU.sum(dim=1), largest, ks).items():
             total[name] = total.get(name, 0) + (values_B.double() * ONE).round().long().sum()
@@ -178,10 +182,11 @@ class _Block:
     def __init__(self, queries: Rows, query_B: Tensor, gallery: Rows, left_out_B1: Tensor | None):
         self.queries, self.query_B, self.gallery, self.left_out_B1 = queries, query_B, gallery, left_out_B1
 
-    def find(self, ids_U: Tensor, same_BU: Tensor) -> None:
+    def find(self, ids_U: Tensor, same_BU: Tensor, keys_BG: Tensor | None = None) -> None:
         """Find the relevant items: the gallery rows ``ids`` of the same class, except those that are left out."""
         relevant_BU = same_BU if self.left_out_B1 is None else same_BU & (ids_U != self.left_out_B1)
-        keys_BU = keys_of(self.queries, self.query_B, self.gallery, ids_U).masked_fill_(~relevant_BU, -torch.inf)
+        keys_BU = keys_of(self.queries, self.query_B, self.gallery, ids_U) if keys_BG is None else keys_BG[:, ids_U]
+        keys_BU.masked_fill_(~relevant_BU, -torch.inf)
         self.keys_BR, place_BR = keys_BU.topk(int(relevant_BU.sum(dim=1).max()), dim=1)
         self.present_BR = self.keys_BR.isfinite()
         self.query_I, self.slot_I = self.present_BR.nonzero(as_tuple=True)
@@ -215,9 +220,9 @@ class _Block:
         is_above_W = keys_W > self.keys_BR[query_W, slot_W]
         return above_BR.index_put((query_W, slot_W), is_above_W.long(), accumulate=True)
 
-    def above_by_keys(self) -> Tensor:
+    def above_by_keys(self, keys_BG: Tensor | None = None) -> Tensor:
         """Number of other items above each relevant item [B, R], from the keys of all items."""
-        keys_BG = keys_of(self.queries, self.query_B, self.gallery)
+        keys_BG = keys_of(self.queries, self.query_B, self.gallery) if keys_BG is None else keys_BG
         return count_above(self._others(keys_BG), self.keys_BR.masked_fill(~self.present_BR, torch.inf))
 
     def ranks(self, above_BR: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class RunFolder:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Facts that runs of one table share: data set, rows, labels and gallery."""
+        """Facts that runs of one table share: data set, rows, labels, gallery and re-ranking."""
         data = self.results["data"]
         options = {k.removeprefix("data.dataset."): v for k, v in self.config.items() if k.startswith("data.dataset.")}
         ignored = (
@@ -117,6 +117,7 @@ class RunFolder:
             **{f"{part} {key}": data[part][key] for part in ("train", "test") for key in ("images", "rows_hash")},
             "flipped labels": data.get("flipped_hash"),
             "gallery": self.results.get("gallery", "evaluated"),
+            "re-ranking": self.results.get("reranking", "none"),
         }
         limit = self.config.get("trainer.limit_test_batches")
         return facts | ({"limit_test_batches": limit} if limit not in (None, 1.0) else {})
