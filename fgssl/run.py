@@ -48,6 +48,11 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
+def shown(path: Path) -> str:
+    """A path as text, relative to the working directory where it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def default_name(seed: int, subcommand: str) -> str:
     """``2026-01-31_120000_seed0``; the subcommand is appended unless it is fit. The same on all local ranks."""
     if "LOCAL_RANK" in os.environ and "FGSSL_RUN_NAME" in os.environ:

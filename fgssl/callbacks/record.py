@@ -1,6 +1,7 @@
 """Writes ``config.yaml`` at the start of a run, and ``results.json`` during the run and at its end."""
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ class Record(Callback):
         self.folder, self.config = Path(folder), config
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
-        self._started = False
+        self._started = self._trained = False
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         if trainer.is_global_zero and not self._started:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 keep_config(self.folder / "config.yaml", self.config)
+                if stage == "fit" and self.results.get("ckpt_path"):
+                    self._go_on()
             except OSError as fault:
                 raise UserError(f"run.root: nothing can be written to {self.folder} ({fault.strerror}).") from fault
             self._started = True
@@ -42,10 +45,18 @@ class Record(Callback):
             self.results |= provenance() | {"processes": trainer.world_size}
             self._write()
 
+    def _go_on(self) -> None:
+        """Take duration and metrics of a resumed run's earlier start, which is still right until it is measured again."""
+        path = self.folder / "results.json"
+        earlier = json.loads(path.read_text()) if path.is_file() else {}
+        self.results |= {name: earlier[name] for name in ("metrics", "epochs", "steps") if name in earlier}
+        self._began -= earlier.get("duration_s", 0)
+
     def on_fit_start(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
 
     def on_train_start(self, trainer: Trainer, method) -> None:
+        self._trained = True
         if trainer.global_step > 0:
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsLogger):
@@ -83,7 +94,7 @@ class Record(Callback):
     def _note(self, trainer: Trainer, status: str | None = None) -> None:
         self.results["status"] = status or self.results["status"]
         self.results["metrics"] |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and self._trained:
             self.results |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         self.results["duration_s"] = round(time.time() - self._began, 1)
         self._write()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -31,20 +32,20 @@ from fgssl.checkpoint import (
     check_fits,
     check_method,
     checkpoint_file,
-    explain_differences,
     read_checkpoint,
 )
 from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.parser import ExperimentParser, clean
+from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
-from fgssl.methods.base import Method
+from fgssl.methods.base import Method, check_global_batch
 from fgssl.nn.backbones import from_checkpoint
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
-from fgssl.run import Run, default_name, folder_of_checkpoint
+from fgssl.run import Run, default_name, folder_of_checkpoint, shown
 
 
 class Application(LightningCLI):
@@ -156,10 +157,23 @@ class Application(LightningCLI):
             self.checkpoint = read_checkpoint(options.ckpt_path)
             method = options.model.class_path.rsplit(".", 1)[-1]
             check_method(self.checkpoint, method, options.ckpt_path)
-            for line in explain_differences(self.checkpoint, options.model.as_dict()):
-                rank_zero_info(line)
         self._resolve_normalisation()
+        if self.checkpoint is not None:
+            self._compare_with_checkpoint(self.checkpoint.get("config") or {})
         self.folder = self._choose_folder()
+
+    def _compare_with_checkpoint(self, theirs: dict[str, Any]) -> None:
+        """Print the options that differ from those of the checkpoint; refuse to resume on other training images."""
+        command, path = self.config.subcommand, self.options.ckpt_path
+        differing = differences(theirs, yaml.safe_load(self._plain_config()), command)
+        if command == "fit":
+            check_rows(differing, path)
+        for line in explain(differing):
+            rank_zero_info(line)
+
+    def _plain_config(self) -> str:
+        """The resolved options of the command as YAML text."""
+        return self._parser(self.subcommand).dump(self.options, skip_none=False)
 
     def _resolve_normalisation(self) -> None:
         """Replace null in ``data.mean`` and ``data.std`` by the values of the checkpoint or of the starting weights."""
@@ -188,13 +202,25 @@ class Application(LightningCLI):
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
         if command == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
             raise UserError(
-                f"{folder} already holds a run. Resume it with --ckpt_path {folder}, or choose another --run.name."
+                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts another "
+                "run with this configuration."
             )
         return folder
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint is not None:
             check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
+            if self.config.subcommand == "fit":
+                self._check_position(self.checkpoint)
+
+    def _check_position(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume where the schedule or the position in an epoch would be wrong, before anything is written."""
+        check_global_batch(checkpoint, self.datamodule, self.trainer.accumulate_grad_batches)
+        position = checkpoint.get(type(self.datamodule).__qualname__)
+        if position is not None:
+            said = check_epochs(position["epoch"], self.options.trainer.max_epochs, self.options.ckpt_path)
+            if said:
+                rank_zero_info(said)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.options
@@ -223,8 +249,7 @@ class Application(LightningCLI):
             "gallery": options.retrieval.gallery,
         }
         options.run.experiment = self.folder.parent.name  # null becomes the name of the configuration file
-        config = self._parser(self.subcommand).dump(options, skip_none=False)
-        self.record = Record(self.folder, config, facts)
+        self.record = Record(self.folder, self._plain_config(), facts)
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
         self.monitor = Monitor()
@@ -280,7 +305,7 @@ class Application(LightningCLI):
 
     @rank_zero_only
     def after_test(self) -> None:
-        print_summary(self.record.results, self.folder)
+        print_summary(self.record.results, shown(self.folder))
 
     after_validate = after_test
 

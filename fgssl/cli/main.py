@@ -84,7 +84,23 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     files, flags = split_config_files(arguments)
+    run = value_of("--ckpt_path", flags)
+    if run and not files:
+        from fgssl.cli.saved import configuration_of_run
+
+        config = configuration_of_run(command, run)
+        return start(command, config, flags, config["run"]["experiment"])
     return start(command, compose(files), flags, Path(files[-1]).stem if files else "fgssl")
+
+
+def value_of(option: str, flags: list[str]) -> str | None:
+    """Value of ``--option VALUE`` or ``--option=VALUE``; None if it is not given."""
+    for place, flag in enumerate(flags):
+        if flag == option:
+            return next(iter(flags[place + 1 :]), None)
+        if flag.startswith(f"{option}="):
+            return flag.partition("=")[2]
+    return None
 
 
 def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:

@@ -1,13 +1,12 @@
 """The table that is printed at the end of a run."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 
-def print_summary(results: dict[str, Any], folder: Path) -> None:
+def print_summary(results: dict[str, Any], folder: str) -> None:
     """Print a run's evaluation metrics and where its files are."""
     table = Table(title=f"{results['method']} on {results['dataset']}", title_justify="left")
     table.add_column("metric")

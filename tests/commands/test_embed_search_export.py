@@ -162,7 +162,8 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
 
 def reference(run) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and their features from the method of the run."""
-    from fgssl.commands.restore import configuration, restore
+    from fgssl.cli.saved import configuration
+    from fgssl.commands.restore import restore
 
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
