@@ -5,6 +5,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from fgssl.callbacks.stopping import stop_of
 from fgssl.distributed import check_equal_on_ranks, gather_rows
 
 CHECK_EVERY = 100  # optimiser steps between two comparisons of the memories over the ranks
@@ -52,6 +53,9 @@ def _prefill(trainer: Trainer, method) -> None:
     datamodule = trainer.datamodule
     loader = datamodule.train_loader(epoch=-1) if datamodule is not None else trainer.train_dataloader
     for batch in loader:
+        stop = stop_of(trainer, method.device)
+        if stop is not None:
+            raise stop
         batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
         with trainer.precision_plugin.forward_context():
             entries = method.prefill(batch)

@@ -46,7 +46,7 @@ class Record(Callback):
             self._write()
 
     def _go_on(self) -> None:
-        """Take duration and metrics of a resumed run's earlier start, which is still right until it is measured again."""
+        """Take duration and metrics of a resumed run's earlier start, which hold until they are measured again."""
         path = self.folder / "results.json"
         earlier = json.loads(path.read_text()) if path.is_file() else {}
         self.results |= {name: earlier[name] for name in ("metrics", "epochs", "steps") if name in earlier}

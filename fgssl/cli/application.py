@@ -27,6 +27,7 @@ from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
+from fgssl.callbacks.stopping import Stopped, Stopping
 from fgssl.checkpoint import (
     AtomicCheckpointIO,
     check_fits,
@@ -202,8 +203,8 @@ class Application(LightningCLI):
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
         if command == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
             raise UserError(
-                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts another "
-                "run with this configuration."
+                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
+                "another run with this configuration."
             )
         return folder
 
@@ -214,7 +215,7 @@ class Application(LightningCLI):
                 self._check_position(self.checkpoint)
 
     def _check_position(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume where the schedule or the position in an epoch would be wrong, before anything is written."""
+        """Refuse to resume where the schedule or the position in an epoch would be wrong; nothing is written yet."""
         check_global_batch(checkpoint, self.datamodule, self.trainer.accumulate_grad_batches)
         position = checkpoint.get(type(self.datamodule).__qualname__)
         if position is not None:
@@ -253,7 +254,7 @@ class Application(LightningCLI):
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
         self.monitor = Monitor()
-        callbacks = [*([self.retrieval] if self.model.embeds else []), self.record, self.monitor]
+        callbacks = [Stopping(), *([self.retrieval] if self.model.embeds else []), self.record, self.monitor]
         return callbacks + (self._checkpoints() if self.config.subcommand == "fit" else [])
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
@@ -285,8 +286,25 @@ class Application(LightningCLI):
             super()._run_subcommand(subcommand)
         except RuntimeError as fault:
             raise self.datamodule.explain(fault) or fault from fault
+        except (SystemExit, KeyboardInterrupt) as stop:
+            self._explain_stop(stop)
+            raise
         finally:
             self._end_other_processes()
+
+    @rank_zero_only
+    def _explain_stop(self, stop: BaseException) -> None:
+        """Print what stopped the command and how to go on."""
+        number = stopping_signal(stop)
+        if number is None:
+            return
+        by = "Ctrl-C" if number == signal.SIGINT else number.name
+        kept = (self.folder / "checkpoints" / "last.ckpt").is_file()
+        if self.config.subcommand == "fit" and kept:
+            print(f"Stopped by {by}. To go on: fgssl fit --ckpt_path {shown(self.folder)}", flush=True)
+        else:
+            trained = "; no checkpoint was written yet" if self.config.subcommand == "fit" else ""
+            print(f"Stopped by {by}{trained}.", flush=True)
 
     def _end_other_processes(self) -> None:
         """Wait for the local ranks that this process started, so that their messages are complete; kill after 10 s."""
@@ -326,6 +344,16 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
 
 
+def stopping_signal(stop: BaseException) -> signal.Signals | None:
+    """The signal that ended a command: SIGTERM, SIGINT (Ctrl-C), or None for an exit of another cause."""
+    if isinstance(stop, Stopped):
+        return stop.signal
+    if isinstance(stop, SIGTERMException):
+        return signal.SIGTERM
+    causes = (stop, stop.__context__)  # Lightning raises SystemExit for a KeyboardInterrupt
+    return signal.SIGINT if any(isinstance(cause, KeyboardInterrupt) for cause in causes) else None
+
+
 def run(
     args: list[str],
     experiment: str,
@@ -347,10 +375,13 @@ def run(
     torch.set_float32_matmul_precision("high")
     try:
         application = kind(args, experiment, method)
-    except SIGTERMException:
-        rank = getattr(rank_zero_only, "rank", 0)
-        rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run folder, or with --run.resume true.")
-        return 128 + signal.SIGTERM if rank == 0 else 0
+    except (SystemExit, KeyboardInterrupt) as stop:
+        number = stopping_signal(stop)
+        if number is None:
+            raise
+        if number == signal.SIGINT:  # Lightning leaves it ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return 128 + number if getattr(rank_zero_only, "rank", 0) == 0 else 0
     except MisconfigurationException as fault:
         raise UserError(str(fault)) from fault
     except torch.OutOfMemoryError as fault:

@@ -5,6 +5,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -62,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"fgssl: {mistake}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _dispatch(argv: list[str]) -> int:

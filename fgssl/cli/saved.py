@@ -19,7 +19,6 @@ OF_THE_ROWS = (
 OF_THE_DISK = ("data.dataset.root",)  # the same images at another place
 
 
-
 def configuration(ckpt_path: str | None, files: list[str]) -> dict[str, Any]:
     """Configuration of the files, or of the run of a checkpoint without the options in ``OF_THE_FIT``.
 

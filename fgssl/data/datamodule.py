@@ -120,7 +120,7 @@ class Loader:
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning reads both, and sets the sampler's epoch
-        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_signals, **options)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -145,11 +145,13 @@ def _raised(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Let SIGTERM end a worker process only when its parent sends it.
+def _outlive_signals(worker: int) -> None:
+    """Let SIGTERM end a worker process only when its parent sends it, and let Ctrl-C not end it.
 
-    A cluster sends SIGTERM to all processes of a job, and the workers are needed until the checkpoint is written.
+    A cluster sends SIGTERM to all processes of a job, a terminal sends SIGINT, and the workers are needed until the
+    checkpoint is written.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
