@@ -4,6 +4,7 @@ import logging
 import re
 import signal
 import subprocess
+import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -66,7 +67,11 @@ class Application(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=None,  # Record keeps the configuration
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,  # Monitor says the size; Lightning's table counts no FLOPs for us
+            },
             parser_class=ExperimentParser,
             auto_configure_optimizers=False,
             args=args,
@@ -103,6 +108,7 @@ class Application(LightningCLI):
             default="csv",
             help="csv: metrics.csv only. wandb, or a mapping of its options: Weights & Biases in addition.",
         )
+        parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
         parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
@@ -150,6 +156,8 @@ class Application(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.options
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING if options.quiet else logging.INFO)
         self.checkpoint = None
         if self.config.subcommand == "fit" and options.run.resume and not options.get("ckpt_path"):
             options.ckpt_path = self._last_checkpoint()
@@ -231,6 +239,8 @@ class Application(LightningCLI):
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
+        if options.quiet:
+            config["enable_progress_bar"] = False
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar(self.monitor.throughput))
         if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":
@@ -328,10 +338,35 @@ class Application(LightningCLI):
     after_validate = after_test
 
 
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
+_CLUTTER = re.compile(  # messages of Lightning that repeat what we say, or advertise
+    "Tip: For seamless|configure_callbacks. will override|[GT]PU available|Seed set to|LOCAL_RANK: |"
+    "`Trainer.fit` stopped: `max_|Restor(ing|ed) |Loaded model weights|Detected KeyboardInterrupt"
+)
+
+
+class _CurrentStderr(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is now: while a bar is shown, rich prints such lines above it."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        """Ignore the stream of the constructor."""
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not _CLUTTER.search(record.getMessage())
+
+
 def _quieten() -> None:
     """Suppress warnings of libraries that do not help the user."""
-    unwanted = re.compile("Tip: For seamless|configure_callbacks. will override|TPU available")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: not unwanted.search(r.getMessage()))
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_is_wanted)
+    for logger in map(logging.getLogger, LOGGERS):
+        logger.handlers = [_CurrentStderr() for _ in logger.handlers]
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # teachers and frozen statistics

@@ -10,7 +10,7 @@ from fgssl.errors import UserError
 from fgssl.report.runs import TRAINING, flatten
 from fgssl.run import shown
 
-OF_THE_FIT = ("run", "logger", "ckpt_path", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
+OF_THE_FIT = ("run", "logger", "ckpt_path", "quiet", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 # Options that decide which images a training step sees and how many steps there are.
 OF_THE_ROWS = (
     "data.dataset", "data.protocol.", "data.images_per_class", "data.replacement",
@@ -54,7 +54,8 @@ def configuration_of_run(command: str, ckpt_path: str) -> dict[str, Any]:
     """
     saved = _saved(ckpt_path)
     config = compose([saved]) if command == "fit" else configuration(ckpt_path, [])
-    config.pop("ckpt_path", None)  # the flag is given to the parser
+    for option in ("ckpt_path", "quiet"):  # of a command, not of the run
+        config.pop(option, None)
     folder = saved.parent.resolve()
     place = {"root": shown(folder.parent.parent), "experiment": folder.parent.name}
     own = {"name": folder.name, "resume": False} if command == "fit" else {}

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
 from fgssl.report.compare import LOWER_IS_BETTER, Comparison, Row
-from fgssl.report.tables import number
+from fgssl.report.tables import is_share, number
 
 SHOWN = 12  # most rows of a chart; the best ones are shown
 COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three greys
@@ -171,17 +171,12 @@ def _label(row: Row, width: int = 48) -> str:
 
 
 def _unit(metric: str) -> str:
-    return ", %" if _is_share(metric) else ""
-
-
-def _is_share(metric: str) -> bool:
-    """Whether a metric is a fraction, shown in percent."""
-    return number(metric, 1.0) == "100.00"
+    return ", %" if is_share(metric) else ""
 
 
 def _percent(axis, metric: str) -> None:
     """Format ticks in percent if the values are fractions."""
-    if _is_share(metric):
+    if is_share(metric):
         axis.set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 

@@ -15,7 +15,7 @@ from fgssl.errors import UserError
 
 # Options that change neither the weights nor the measurement; runs that differ only in these share a row.
 IRRELEVANT = (
-    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "weights_only", "verbose", "retrieval.",
+    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "quiet", "weights_only", "verbose", "retrieval.",
     "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
     "data.eval_batch_size", "data.dataset.", "data.protocol.",
 )  # fmt: skip
