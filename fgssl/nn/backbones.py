@@ -136,7 +136,8 @@ def _freeze(network: nn.Module, count: int, name: str) -> None:
 
     if not hasattr(network, "group_matcher"):
         raise UserError(f"model.backbone.freeze: the stages of '{name}' are not known; set it to 0.")
-    stages = group_parameters(network, network.group_matcher(coarse=True))
+    matcher: Any = network.group_matcher
+    stages = group_parameters(network, matcher(coarse=True))
     if count > len(stages):
         raise UserError(f"model.backbone.freeze is {count}; '{name}' has {len(stages)} stages, the stem included.")
     frozen = {parameter for stage in sorted(stages)[:count] for parameter in stages[stage]}
