@@ -59,7 +59,7 @@ VIT = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads"
     ("options", "size", "message"),
     [
         ({}, 32, None),
-        ({}, 48, "takes images of 32 px, but the data module gives 48 px. Set --model.backbone.options '{img_size: 48}'"),
+        ({}, 48, "takes images of 32 px, but the data module gives 48 px. Set --model.backbone.options '{img_size"),
         ({"dynamic_img_size": True}, 48, None),
         ({"dynamic_img_size": True}, 44, "44 px, is no multiple of a patch, 8 px"),
         ({"dynamic_img_size": True, "dynamic_img_pad": True}, 44, None),
