@@ -21,6 +21,7 @@ from typing import Any
 
 from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import read_yaml
+from fgssl.cli.shipped import find
 from fgssl.errors import UserError
 
 SEED = "seed_everything"  # not an axis of the heat map, which shows means over seeds
@@ -50,7 +51,7 @@ class Sweep:
 def main(argv: list[str]) -> int:
     """Run ``fgssl sweep <argv>``."""
     args, flags = _parser().parse_known_args(argv)
-    sweep = read_sweep(Path(args.file))
+    sweep = read_sweep(find(args.file))
     folder = Path(args.runs) / (args.name or f"sweep_{sweep.name}")
     commands = {name_of(cell): command(sweep, folder, cell, flags) for cell in sweep.cells()}
     done = {name for name, flags in commands.items() if is_finished(folder / name, flags)}
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit. W&B runs the same file: "
         "wandb sweep FILE, then wandb agent.",
     )
-    parser.add_argument("file", help="W&B sweep file with method grid, such as experiments/sweeps/maskcon_digits.yaml")
+    parser.add_argument("file", help="W&B sweep file with method grid, or a name of ours such as sweeps/maskcon_digits")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs; default runs")
     parser.add_argument("--name", help="name of the folder of the sweep in --runs; default sweep_<file>")
     parser.add_argument(
