@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -115,12 +117,16 @@ class Loader:
     """DataLoader whose items are whole batches; raises the UserError that a worker process returns.
 
     No subclass of DataLoader: with several processes, and to predict, Lightning replaces the sampler of those.
+
+    Attributes:
+        waited: seconds that ``next`` has taken since the loader was made, over all passes.
     """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning reads both, and sets the sampler's epoch
         self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -136,7 +142,16 @@ class Loader:
 
     def __iter__(self):
         batches = iter(self.loader)  # here, so that the worker processes start before the first batch is asked for
-        return (_raised(batch) for batch in batches)
+        return self._pass(batches)
+
+    def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield _raised(batch)
 
 
 def _raised(batch: Batch | UserError) -> Batch:
