@@ -25,6 +25,7 @@ from fgssl.data.normalisation import normalisation
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
+from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
 SLOTS = 2**15  # the row that each worker process reads is kept at its process number modulo SLOTS
@@ -314,6 +315,7 @@ class DataModule(LightningDataModule):
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()
+        wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
 
     def train_dataloader(self) -> Loader:
         """Training loader, starting at the position of a restored checkpoint."""
