@@ -288,11 +288,13 @@ def freeze_unused(network: Any, maps: Callable[[Tensor], Any], side: int = 64) -
         side: Side of the images, px.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if not weights:
+        return
     training = network.training
     network.eval()  # BatchNorm's statistics stay
     with torch.enable_grad():
-        total = torch.stack([one.sum() for one in maps(weights[0].new_zeros(1, 3, side, side))]).sum()
-        gradients = torch.autograd.grad(total, weights, allow_unused=True)
+        used = [one.sum() for one in maps(weights[0].new_zeros(1, 3, side, side)) if one.requires_grad]
+        gradients = torch.autograd.grad(used, weights, allow_unused=True)
     network.train(training)
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.requires_grad_(gradient is not None)
