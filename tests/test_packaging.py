@@ -36,7 +36,8 @@ DISTRIBUTIONS = {
 # losses and miners, imported by their names in nn/dml.py; torchmetrics, which Lightning needs.
 INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics"}
 DOCS = {"mkdocs", "mkdocs-material", "mkdocstrings", "latex2mathml"}  # make docs; docs/hooks.py
-TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools", *DOCS}  # of the development, run and not imported by tests
+# Of the development, run and not imported by tests
+TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools", *DOCS}
 
 
 def third_party(folder: str) -> set[str]:
