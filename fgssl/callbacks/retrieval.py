@@ -72,7 +72,8 @@ class Retrieval(Evaluation):
         if part == "test" and self.folder and self.grid and trainer.is_global_zero:
             from fgssl.report.pictures import draw_retrieval  # imports matplotlib
 
-            draw_retrieval(queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid)
+            index, loggers = trainer.datamodule.parts.index, trainer.loggers
+            draw_retrieval(queries, gallery, index, self.folder, loggers, self.grid, metrics)
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         embeddings = collect(self.take())
