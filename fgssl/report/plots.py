@@ -18,8 +18,8 @@ COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three gr
 )  # fmt: skip
 
 
-def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Write bars, Recall@K curves and curves over the epochs of each table; returns the files."""
+def draw_comparison(tables: Sequence[Comparison], folder: Path, suffix: str = ".png") -> list[Path]:
+    """Write bars, Recall@K curves and curves over the epochs of each table, as .png or .svg; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
     written = []
@@ -29,7 +29,7 @@ def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
         for kind, draw in charts.items():
             figure = draw(table)
             if figure is not None:
-                path = folder / f"{name}{f'-{earlier + 1}' if earlier else ''}_{kind}.png"
+                path = folder / f"{name}{f'-{earlier + 1}' if earlier else ''}_{kind}{suffix}"
                 figure.savefig(path)
                 written.append(path)
     return written
