@@ -93,7 +93,9 @@ def test_package_data_is_on_disk(package, pattern):
     assert list(folder_of(package).glob(pattern))
 
 
-@pytest.mark.parametrize("file", ["py.typed", "report/published.csv", "data/hierarchies/cars196_names.json"])
+@pytest.mark.parametrize(
+    "file", ["py.typed", "report/published.csv", "report/page/index.html", "data/hierarchies/cars196_names.json"]
+)
 def test_file_that_is_read_at_run_time_is_package_data(file):
     folders = [(folder_of(name), pattern) for name, pattern in PATTERNS]
     assert any(ROOT / "fgssl" / file in folder.glob(pattern) for folder, pattern in folders)

@@ -71,7 +71,7 @@ class Retrieval(Evaluation):
         if part == "test" and self.folder and self.grid:
             from fgssl.report.pictures import draw_retrieval  # imports matplotlib
 
-            given = (queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid)
+            given = (queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid, metrics)
             from_rank_zero(lambda: draw_retrieval(*given))
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:

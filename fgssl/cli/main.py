@@ -25,6 +25,7 @@ COMMANDS = {
     "init": "write a commented experiment of your own: method and data",
     "data": "list the data sets, or check one on disk (fgssl data --help)",
     "compare": "tables and plots of runs: mean and standard deviation over seeds, beside the papers' numbers",
+    "report": "runs as pages for the browser, with a map of the embeddings, photographs and neighbours",
     "embed": "write embeddings, labels and paths of a checkpoint or a public network, and evaluate it",
     "probe": "linear probe of a checkpoint, a public or an untrained network: top-1 and top-5 accuracy",
     "search": "nearest neighbours of images among the embeddings of fgssl embed",
@@ -34,7 +35,7 @@ COMMANDS = {
     "sweep": "fit over a grid of options, finished cells are skipped; draws a heat map",
 }
 # Commands that are files in fgssl/commands/ with a function ``main(arguments)``.
-OWN = ("list", "init", "data", "compare", "embed", "probe", "search", "davis", "maps", "export", "sweep")
+OWN = ("list", "init", "data", "compare", "report", "embed", "probe", "search", "davis", "maps", "export", "sweep")
 
 HELP = """\
 usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
