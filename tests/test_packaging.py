@@ -32,7 +32,8 @@ DISTRIBUTIONS = {
 # Declared without an import statement: faiss where there is no faiss-gpu; what torch.onnx imports for fgssl export;
 # losses and miners, imported by their names in nn/dml.py; torchmetrics, which Lightning needs.
 INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics"}
-TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml"}  # of the development, run and not imported
+DOCS = {"mkdocs", "mkdocs-material", "mkdocstrings", "latex2mathml"}  # make docs; docs/hooks.py
+TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", *DOCS}  # of the development, run and not imported by tests
 
 
 def third_party(folder: str) -> set[str]:

@@ -280,12 +280,14 @@ def freeze_unused(network: Any, indices: list[int]) -> None:
         indices: Numbers of its intermediate maps.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if not weights:
+        return
     training = network.training
     network.eval()  # BatchNorm's statistics stay
     with torch.enable_grad():
         images = weights[0].new_zeros(1, 3, 64, 64)
         maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
-        gradients = torch.autograd.grad([one.sum() for one in maps], weights, allow_unused=True)
+        gradients = torch.autograd.grad([one.sum() for one in maps if one.requires_grad], weights, allow_unused=True)
     network.train(training)
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.requires_grad_(gradient is not None)
