@@ -411,17 +411,18 @@ class DataModule(LightningDataModule):
         if batch.views[0].is_floating_point():
             return batch
         self._report_skipped()
-        training = bool(batch.draw[0] >= 0)
-        views = [self._finish(view, number, batch.draw, training) for number, view in enumerate(batch.views)]
+        views = self._finish(batch)
         dtype = self.trainer.lightning_module.dtype if self.trainer is not None else torch.float32
         return batch._replace(views=[view.to(dtype) for view in views])  # 64-true and bf16-true ask for their own
 
-    def _finish(self, view: Tensor, number: int, draw: Tensor, training: bool) -> Tensor:
-        if not training:
-            return normalise(view.float().div_(255), self.mean, self.std)
-        photometric = self.views.crops[number].photometric
-        draws, stream = draw.cpu().numpy(), 2 * number + 1  # the even streams are those of Views.numbers
-        return augment(view, photometric, seed=self.seed, draws=draws, stream=stream, mean=self.mean, std=self.std)
+    def _finish(self, batch: Batch) -> list[Tensor]:
+        """Augmented, normalised views of a training batch; normalised ones of an evaluation batch."""
+        if batch.draw[0] < 0:
+            return [normalise(view.float().div_(255), self.mean, self.std) for view in batch.views]
+        photometrics = [crop.photometric for crop in self.views.crops]
+        streams = range(1, 2 * len(photometrics), 2)  # the even ones are those of Views.numbers
+        constants: Any = {"seed": self.seed, "mean": self.mean, "std": self.std}
+        return augment(batch.views, photometrics, draws=batch.draw.cpu().numpy(), streams=streams, **constants)
 
     def _report_skipped(self) -> None:
         """Warn at the end of an epoch of the images that could not be read."""
