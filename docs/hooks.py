@@ -2,12 +2,19 @@
 
 import html
 import re
+from typing import Any
 
 from latex2mathml.converter import convert
 
 INLINE = re.compile(r'<span class="arithmatex">\\\((.+?)\\\)</span>', re.S)
 ROLE = re.compile(r":(?:func|class|meth|mod):\s*(?=<code>)")  # Sphinx roles of the docstrings
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")  # a link of a page in docs/ to a file beside docs/
 BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.+?)\\\]\s*</div>', re.S)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
+    """Files beside docs/ are not part of the site: their names stay, the links go."""
+    return markdown if "/" in page.file.src_uri else OUTSIDE.sub(r"\1 (`\2`)", markdown)
 
 
 def on_page_content(page_html: str, **_: object) -> str:

@@ -13,7 +13,7 @@ class Monitor(Callback):
     """Log ``train/teacher_momentum`` after each step; throughput and waiting time after each epoch.
 
     ``throughput/images_per_second`` counts the images of all processes. ``throughput/waiting_for_data`` is the fraction
-    of an epoch between the end of a step and the arrival of the next batch.
+    of an epoch that the first process spends in ``next`` of the training loader; the work of the device is no part.
     """
 
     def __init__(self):
@@ -28,13 +28,10 @@ class Monitor(Callback):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, steps // POINTS))
 
     def on_train_epoch_start(self, trainer: Trainer, method) -> None:
-        self.throughput.start()
-
-    def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
-        self.throughput.batch_arrived()
+        self.throughput.start(waited(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        self.throughput.batch_done(len(batch.index) * trainer.world_size)
+        self.throughput.batch_done(len(batch.index) * trainer.world_size, waited(trainer))
         if trainer.global_step and any(pair.every == "step" for pair in method.teachers()):
             momentum = method.teacher_momentum(trainer.global_step, method.total_steps())
             method.log("train/teacher_momentum", momentum, batch_size=len(batch.index))
@@ -52,3 +49,8 @@ def about(trainer: Trainer, method) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     on = f"{processes} processes, {name}" if processes > 1 else name
     return f"{type(method).__name__}: {every:,} parameters, {trained:,} of them trained. Device: {on}."
+
+
+def waited(trainer: Trainer) -> float:
+    """Seconds that the training loader has spent in ``next``; 0 for a loader that does not count them."""
+    return getattr(trainer.train_dataloader, "waited", 0.0)

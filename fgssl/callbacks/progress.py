@@ -16,20 +16,20 @@ from rich.text import Text
 
 
 class Throughput:
-    """Images per second over all processes, and the fraction of time between a step and the next batch."""
+    """Images per second over all processes, and the fraction of time spent waiting for data."""
 
     def __init__(self):
         self.start()  # resuming within an epoch skips on_train_epoch_start
 
-    def start(self) -> None:
-        self.images, self.waited = 0, 0.0
+    def start(self, waited: float = 0.0) -> None:
+        """Begin an epoch; ``waited``: seconds that the loader has waited so far."""
+        self.images, self.waited, self._waited_before = 0, 0.0, waited
         self.began = self.left_off = time.perf_counter()
 
-    def batch_arrived(self) -> None:
-        self.waited += time.perf_counter() - self.left_off
-
-    def batch_done(self, images: int) -> None:
+    def batch_done(self, images: int, waited: float) -> None:
+        """Count a batch; ``waited``: seconds that the loader has waited by now."""
         self.images += images
+        self.waited = waited - self._waited_before
         self.left_off = time.perf_counter()
 
     @property

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
-from fgssl.run import provenance, write_json
+from fgssl.run import GOING_ON, SignsOfLife, provenance, write_json
 
 
 class Record(Callback):
@@ -29,6 +29,7 @@ class Record(Callback):
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
         self._started = self._trained = False
+        self._signs: SignsOfLife | None = None
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         if trainer.is_global_zero and not self._started:
@@ -44,6 +45,7 @@ class Record(Callback):
                 logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
             self.results |= provenance() | {"processes": trainer.world_size}
             self._write()
+            self._signs = SignsOfLife(self.folder / "results.json")
 
     def _go_on(self) -> None:
         """Take duration and metrics of a resumed run's earlier start, which hold until they are measured again."""
@@ -73,7 +75,7 @@ class Record(Callback):
 
     def on_validation_end(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
-        self._note(trainer)
+        self._note(trainer, status="validated" if trainer.state.fn == "validate" else None)
 
     def on_test_end(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
@@ -98,6 +100,8 @@ class Record(Callback):
             self.results |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         self.results["duration_s"] = round(time.time() - self._began, 1)
         self._write()
+        if self._signs is not None and self.results["status"] not in GOING_ON:
+            self._signs.stop()
 
     def _write(self) -> None:
         write_json(self.folder / "results.json", self.results)

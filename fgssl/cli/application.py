@@ -45,6 +45,7 @@ from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
 from fgssl.nn.backbones import check_size, from_checkpoint
+from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import Run, default_name, folder_of_checkpoint, shown
@@ -251,7 +252,8 @@ class Application(LightningCLI):
         options = self.options
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         config["logger"] = self._loggers()
-        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        own = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.get("sync_batchnorm") else [])]
+        config["plugins"] = [*(config.get("plugins") or []), *own]
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]

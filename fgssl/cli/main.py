@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from fgssl.cli.compose import apply_flags, class_of, compose, split_config_files
+from fgssl.cli.shipped import find
 from fgssl.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -20,8 +21,11 @@ COMMANDS = {
     "validate": "evaluate on the validation rows (data.protocol.val_fraction)",
     "test": "evaluate on the test rows; without --ckpt_path the untrained network",
     "predict": "write the embeddings of the test rows to embeddings.npz",
+    "list": "the methods, experiments, data sets and backbones, one line each",
+    "init": "write a commented experiment of your own: method and data",
     "data": "list the data sets, or check one on disk (fgssl data --help)",
     "compare": "tables and plots of runs: mean and standard deviation over seeds, beside the papers' numbers",
+    "report": "runs as pages for the browser, with a map of the embeddings, photographs and neighbours",
     "embed": "write embeddings, labels and paths of a checkpoint or a public network, and evaluate it",
     "probe": "linear probe of a checkpoint, a public or an untrained network: top-1 and top-5 accuracy",
     "search": "nearest neighbours of images among the embeddings of fgssl embed",
@@ -31,7 +35,7 @@ COMMANDS = {
     "sweep": "fit over a grid of options, finished cells are skipped; draws a heat map",
 }
 # Commands that are files in fgssl/commands/ with a function ``main(arguments)``.
-OWN = ("data", "compare", "embed", "probe", "search", "davis", "maps", "export", "sweep")
+OWN = ("list", "init", "data", "compare", "report", "embed", "probe", "search", "davis", "maps", "export", "sweep")
 
 HELP = """\
 usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
@@ -94,7 +98,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
         config = configuration_of_run(command, run)
         return start(command, config, flags, config["run"]["experiment"])
-    return start(command, compose(files), flags, Path(files[-1]).stem if files else "fgssl")
+    return start(command, compose(files), flags, find(files[-1]).stem if files else "fgssl")
 
 
 def value_of(option: str, flags: list[str]) -> str | None:

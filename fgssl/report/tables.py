@@ -127,6 +127,11 @@ def markdown(table: Comparison) -> str:
     return "\n".join([*lines, *(f"\n{line}" for line in _footnotes(table))])
 
 
+def as_lists(table: Comparison) -> tuple[list[str], list[list[tuple[str, bool]]], list[str]]:
+    """Headings, rows and footnotes of a table; a cell is its text and whether it is the best of its column."""
+    return _columns(table), [_cells(table, row) for row in table.rows], _footnotes(table)
+
+
 def _latex(tables: list[Comparison]) -> None:
     """Print LaTeX tables; they need the package booktabs."""
     for table in tables:

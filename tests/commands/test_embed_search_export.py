@@ -54,7 +54,7 @@ def test_an_embedded_run_is_evaluated_like_any_other(run, embedded):
     theirs, ours = results(run)["metrics"], results(embedded)["metrics"]
     assert {name for name in ours if name.startswith("test/")} == {name for name in theirs if name.startswith("test/")}
     assert ours["test/map"] == pytest.approx(theirs["test/map"])
-    for picture in ("retrieval.png", "similarity.png", "confusion.png", "tsne.png"):
+    for picture in ("retrieval.jpg", "similarity.png", "confusion.png", "tsne.png"):
         assert (embedded / picture).stat().st_size > 5000, picture
 
 

@@ -45,6 +45,16 @@ class CtrlCAtTest(Callback):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+class StopFirst(Callback):
+    """Sends SIGTERM once to a run that the variable STOP_RUN names, after its third batch."""
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        folder = Path(trainer.loggers[0].log_dir)
+        if folder.name == os.environ["STOP_RUN"] and trainer.global_step == 3 and not (folder / "stopped").exists():
+            (folder / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class SpoilInput(Callback):
     """Puts a NaN into the images of some batches, on one rank."""
 
