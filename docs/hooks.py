@@ -19,5 +19,13 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
 
 def on_page_content(page_html: str, **_: object) -> str:
     page_html = ROLE.sub("", page_html)
-    page_html = INLINE.sub(lambda found: convert(html.unescape(found[1])), page_html)
-    return BLOCK.sub(lambda found: convert(html.unescape(found[1]), display="block"), page_html)
+    page_html = INLINE.sub(lambda found: mathml(found[1], "inline"), page_html)
+    return BLOCK.sub(lambda found: mathml(found[1], "block"), page_html)
+
+
+def mathml(latex: str, display: str) -> str:
+    """MathML of an equation; a command that the converter does not know stops the build."""
+    result = convert(html.unescape(latex), display=display)
+    if unknown := re.search(r"\\[A-Za-z|]+", result):
+        raise ValueError(f"unknown LaTeX command {unknown[0]} in: {html.unescape(latex)}")
+    return result

@@ -61,7 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own package
     try:
-        return _dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 128 + signal.SIGPIPE
     except UserError as mistake:
         if os.environ.get("FGSSL_TRACEBACK"):
             raise
@@ -70,6 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe whose reader has ended, such as ``| head``; it is then written to nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _dispatch(argv: list[str]) -> int:
