@@ -41,8 +41,8 @@ from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
-from fgssl.errors import UserError, at_least
-from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
+from fgssl.errors import UserError, at_least, did_you_mean
+from fgssl.loggers import NAMES, MetricsLogger, MLflow, TensorBoard, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
 from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
@@ -107,7 +107,8 @@ class Application(LightningCLI):
             "--logger",
             type=str | Wandb,
             default="csv",
-            help="csv: metrics.csv only. wandb, or a mapping of its options: Weights & Biases in addition.",
+            help="csv: metrics.csv only. In addition to it: wandb (Weights & Biases; or a mapping of its options), "
+            "tensorboard, or mlflow.",
         )
         parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
         parser.link_arguments("seed_everything", "data.seed")
@@ -297,15 +298,21 @@ class Application(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         options = self.options
-        loggers: list[Logger] = [MetricsLogger(self.folder)]
-        if options.logger != "csv":
-            if isinstance(options.logger, str) and options.logger != "wandb":
-                raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")
-            chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
-            method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
-            dataset, command = self.datamodule.dataset.name, self.config.subcommand
-            loggers.append(wandb_logger(chosen, self.folder, method, dataset, command))
-        return loggers
+        method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
+        dataset = self.datamodule.dataset.name
+        own: list[Logger] = [MetricsLogger(self.folder)]
+        if options.logger == "csv":
+            return own
+        if options.logger == "tensorboard":
+            resumed = self.checkpoint if self.config.subcommand == "fit" else None
+            return [*own, TensorBoard(self.folder, resumed["global_step"] if resumed else None)]
+        if options.logger == "mlflow":
+            return [*own, MLflow(self.folder, {"method": method, "dataset": dataset})]
+        if isinstance(options.logger, str) and options.logger != "wandb":
+            hint = did_you_mean(options.logger, NAMES)
+            raise UserError(f"logger: '{options.logger}' is none of {', '.join(NAMES)}.{hint}")
+        chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
+        return [*own, wandb_logger(chosen, self.folder, method, dataset, self.config.subcommand)]
 
     # ---- run ----------------------------------------------------------------------------------------------------
 
