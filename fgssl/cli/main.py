@@ -5,6 +5,7 @@
 
 import importlib
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -79,13 +80,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _reader_left() -> bool:
-    """Whether standard output is a pipe whose reader has ended, such as ``| head``; it is then written to nowhere."""
+    """Whether standard output is a pipe whose reader has ended, such as ``| head``; it then leads to nowhere."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except OSError:  # a stream of a test, say
+        return False
+    pipe = select.poll()
+    pipe.register(output, 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _dispatch(argv: list[str]) -> int:
