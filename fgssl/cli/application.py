@@ -44,7 +44,7 @@ from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
-from fgssl.nn.backbones import from_checkpoint
+from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
@@ -218,10 +218,26 @@ class Application(LightningCLI):
         return folder
 
     def after_instantiate_classes(self) -> None:
+        if self.config.subcommand == "validate" and not self.datamodule.has_validation:
+            raise UserError(
+                "there are no validation rows to evaluate. Set --data.protocol.val_fraction as in the training, or "
+                "evaluate the test rows with fgssl test."
+            )
+        self._check_sizes()
         if self.checkpoint is not None:
             check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
             if self.config.subcommand == "fit":
                 self._check_position(self.checkpoint)
+
+    def _check_sizes(self) -> None:
+        """Refuse views that the backbones do not take."""
+        if self.model.default_views is None:  # detection and segmentation
+            return
+        data = self.datamodule
+        crops = [*data.eval_view.crops, *(data.views.crops if self.config.subcommand == "fit" else ())]
+        for network in self.model.backbones().values():
+            for size in sorted({crop.size for crop in crops}):
+                check_size(network, size)
 
     def _check_position(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume where the schedule or the position in an epoch would be wrong; nothing is written yet."""
