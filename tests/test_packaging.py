@@ -35,7 +35,9 @@ DISTRIBUTIONS = {
 # Declared without an import statement: faiss where there is no faiss-gpu; what torch.onnx imports for fgssl export;
 # losses and miners, imported by their names in nn/dml.py; torchmetrics, which Lightning needs.
 INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics"}
-TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools"}  # of the development, run and not imported
+DOCS = {"mkdocs", "mkdocs-material", "mkdocstrings", "latex2mathml"}  # make docs; docs/hooks.py
+# Of the development, run and not imported by tests
+TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools", *DOCS}
 
 
 def third_party(folder: str) -> set[str]:
@@ -91,7 +93,9 @@ def test_package_data_is_on_disk(package, pattern):
     assert list(folder_of(package).glob(pattern))
 
 
-@pytest.mark.parametrize("file", ["py.typed", "report/published.csv", "data/hierarchies/cars196_names.json"])
+@pytest.mark.parametrize(
+    "file", ["py.typed", "report/published.csv", "report/page/index.html", "data/hierarchies/cars196_names.json"]
+)
 def test_file_that_is_read_at_run_time_is_package_data(file):
     folders = [(folder_of(name), pattern) for name, pattern in PATTERNS]
     assert any(ROOT / "fgssl" / file in folder.glob(pattern) for folder, pattern in folders)

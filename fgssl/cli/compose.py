@@ -21,7 +21,7 @@ from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
 # Options of a command that belong to no section; a saved configuration contains them.
-FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "quiet")
 
 
 class _Loader(yaml.SafeLoader):

@@ -31,6 +31,7 @@ COMMANDS_BY_GROUP = {
     },
     "many runs": {
         "compare": "tables and plots over seeds, beside the papers' numbers",
+        "report": "pages for the browser, with a map of the embeddings",
         "sweep": "fit over a grid of options; finished cells are skipped",
     },
 }
@@ -107,6 +108,7 @@ COMMON = (
     ("retrieval.ks", "LIST", "values of K for Recall@K"),
     ("run.name", "NAME", "name of the run folder"),
     ("logger", "NAME", "csv, or wandb in addition"),
+    ("quiet", "", "print warnings, errors and results only"),
 )
 OF_FIT = (
     ("model.backbone.pretrained", "BOOL", "start from timm's weights"),
@@ -151,7 +153,7 @@ def top() -> str:
 
 def page(command: str) -> str:
     """The text of ``fgssl <command> --help`` for fit, validate, test and predict."""
-    options = [(f"--{name} {value}", text) for name, value, text in most_used(command)]
+    options = [(f"--{name} {value}".strip(), text) for name, value, text in most_used(command)]
     examples = [(f"fgssl {command} {line}", text) for line, text in EXAMPLES[command].items()]
     return PAGE.format(
         command=command, what=WHAT[command], examples=rows(examples, 46), options=rows(options, 34),

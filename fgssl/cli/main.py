@@ -5,6 +5,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: fgssl fit --help trainer | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         return 1
+    except KeyboardInterrupt:
+        print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -62,7 +66,23 @@ def _run(command: str, arguments: list[str]) -> int:
     if help.asked_group(flags) == "":
         print(help.page(command))
         return 0
+    run = value_of("--ckpt_path", flags)
+    if run and not files:
+        from fgssl.cli.saved import configuration_of_run
+
+        config = configuration_of_run(command, run)
+        return start(command, config, flags, config["run"]["experiment"])
     return start(command, compose(files), flags, find(files[-1]).stem if files else "fgssl")
+
+
+def value_of(option: str, flags: list[str]) -> str | None:
+    """Value of ``--option VALUE`` or ``--option=VALUE``; None if it is not given."""
+    for place, flag in enumerate(flags):
+        if flag == option:
+            return next(iter(flags[place + 1 :]), None)
+        if flag.startswith(f"{option}="):
+            return flag.partition("=")[2]
+    return None
 
 
 def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:
