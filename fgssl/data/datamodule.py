@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views
+from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
 SLOTS = 2**15  # the row that each worker process reads is kept at its process number modulo SLOTS
@@ -115,12 +118,16 @@ class Loader:
     """DataLoader whose items are whole batches; raises the UserError that a worker process returns.
 
     No subclass of DataLoader: with several processes, and to predict, Lightning replaces the sampler of those.
+
+    Attributes:
+        waited: seconds that ``next`` has taken since the loader was made, over all passes.
     """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning reads both, and sets the sampler's epoch
-        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_signals, **options)
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -136,7 +143,16 @@ class Loader:
 
     def __iter__(self):
         batches = iter(self.loader)  # here, so that the worker processes start before the first batch is asked for
-        return (_raised(batch) for batch in batches)
+        return self._pass(batches)
+
+    def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield _raised(batch)
 
 
 def _raised(batch: Batch | UserError) -> Batch:
@@ -145,11 +161,13 @@ def _raised(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Let SIGTERM end a worker process only when its parent sends it.
+def _outlive_signals(worker: int) -> None:
+    """Let SIGTERM end a worker process only when its parent sends it, and let Ctrl-C not end it.
 
-    A cluster sends SIGTERM to all processes of a job, and the workers are needed until the checkpoint is written.
+    A cluster sends SIGTERM to all processes of a job, a terminal sends SIGINT, and the workers are needed until the
+    checkpoint is written.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -323,6 +341,7 @@ class DataModule(LightningDataModule):
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()
+        wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
 
     def train_dataloader(self) -> Loader:
         """Training loader, starting at the position of a restored checkpoint."""
@@ -419,17 +438,18 @@ class DataModule(LightningDataModule):
         if batch.views[0].is_floating_point():
             return batch
         self._report_skipped()
-        training = bool(batch.draw[0] >= 0)
-        views = [self._finish(view, number, batch.draw, training) for number, view in enumerate(batch.views)]
+        views = self._finish(batch)
         dtype = self.trainer.lightning_module.dtype if self.trainer is not None else torch.float32
         return batch._replace(views=[view.to(dtype) for view in views])  # 64-true and bf16-true ask for their own
 
-    def _finish(self, view: Tensor, number: int, draw: Tensor, training: bool) -> Tensor:
-        if not training:
-            return normalise(view.float().div_(255), self.mean, self.std)
-        photometric = self.views.crops[number].photometric
-        draws, stream = draw.cpu().numpy(), 2 * number + 1  # the even streams are those of Views.numbers
-        return augment(view, photometric, seed=self.seed, draws=draws, stream=stream, mean=self.mean, std=self.std)
+    def _finish(self, batch: Batch) -> list[Tensor]:
+        """Augmented, normalised views of a training batch; normalised ones of an evaluation batch."""
+        if batch.draw[0] < 0:
+            return [normalise(view.float().div_(255), self.mean, self.std) for view in batch.views]
+        photometrics = [crop.photometric for crop in self.views.crops]
+        streams = range(1, 2 * len(photometrics), 2)  # the even ones are those of Views.numbers
+        constants: Any = {"seed": self.seed, "mean": self.mean, "std": self.std}
+        return augment(batch.views, photometrics, draws=batch.draw.cpu().numpy(), streams=streams, **constants)
 
     def _report_skipped(self) -> None:
         """Warn at the end of an epoch of the images that could not be read."""

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgssl.errors import UserError, did_you_mean
+from fgssl.errors import UserError, at_least, did_you_mean
 from fgssl.nn.weights import Channels, Whose, load_weights, normalisation_of
 
 _from_checkpoint: ContextVar[bool] = ContextVar("_from_checkpoint", default=False)
@@ -42,6 +42,8 @@ class Backbone:
             ``pretrained`` decides.
         weights_of: network of a file that holds a student and its teacher: ``student`` or ``teacher``; null: the one
             that its project or method evaluates (MoCo, MaskCon, MLS: the student; DINO, EsViT, CMD, FLSL: the teacher).
+        freeze: number of first stages that stay as they start, without a gradient and with fixed statistics of
+            BatchNorm. 0: none; 1: the stem; 2: also the first stage of a CNN or Swin, or the first block of a ViT.
     """
 
     name: str = "resnet18"
@@ -51,6 +53,10 @@ class Backbone:
     pooling: Literal["avg+max"] | None = None
     weights: str | None = None
     weights_of: Whose | None = None
+    freeze: int = 0
+
+    def __post_init__(self):
+        at_least(0, freeze=self.freeze)
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
@@ -82,6 +88,8 @@ class Backbone:
         if weights:
             anew = ("conv1.weight",) if self.small_input else ()
             rank_zero_info(load_weights(network, weights, self.weights_of, anew))
+        if self.freeze:
+            _freeze(network, self.freeze, self.name)
         return network
 
     def normalisation(self) -> tuple[Channels, Channels] | None:
@@ -119,6 +127,25 @@ def of_any_size(backbone: Backbone) -> Any:
     if not told and backbone == untrained:
         return network
     return replace(backbone, options={**backbone.options, **told}).build()
+
+
+def _freeze(network: nn.Module, count: int, name: str) -> None:
+    """Stop the training of a network's first stages, in timm's coarse order of its parameters."""
+    from timm.layers import freeze_batch_norm_2d  # imports torchvision
+    from timm.models import group_parameters
+
+    if not hasattr(network, "group_matcher"):
+        raise UserError(f"model.backbone.freeze: the stages of '{name}' are not known; set it to 0.")
+    matcher: Any = network.group_matcher
+    stages = group_parameters(network, matcher(coarse=True))
+    if count > len(stages):
+        raise UserError(f"model.backbone.freeze is {count}; '{name}' has {len(stages)} stages, the stem included.")
+    frozen = {parameter for stage in sorted(stages)[:count] for parameter in stages[stage]}
+    for parameter in frozen:
+        network.get_parameter(parameter).requires_grad_(False)
+    for module_name, module in list(network.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{module_name}.weight" in frozen:
+            network.set_submodule(module_name, freeze_batch_norm_2d(module))
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
