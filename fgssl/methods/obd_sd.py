@@ -1,7 +1,7 @@
 """OBD-SD: self-distillation with online batch diffusion around any metric-learning loss (Zeng et al., 2022)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,9 @@ class OBDSD(Method):
 
     def embed(self, images: Tensor) -> Tensor:
         return self.student(images)
+
+    def labels_needed(self) -> set[Literal["fine", "coarse"]]:
+        return {"fine"}
 
     def teachers(self) -> list[Pair]:
         return [Pair(self.student, self.teacher, every="epoch")] if self.distillation.teacher == "epoch" else []
