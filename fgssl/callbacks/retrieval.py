@@ -70,10 +70,10 @@ class Retrieval(Evaluation):
             metrics |= trainer.strategy.broadcast(measured)
         log_exactly(method, part, metrics)
         if part == "test" and self.folder and self.grid and trainer.is_global_zero:
-            from fgssl.report.pictures import draw_retrieval  # imports matplotlib
+            from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
 
-            index, loggers = trainer.datamodule.parts.index, trainer.loggers
-            draw_retrieval(queries, gallery, index, self.folder, loggers, self.grid, metrics)
+            index, title = trainer.datamodule.parts.index, title_of(self.folder, metrics)
+            draw_retrieval(queries, gallery, index, self.folder, trainer.loggers, self.grid, title)
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         embeddings = collect(self.take())

@@ -16,7 +16,9 @@ from fgssl.data.datasets import ALL
 from fgssl.errors import UserError
 from fgssl.evaluation.store import read_embeddings, write_shard
 from fgssl.report import explorer
+from fgssl.report.browser import gathered
 from fgssl.report.explorer import SHEETS, Sheet, photographs_of, tile
+from fgssl.report.runs import read_runs
 from tests.chromium import Chromium
 from tests.report.test_compare import write_run
 
@@ -155,6 +157,31 @@ def test_a_photograph_that_is_missing_is_grey_and_counted(made, tmp_path):
     written = explorer.write_explorer(stored, photographs_of(paths, None), tmp_path / "e", points=0)
     assert (written.images, written.missing) == (72, 1)
     assert tile(photographs_of(paths, None), 3) is None
+
+
+def evaluation(root: Path, name: str, dataset: str = "cars", part: str = "test") -> Path:
+    """Embeddings beside the run ``a``, by a checkpoint path that is relative to some other folder."""
+    results = {"ckpt_path": "runs/maskcon_cars/a/checkpoints/last.ckpt"}
+    run = write_run(root, name, results=results, data={"dataset": dataset})
+    write_embeddings(run, root / "images")
+    about = json.loads((run / "embeddings" / "about.json").read_text()) | {"dataset": dataset, "part": part}
+    (run / "embeddings" / "about.json").write_text(json.dumps(about))
+    return run
+
+
+def test_embeddings_of_a_run_are_those_of_its_evaluation_on_its_test_rows(tmp_path):
+    run = write_run(tmp_path, "a")
+    write_run(tmp_path, "ab")
+    evaluation(tmp_path, "a_embed_pets", dataset="pets")
+    evaluation(tmp_path, "a_embed_train", part="train")
+    (shown,) = gathered(read_runs([str(run)])[0])
+    assert shown.stored is None
+    right = evaluation(tmp_path, "a_embed")
+    (shown,) = gathered(read_runs([str(run)])[0])
+    assert len(shown.stored.index) == CLASSES * EACH
+    assert right in shown.folders
+    (other,) = gathered(read_runs([str(tmp_path / "maskcon_cars" / "ab")])[0])
+    assert other.stored is None
 
 
 def test_points_limits_the_map_and_its_neighbours(made, tmp_path):
