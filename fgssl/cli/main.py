@@ -38,9 +38,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"fgssl: {mistake}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has gone: fgssl fit --help trainer | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        return 1
     except KeyboardInterrupt:
         print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
         return 128 + signal.SIGINT
