@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
-from fgssl.distributed import is_distributed
+from fgssl.distributed import from_rank_zero, is_distributed
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
@@ -66,13 +66,13 @@ class Retrieval(Evaluation):
             train = gallery
             if train is None and "cmd_code" in self.extra:
                 train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
-            measured = self._extra_metrics(queries, train) if trainer.is_global_zero else {}
-            metrics |= trainer.strategy.broadcast(measured)
+            metrics |= from_rank_zero(lambda: self._extra_metrics(queries, train))
         log_exactly(method, part, metrics)
-        if part == "test" and self.folder and self.grid and trainer.is_global_zero:
+        if part == "test" and self.folder and self.grid:
             from fgssl.report.pictures import draw_retrieval  # imports matplotlib
 
-            draw_retrieval(queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid)
+            given = (queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid, metrics)
+            from_rank_zero(lambda: draw_retrieval(*given))
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         embeddings = collect(self.take())

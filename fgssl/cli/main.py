@@ -5,6 +5,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from fgssl.cli.compose import apply_flags, class_of, compose, split_config_files
+from fgssl.cli.shipped import find
 from fgssl.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -19,8 +21,11 @@ COMMANDS = {
     "validate": "evaluate on the validation rows (data.protocol.val_fraction)",
     "test": "evaluate on the test rows; without --ckpt_path the untrained network",
     "predict": "write the embeddings of the test rows to embeddings.npz",
+    "list": "the methods, experiments, data sets and backbones, one line each",
+    "init": "write a commented experiment of your own: method and data",
     "data": "list the data sets, or check one on disk (fgssl data --help)",
     "compare": "tables and plots of runs: mean and standard deviation over seeds, beside the papers' numbers",
+    "report": "runs as pages for the browser, with a map of the embeddings, photographs and neighbours",
     "embed": "write embeddings, labels and paths of a checkpoint or a public network, and evaluate it",
     "probe": "linear probe of a checkpoint, a public or an untrained network: top-1 and top-5 accuracy",
     "search": "nearest neighbours of images among the embeddings of fgssl embed",
@@ -30,7 +35,7 @@ COMMANDS = {
     "sweep": "fit over a grid of options, finished cells are skipped; draws a heat map",
 }
 # Commands that are files in fgssl/commands/ with a function ``main(arguments)``.
-OWN = ("data", "compare", "embed", "probe", "search", "davis", "maps", "export", "sweep")
+OWN = ("list", "init", "data", "compare", "report", "embed", "probe", "search", "davis", "maps", "export", "sweep")
 
 HELP = """\
 usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
@@ -56,12 +61,31 @@ def main(argv: list[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own package
     try:
-        return _dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 128 + signal.SIGPIPE
     except UserError as mistake:
         if os.environ.get("FGSSL_TRACEBACK"):
             raise
         print(f"fgssl: {mistake}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe whose reader has ended, such as ``| head``; it is then written to nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -84,7 +108,23 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     files, flags = split_config_files(arguments)
-    return start(command, compose(files), flags, Path(files[-1]).stem if files else "fgssl")
+    run = value_of("--ckpt_path", flags)
+    if run and not files:
+        from fgssl.cli.saved import configuration_of_run
+
+        config = configuration_of_run(command, run)
+        return start(command, config, flags, config["run"]["experiment"])
+    return start(command, compose(files), flags, find(files[-1]).stem if files else "fgssl")
+
+
+def value_of(option: str, flags: list[str]) -> str | None:
+    """Value of ``--option VALUE`` or ``--option=VALUE``; None if it is not given."""
+    for place, flag in enumerate(flags):
+        if flag == option:
+            return next(iter(flags[place + 1 :]), None)
+        if flag.startswith(f"{option}="):
+            return flag.partition("=")[2]
+    return None
 
 
 def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:

@@ -107,7 +107,7 @@ def network_configuration(args: argparse.Namespace, flags: list[str] = []) -> di
         args: flags of ``add_network_flags``, and of ``add_data_flag`` if the command has it.
         flags: other options of the command line; options of the ``data`` section override those of a public network.
     """
-    from fgssl.commands.restore import configuration
+    from fgssl.cli.saved import configuration
 
     config = configuration(args.ckpt_path, args.config)
     if getattr(args, "data", None):

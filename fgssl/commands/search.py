@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from fgssl.commands.restore import configuration, restore
+    from fgssl.cli.saved import configuration
+    from fgssl.commands.restore import restore
     from fgssl.evaluation.search import search
     from fgssl.evaluation.store import read_embeddings
 

@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +25,7 @@ from fgssl.data.normalisation import normalisation
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views, decode
+from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
 SLOTS = 2**15  # the row that each worker process reads is kept at its process number modulo SLOTS
@@ -115,12 +118,16 @@ class Loader:
     """DataLoader whose items are whole batches; raises the UserError that a worker process returns.
 
     No subclass of DataLoader: with several processes, and to predict, Lightning replaces the sampler of those.
+
+    Attributes:
+        waited: seconds that ``next`` has taken since the loader was made, over all passes.
     """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning reads both, and sets the sampler's epoch
-        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_signals, **options)
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -136,7 +143,16 @@ class Loader:
 
     def __iter__(self):
         batches = iter(self.loader)  # here, so that the worker processes start before the first batch is asked for
-        return (_raised(batch) for batch in batches)
+        return self._pass(batches)
+
+    def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield _raised(batch)
 
 
 def _raised(batch: Batch | UserError) -> Batch:
@@ -145,11 +161,13 @@ def _raised(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Let SIGTERM end a worker process only when its parent sends it.
+def _outlive_signals(worker: int) -> None:
+    """Let SIGTERM end a worker process only when its parent sends it, and let Ctrl-C not end it.
 
-    A cluster sends SIGTERM to all processes of a job, and the workers are needed until the checkpoint is written.
+    A cluster sends SIGTERM to all processes of a job, a terminal sends SIGINT, and the workers are needed until the
+    checkpoint is written.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -299,6 +317,7 @@ class DataModule(LightningDataModule):
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()
+        wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
 
     def train_dataloader(self) -> Loader:
         """Training loader, starting at the position of a restored checkpoint."""

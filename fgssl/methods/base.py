@@ -317,22 +317,38 @@ class Method(LightningModule):
         Raises:
             UserError: names the options to resume with.
         """
-        kept, trainer = checkpoint.get("global_batch"), self._trainer
-        if kept is None or trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
-            return
-        before, now = math.prod(kept.values()), self.global_batch()
-        position = checkpoint.get(type(trainer.datamodule).__qualname__, {})
-        if before != now:
-            reason = f"was trained with {before} images per optimiser step, but this run has {now}"
-        elif position.get("batch") and kept["batch_size"] != trainer.datamodule.batch_size:
-            reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
-        else:
-            return
-        options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
-        raise UserError(
-            f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
-            "processes that divides the batch."
-        )
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and trainer.datamodule is not None:
+            check_global_batch(checkpoint, trainer.datamodule, trainer.accumulate_grad_batches)
+
+
+def check_global_batch(checkpoint: dict[str, Any], datamodule: DataModule, accumulated: int) -> None:
+    """Refuse to resume with another number of images per optimiser step, or, within an epoch, per batch.
+
+    Args:
+        checkpoint: checkpoint of a fit.
+        datamodule: data module of the resumed fit.
+        accumulated: its ``trainer.accumulate_grad_batches``.
+
+    Raises:
+        UserError: names the options to resume with.
+    """
+    kept = checkpoint.get("global_batch")
+    if kept is None:
+        return
+    before, now = math.prod(kept.values()), datamodule.batch_size * accumulated
+    position = checkpoint.get(type(datamodule).__qualname__, {})
+    if before != now:
+        reason = f"was trained with {before} images per optimiser step, but this run has {now}"
+    elif position.get("batch") and kept["batch_size"] != datamodule.batch_size:
+        reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
+    else:
+        return
+    options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
+    raise UserError(
+        f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
+        "processes that divides the batch."
+    )
 
 
 def first_backbone(module: nn.Module) -> nn.Module | None:

@@ -95,7 +95,7 @@ def test_the_saved_configuration_runs_again_and_gives_the_same_weights(run, tmp_
 
 def test_a_picture_of_neighbours_and_the_embeddings_are_written(run, tmp_path):
     assert fgssl("test", tmp_path, "--run.name", "t", "--retrieval.grid", "3", "--ckpt_path", str(run)) == 0
-    assert (tmp_path / "maskcon_digits" / "t" / "retrieval.png").stat().st_size > 5000
+    assert (tmp_path / "maskcon_digits" / "t" / "retrieval.jpg").stat().st_size > 5000
     assert results(tmp_path / "maskcon_digits" / "t")["metrics"]["test/recall@1"] == pytest.approx(
         results(run)["metrics"]["test/recall@1"]
     )

@@ -54,7 +54,7 @@ def test_an_embedded_run_is_evaluated_like_any_other(run, embedded):
     theirs, ours = results(run)["metrics"], results(embedded)["metrics"]
     assert {name for name in ours if name.startswith("test/")} == {name for name in theirs if name.startswith("test/")}
     assert ours["test/map"] == pytest.approx(theirs["test/map"])
-    for picture in ("retrieval.png", "similarity.png", "confusion.png", "tsne.png"):
+    for picture in ("retrieval.jpg", "similarity.png", "confusion.png", "tsne.png"):
         assert (embedded / picture).stat().st_size > 5000, picture
 
 
@@ -162,7 +162,8 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
 
 def reference(run) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and their features from the method of the run."""
-    from fgssl.commands.restore import configuration, restore
+    from fgssl.cli.saved import configuration
+    from fgssl.commands.restore import restore
 
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -137,7 +137,7 @@ def test_infinity_null_and_commas_of_a_sweep_reach_the_configuration(tmp_path, c
     values = {"model.tau": [math.inf], "model.optim.clip_each": [None], "run.paper": ["maskcon, Table 10"]}
     assert main(["sweep", str(grid(tmp_path, **values)), "--runs", str(tmp_path), "--dry_run"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    words = shlex.split(line.removeprefix("to run: fgssl "))
+    words = shlex.split(line.partition("fgssl ")[2])
     with pytest.raises(SystemExit) as stop:
         main([*words, "--print_config"])
     assert stop.value.code == 0
@@ -166,3 +166,43 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
         assert rows_named(cell["run.paper"])
     experiment = compose([sweep.fit[1]])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]
+
+
+def test_cell_replaces_the_process_by_the_fit_of_that_cell(tmp_path, monkeypatch, capsys):
+    replaced = []
+    monkeypatch.setattr(sweeps.os, "execv", lambda program, line: replaced.append(line))
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5]})
+    assert main(["sweep", str(path), "--runs", str(tmp_path), "--dry_run"]) == 0
+    listed = capsys.readouterr().out.splitlines()[1:]
+    run(path, tmp_path, "--cell", "2")
+    ((_, module, program, *line),) = replaced
+    assert (module, program) == ("-m", "fgssl")
+    assert "cell 2, to run:" in listed[2]
+    assert "--model.weight=1.0" in listed[2]
+    assert {"--model.weight=1.0", "--model.tau=0.1"} <= set(line)
+    assert line[line.index("--run.name") + 1] == "weight1.0_tau0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cell", "4"), "--cell 4: "),
+        (("--cell", "-1"), "has 4 cells, 0 to 3."),
+        (("--cell", "0", "--devices", "0", "1"), "--cell and --devices exclude each other"),
+    ],
+)
+def test_cell_that_cannot_be_run_is_refused(tmp_path, flags, message, capsys):
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5]})
+    assert main(["sweep", str(path), "--runs", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cell_whose_process_was_aborted_is_failed(tmp_path, monkeypatch):
+    """NCCL's watchdog aborts a process, which then cannot write its status."""
+    abort = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 0, number: 6}}"
+    path = grid(tmp_path, **{"model.weight": [0.5]})
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweeps, "report", lambda *_: None)
+    assert run(path, tmp_path, "--trainer.callbacks", abort) == 1
+    said = results(tmp_path / "sweep_grid" / "weight0.5")
+    assert (said["status"], said["error"]) == ("failed", "the process ended with status -6")

@@ -8,7 +8,7 @@ from torch import nn
 
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone, Encoder
-from fgssl.nn.detectors import freeze_unused
+from fgssl.nn.detectors import freeze_unused, intermediate_maps
 from fgssl.nn.teacher import teacher_of
 from fgssl.tasks import Finetune
 
@@ -103,7 +103,8 @@ def test_fine_tuning_does_not_train_frozen_stages():
 
 def test_detection_freezes_unused_weights_beside_frozen_stages():
     network = build("resnet18", freeze=2)
-    freeze_unused(network, [1, 2, 3])
+    freeze_unused(network, lambda images: intermediate_maps(network, images, [1, 2, 3]))
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == {"layer2", "layer3"}
-    freeze_unused(build("resnet18", freeze=5), [1, 2, 3])  # nothing is left to train
+    whole = build("resnet18", freeze=5)
+    freeze_unused(whole, lambda images: intermediate_maps(whole, images, [1, 2, 3]))  # nothing is left to train
