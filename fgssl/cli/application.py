@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,16 @@ class Application(LightningCLI):
         parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
-        parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
-        parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
-        parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
+        for option in ("num_coarse", "num_fine", "train_classes"):
+            count = partial(self._class_count, option)
+            parser.link_arguments("data", f"model.init_args.{option}", count, apply_on="instantiate")
+
+    def _class_count(self, option: str, data: DataModule) -> Any:
+        """Class count of the data; in an evaluation that of the checkpoint, whose network may see any other data."""
+        kept = (self.checkpoint or {}).get("hyper_parameters", {})
+        if self.config.subcommand != "fit" and option in kept:
+            return kept[option]
+        return getattr(data, option)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)

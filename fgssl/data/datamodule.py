@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,12 +20,13 @@ from fgssl.data.augment import Channels, augment, normalise
 from fgssl.data.batch import Batch
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
-from fgssl.data.images import open_image
+from fgssl.data.images import open_row
 from fgssl.data.index import Index
-from fgssl.data.normalisation import normalisation
+from fgssl.data.normalisation import Trained, normalisation
+from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
-from fgssl.data.views import EvalView, PairViews, Views, decode
+from fgssl.data.views import EvalView, PairViews, Views
 from fgssl.data.workers import workers_of_process
 from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
@@ -100,12 +102,10 @@ class Images(Dataset):
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
         image_3HW = self._decoded(row)
-        if image_3HW is not None:
-            boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
-        else:
-            with open_image(self.index.paths[row]) as file:
-                boxes = self.views.boxes(file.size, numbers)
-                image_3HW, boxes = decode(file, boxes, self.views.crops)
+        if image_3HW is None:
+            with open_row(self.index, row) as file:
+                return self.views.read(file, numbers)
+        boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
         return self.views.cut(image_3HW, boxes, numbers)
 
     def _decoded(self, row: int) -> Tensor | None:
@@ -251,6 +251,7 @@ class DataModule(LightningDataModule):
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
         self.cache, self.cache_side = cache, cache_side
+        self.given_normalisation = mean, std
         self.mean, self.std = normalisation(mean, std, trained=None)
         self.seed = seed
         self._parts: Parts | None = None
@@ -268,6 +269,29 @@ class DataModule(LightningDataModule):
     def num_coarse(self) -> int:
         """Number of coarse classes, 0 for none."""
         return self.dataset.num_coarse
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How evaluation turns an image into the network's input."""
+        view = self.eval_view
+        return Preprocessing(view.size, view.resize, view.resample, self.mean, self.std)
+
+    def use_normalisation(self, trained: Trained | None) -> None:
+        """Take the mean and deviation of a method's weights where neither was given to the constructor."""
+        self.mean, self.std = normalisation(*self.given_normalisation, trained)
+
+    def __str__(self) -> str:
+        rows = "not read yet"
+        if self._parts is not None:
+            parts = {"training": self._parts.train, "validation": self._parts.val, "test": self._parts.test}
+            rows = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items()) + " images"
+        return (
+            f"{type(self).__name__} of {self.dataset.name} ({self.protocol.split} split): {rows}; batches of "
+            f"{self.batch_size}, {len(self.views.crops)} views of {self.views.crops[0].size} px; evaluation at "
+            f"{self.eval_view.size} px"
+        )
+
+    __repr__ = __str__
 
     @property
     def parts(self) -> Parts:
@@ -336,6 +360,8 @@ class DataModule(LightningDataModule):
         return self._eval_loader(self.parts.val) if self.has_validation else []
 
     def test_dataloader(self) -> Loader:
+        if len(self.parts.test) == 0:
+            rank_zero_info(f"No test metrics: {self.dataset.name} has no test images.")
         return self._eval_loader(self.parts.test)
 
     predict_dataloader = test_dataloader
@@ -372,7 +398,8 @@ class DataModule(LightningDataModule):
 
     def _open_cache(self) -> Cache | None:
         """The cache, built at the first call; None where there is none."""
-        if self.cache is None or self.parts.index.pixels is not None:
+        index = self.parts.index
+        if self.cache is None or index.pixels is not None or index.images is not None:
             return None
         largest = max(crop.size for crop in self.views.crops)
         if largest > self.cache_side:
