@@ -120,9 +120,9 @@ class Application(LightningCLI):
 
     def _class_count(self, option: str, data: DataModule) -> Any:
         """Class count of the data; in an evaluation that of the checkpoint, whose network may see any other data."""
-        kept = (self.checkpoint or {}).get("hyper_parameters", {})
-        if self.config.subcommand != "fit" and option in kept:
-            return kept[option]
+        kept = (self.checkpoint or {}).get("hyper_parameters")
+        if self.config.subcommand != "fit" and kept:
+            return kept.get(option)  # None: the method has no such argument
         return getattr(data, option)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
