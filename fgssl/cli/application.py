@@ -263,6 +263,7 @@ class Application(LightningCLI):
         config["logger"] = self._loggers()
         own = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.get("sync_batchnorm") else [])]
         config["plugins"] = [*(config.get("plugins") or []), *own]
+        config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # null in runs of version 0.2.0
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
