@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fgssl.data.datasets import ALL
 from fgssl.errors import UserError
 from fgssl.evaluation.store import read_embeddings, write_shard
 from fgssl.report import explorer
-from fgssl.report.browser import gathered
+from fgssl.report.browser import gathered, render
 from fgssl.report.explorer import SHEETS, Sheet, photographs_of, tile
 from fgssl.report.runs import read_runs
 from tests.chromium import Chromium
@@ -375,6 +376,39 @@ def test_right_is_a_nearest_neighbour_of_the_same_class(made, explored):
     assert explored.run("isRight") == (fine[places[:, 0]] == fine).tolist()
     right = int((fine[places[:, 0]] == fine)[:EACH].sum())
     assert explored.run("document.querySelector('#classes button').innerText").endswith(f"{right} of {EACH} right")
+
+
+def test_classes_are_listed_worst_first_where_coloured_by_right_and_wrong(explored):
+    def shares() -> list[int]:
+        numbers = explored.run("[...document.querySelectorAll('#classes small')].map((small) => small.innerText)")
+        return [int(number.split()[0]) for number in numbers]
+
+    in_order = shares()
+    assert in_order != sorted(in_order)
+    choose_colour(explored, "right")
+    assert shares() == sorted(in_order)
+
+
+def test_two_layouts_can_be_chosen(made, browser, monkeypatch):
+    """Where UMAP is installed; here its layout is the t-SNE's, turned over."""
+    runs, out = made
+    stored = read_embeddings(runs / "good")
+    monkeypatch.setattr(explorer, "has_umap", lambda: True)
+    fake = {"tsne": stored.embedding[:, :2], "umap": -stored.embedding[:, :2]}
+    monkeypatch.setattr(explorer, "layout", lambda features_NF, way, seed: fake[way])
+    folder = out / "explorers" / "two"
+    explorer.write_explorer(stored, photographs_of(stored.paths, None), folder, points=0)
+    (folder / "index.html").write_text(render("explorer.html", title="two", note=""))
+    browser.open(folder / "index.html")
+    browser.run("explorer.ready")
+    assert browser.run("[...element('map').options].map((option) => option.value)") == ["t-SNE", "UMAP"]
+    assert not browser.run("element('maps').hidden")
+    before = np.array(browser.run("members[0].map(explorer.screen)"))
+    browser.run("element('map').value = 'UMAP', element('map').onchange({target: element('map')})")
+    after = np.array(browser.run("members[0].map(explorer.screen)"))
+    centre = np.array(browser.run("[width, height]")) / 2
+    np.testing.assert_allclose(after - centre, centre - before, atol=1)
+    shutil.rmtree(folder)
 
 
 def test_search_finds_a_class_and_zooms_to_it(explored):
