@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from fgssl.errors import UserError
+from fgssl.run import status_of
 
 # Options that change neither the weights nor the measurement; runs that differ only in these share a row.
 IRRELEVANT = (
-    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "weights_only", "verbose", "retrieval.",
+    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "quiet", "weights_only", "verbose", "retrieval.",
     "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
     "data.eval_batch_size", "data.dataset.", "data.protocol.",
 )  # fmt: skip
@@ -210,11 +211,13 @@ def read_run(folder: Path) -> RunFolder | None:
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder}: broken, no results.json. Did it stop before it began?")
     results = _read_json(folder / "results.json")
-    status = results.get("status")
+    status = status_of(folder / "results.json", results)
     if status == "predicted":
         return None
     if status != "finished":
         reason = f" ({results['error']})" if results.get("error") else ""
+        if status == "lost":
+            reason = " (its process was killed or aborted without a message, or the machine stopped)"
         resume = f" Resume it with --ckpt_path {folder}." if (folder / "checkpoints" / "last.ckpt").is_file() else ""
         raise UserError(f"{folder}: {status or 'no status'} after {results.get('epochs', 0)} epochs{reason}.{resume}")
     missing = {"method", "seed", "metrics", "data"} - results.keys()

@@ -27,7 +27,12 @@ def number(metric: str, value: float) -> str:
     """Format a metric: in percent, or as it is for counts, losses and ``PLAIN`` metrics."""
     if metric in COUNTS:
         return f"{value:.0f}"
-    return f"{value:.4f}" if metric in PLAIN or "loss" in metric else f"{100 * value:.2f}"
+    return f"{100 * value:.2f}" if is_share(metric) else f"{value:.4f}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a fraction, which is shown in percent."""
+    return metric not in (*COUNTS, *PLAIN) and "loss" not in metric
 
 
 def text(metric: str, row: Row) -> str:
