@@ -90,7 +90,7 @@ def write_report(
     sections = [section(shown, number, out, indexes, points, say) for number, shown in enumerate(gathered(runs))]
     page = render(
         "index.html",
-        title=heading(tables),
+        title=heading(runs),
         version=fgssl.__version__,
         command=command,
         tables=[table_facts(table, list(charts)) for table in tables],
@@ -125,8 +125,8 @@ def render(template: str, **values: Any) -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def heading(tables: Sequence[Comparison]) -> str:
-    return "Runs on " + ", ".join(dict.fromkeys(table.protocol["data set"] for table in tables))
+def heading(runs: list[RunFolder]) -> str:
+    return "Runs on " + ", ".join(sorted({run.results["data"]["dataset"] for run in runs}))
 
 
 def table_facts(table: Comparison, charts: list[str]) -> dict[str, Any]:

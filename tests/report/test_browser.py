@@ -15,7 +15,7 @@ from PIL import Image
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
 from fgssl.errors import UserError
-from fgssl.evaluation.store import read_embeddings, write_shard
+from fgssl.evaluation.store import COLUMNS, read_embeddings, write_shard
 from fgssl.report import explorer
 from fgssl.report.browser import gathered, render
 from fgssl.report.explorer import SHEETS, Sheet, photographs_of, tile
@@ -183,6 +183,31 @@ def test_embeddings_of_a_run_are_those_of_its_evaluation_on_its_test_rows(tmp_pa
     assert right in shown.folders
     (other,) = gathered(read_runs([str(tmp_path / "maskcon_cars" / "ab")])[0])
     assert other.stored is None
+
+
+def test_images_without_labels_have_an_explorer(tmp_path, browser, monkeypatch):
+    """Own images, embedded by a public network: nothing is evaluated."""
+    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+    run = write_run(tmp_path / "runs", "a")
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {}}
+    (run / "results.json").write_text(json.dumps(results))
+    write_embeddings(run, tmp_path / "images")
+    stored = read_embeddings(run)
+    unknown = np.full(len(stored.index), -1)
+    columns = stored._replace(fine=unknown, coarse=unknown)._asdict()
+    write_shard(run / "embeddings", "test-0-00000", {name: columns[name] for name in COLUMNS})
+    about = stored.about | {"fine_names": [], "coarse_names": []}
+    (run / "embeddings" / "about.json").write_text(json.dumps(about))
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    browser.open(tmp_path / "out" / "explorers" / "0" / "index.html")
+    browser.run("explorer.ready")
+    click_on(browser, 7)
+    _, places = brute_force(run)
+    shown = [text.split("\n")[1] for text in shown_neighbours(browser)]
+    assert shown == ["no label"] * 8
+    labels = browser.run("[...document.querySelectorAll('.near .photo')].map((p) => p.getAttribute('aria-label'))")
+    assert labels == [f"photograph images/{place}.png" for place in places[7]]
+    assert browser.faults() == []
 
 
 def test_points_limits_the_map_and_its_neighbours(made, tmp_path):
