@@ -107,7 +107,7 @@ def test_tables_notes_and_pictures_are_those_of_compare_and_of_the_runs(made):
     page = (out / "index.html").read_text()
     for text in ("8,041 test images", "55.00", "5.12", "25.00", "Recall@1 50.00 %, mAP 40.00 %"):
         assert text.replace("55.00", "50.00") in page, text
-    assert {path.name for path in (out / "charts").iterdir()} == {"cars_bars.svg", "cars_recall.svg", "cars_epochs.svg"}
+    assert {path.name for path in (out / "charts").iterdir()} == {"0_bars.svg", "0_recall.svg", "0_epochs.svg"}
     shown = re.findall(r'img loading="lazy"[^>]*src="(pictures[^"]+)"', page)
     assert [Path(path).name for path in shown] == ["retrieval.jpg", "gradcam.png"]
     assert f"fgssl embed --ckpt_path {runs / 'bad'}" in page  # the run without embeddings says which command makes them
@@ -176,13 +176,12 @@ def test_embeddings_of_a_run_are_those_of_its_evaluation_on_its_test_rows(tmp_pa
     evaluation(tmp_path, "a_embed_pets", dataset="pets")
     evaluation(tmp_path, "a_embed_train", part="train")
     (shown,) = gathered(read_runs([str(run)])[0])
-    assert shown.stored is None
+    assert shown.embedded is None
     right = evaluation(tmp_path, "a_embed")
     (shown,) = gathered(read_runs([str(run)])[0])
-    assert len(shown.stored.index) == CLASSES * EACH
-    assert right in shown.folders
+    assert shown.embedded == right
     (other,) = gathered(read_runs([str(tmp_path / "maskcon_cars" / "ab")])[0])
-    assert other.stored is None
+    assert other.embedded is None
 
 
 def test_images_without_labels_have_an_explorer(tmp_path, browser, monkeypatch):
@@ -281,6 +280,24 @@ def test_unreadable_photograph_is_an_error_of_its_path(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"a\.jpg"):
         photographs_of(np.array([str(tmp_path / "a.jpg")]), None)(0)
+
+
+def test_each_table_has_its_own_charts(tmp_path):
+    """cifar10 has no Recall@K, cifar100 has; the name of one begins with that of the other."""
+    for name, metrics in (("cifar10", {"test/top1": 0.5}), ("cifar100", {"test/recall@1": 0.5, "test/recall@2": 0.6})):
+        run = write_run(tmp_path / name, "a", data={"dataset": name})
+        results = json.loads((run / "results.json").read_text()) | {"metrics": metrics}
+        (run / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(tmp_path / "cifar10"), str(tmp_path / "cifar100"), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    charts = re.findall(r'src="charts/(\d)_(\w+)\.svg" alt="[^:]*: (cifar\d+),', page)
+    assert charts == [
+        ("0", "bars", "cifar10"),
+        ("0", "epochs", "cifar10"),
+        ("1", "bars", "cifar100"),
+        ("1", "recall", "cifar100"),
+        ("1", "epochs", "cifar100"),
+    ]
 
 
 # ---- in the browser -------------------------------------------------------------------------------------------------
