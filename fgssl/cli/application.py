@@ -45,6 +45,7 @@ from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
 from fgssl.nn.backbones import from_checkpoint
+from fgssl.nn.compiled import compile_networks, to_channels_last
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
@@ -110,6 +111,19 @@ class Application(LightningCLI):
             help="csv: metrics.csv only. wandb, or a mapping of its options: Weights & Biases in addition.",
         )
         parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
+        parser.add_argument(
+            "--trainer.compile",
+            type=bool | dict[str, Any],
+            default=False,
+            help="Compile the backbones with torch.compile: true, or a mapping of its arguments such as {mode: "
+            "max-autotune}. The first step of each image size takes minutes.",
+        )
+        parser.add_argument(
+            "--trainer.channels_last",
+            type=bool,
+            default=False,
+            help="Store the weights of convolutions channels-last, which is faster for convolutions in half precision.",
+        )
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
         parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
@@ -222,6 +236,11 @@ class Application(LightningCLI):
             check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
             if self.config.subcommand == "fit":
                 self._check_position(self.checkpoint)
+        trainer = self.options.trainer
+        if trainer.channels_last:
+            to_channels_last(self.model)
+        if trainer.compile is not False:
+            compile_networks(self.model, **({} if trainer.compile is True else trainer.compile))
 
     def _check_position(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume where the schedule or the position in an epoch would be wrong; nothing is written yet."""
@@ -235,6 +254,7 @@ class Application(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.options
         config = {**self._get(self.config_init, "trainer"), **kwargs}
+        del config["compile"], config["channels_last"]  # ours, not the Trainer's
         config["logger"] = self._loggers()
         own = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.get("sync_batchnorm") else [])]
         config["plugins"] = [*(config.get("plugins") or []), *own]

@@ -38,7 +38,8 @@ def restore(config: dict[str, Any], flags: list[str]) -> Restored:
         def after_test(self) -> None:
             built.append(self)
 
-    start("test", config, [*flags, "--trainer.devices", "1"], "restored", Kept)
+    alone = ["--trainer.devices", "1", "--trainer.compile", "false"]  # for a few images compiling takes too long
+    start("test", config, [*flags, *alone], "restored", Kept)
     return built[0]
 
 
