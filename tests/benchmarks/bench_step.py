@@ -4,8 +4,8 @@
 
 Bare: the query encoder's forward and backward, the key encoder's forward, and SGD's step, on the same batch in a plain
 loop. Ours: MaskCon by ``Trainer.fit`` with its teacher, queue (K = 8192), logging to ``metrics.csv`` and progress bar.
-Rounds of both alternate, so that a noisy machine bends both; the ratio is that of the medians. Time is that of the clock
-on a GPU, of the processor on the CPU, which others may use too.
+Rounds of both alternate, so that a noisy machine bends both; the ratio is that of the medians. Time is that of the
+clock on a GPU, of the processor on the CPU, which others may use too.
 """
 
 import argparse
