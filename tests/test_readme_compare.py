@@ -1,4 +1,4 @@
-"""The README's walk-through: its commands are run, in order, on small networks."""
+"""The walk-through of docs/compare.md: its commands are run, in order, on small networks."""
 
 import re
 import shlex
@@ -15,9 +15,9 @@ from tests.cli.test_cli import SMALL
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SECTION = (ROOT / "README.md").read_text().split("\n## Compare\n")[1].split("\n## ")[0]
+SECTION = (ROOT / "docs" / "compare.md").read_text().split("\n## ")[0]
 COMMANDS = re.findall(
-    r"^fgssl .*$", "\n".join(re.findall(r"^```\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)), re.M
+    r"^fgssl .*$", "\n".join(re.findall(r"^```bash\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)), re.M
 )
 
 ORDER = ["fit"] * 4 + ["test", "compare", "embed", "embed", "search", "export", "sweep"]
@@ -62,7 +62,7 @@ def test_the_walk_through_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_output_shown_has_the_columns_that_compare_prints():
     shown = next(
-        block for block in re.findall(r"^```\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE) if " rank" in block
+        block for block in re.findall(r"^```text\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE) if " rank" in block
     )
     assert re.search(r"rank +method +epochs +seeds +recall@1 +map", shown)
     best = max(float(value) for value in re.findall(r"(\d\d\.\d\d) ±", shown))

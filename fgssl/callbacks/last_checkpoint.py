@@ -1,23 +1,19 @@
 """Writes ``last.ckpt``."""
 
-import signal
-import threading
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from fgssl.distributed import any_rank
+from fgssl.callbacks.stopping import Stopped, stop_of
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Write ``last.ckpt`` every few epochs or optimiser steps, at the end, and on SIGTERM.
+    """Write ``last.ckpt`` every few epochs or optimiser steps, at the end, and on SIGTERM and Ctrl-C.
 
-    Clusters send SIGTERM before they stop a job. If one process receives it, all processes finish the optimiser step,
-    write the checkpoint and end.
+    If one process receives such a signal (``Stopping``), all processes finish the optimiser step, write the checkpoint
+    and end.
 
     Args:
         folder: Folder of the checkpoint.
@@ -35,23 +31,16 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True if not every_n_train_steps else None,
         )
         self.path = Path(folder) / "last.ckpt"
-        self._terminated = self._ending = False  # this process received SIGTERM; all processes are about to end
-        self._previous: Any = None  # SIGTERM's handler outside of training
+        self._stop: Stopped | None = None  # raised once the metrics of the last step have been logged
 
     def on_train_start(self, trainer: Trainer, method) -> None:
         super().on_train_start(trainer, method)
-        self._terminated = self._ending = False
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers in the main thread only
-            # Replaces Lightning's handler, which calls a collective inside the signal handler.
-            self._previous = signal.signal(signal.SIGTERM, self._note_signal)
-
-    def _note_signal(self, *_) -> None:
-        self._terminated = True
+        self._stop = None
 
     def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, method, batch, batch_idx)
-        if self._ending:  # here, after the metrics of the last step have been logged
-            raise SIGTERMException
+        if self._stop is not None:
+            raise self._stop
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
@@ -64,17 +53,16 @@ class LastCheckpoint(ModelCheckpoint):
         self._end_if_asked(trainer, method)
 
     def _end_if_asked(self, trainer: Trainer, method) -> None:
-        if any_rank(self._terminated, method.device):
-            self._ending = True
+        self._stop = stop_of(trainer, method.device)
+        if self._stop is not None:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, method) -> None:
         super().on_train_end(trainer, method)
         self.save_now(trainer)
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-        if self._ending:
-            raise SIGTERMException
+        self._stop = self._stop or stop_of(trainer, method.device)  # asked for during the last validation
+        if self._stop is not None:
+            raise self._stop
 
     def save_now(self, trainer: Trainer) -> None:
         """Write ``last.ckpt`` unless it already holds this step."""

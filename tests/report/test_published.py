@@ -157,6 +157,7 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
         ({"model__backbone__pretrained": False}, "init imagenet, the run none"),
         ({"model__tau": 0.5}, "tau 0.1, the run 0.5"),
         ({"trainer__limit_train_batches": 10}, "training batches all, the run 10"),
+        ({"model__backbone__freeze": 2}, "frozen stages 0, the run 2"),
         ({"data__protocol__val_fraction": 0.1}, "held out 0, the run 0.1"),
         ({"model__memory": 1024}, "memory 8192, the run 1024"),
         ({"model__dim": 64}, "dimension 128, the run 64"),
