@@ -46,6 +46,7 @@ from fgssl.errors import UserError, at_least, did_you_mean
 from fgssl.loggers import NAMES, MetricsLogger, MLflow, TensorBoard, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
 from fgssl.nn.backbones import check_size, from_checkpoint
+from fgssl.nn.compiled import compile_networks, to_channels_last
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
@@ -112,6 +113,19 @@ class Application(LightningCLI):
             "tensorboard, or mlflow.",
         )
         parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
+        parser.add_argument(
+            "--trainer.compile",
+            type=bool | dict[str, Any],
+            default=False,
+            help="Compile the backbones with torch.compile: true, or a mapping of its arguments such as {mode: "
+            "max-autotune}. The first step of each image size takes minutes.",
+        )
+        parser.add_argument(
+            "--trainer.channels_last",
+            type=bool,
+            default=False,
+            help="Store the weights of convolutions channels-last, which is faster for convolutions in half precision.",
+        )
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
         for option in ("num_coarse", "num_fine", "train_classes"):
@@ -237,6 +251,11 @@ class Application(LightningCLI):
             check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
             if self.config.subcommand == "fit":
                 self._check_position(self.checkpoint)
+        trainer = self.options.trainer
+        if trainer.channels_last:
+            to_channels_last(self.model)
+        if trainer.compile is not False:
+            compile_networks(self.model, **({} if trainer.compile is True else trainer.compile))
 
     def _check_sizes(self) -> None:
         """Refuse views that the backbones do not take."""
@@ -260,6 +279,7 @@ class Application(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.options
         config = {**self._get(self.config_init, "trainer"), **kwargs}
+        del config["compile"], config["channels_last"]  # ours, not the Trainer's
         config["logger"] = self._loggers()
         own = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.get("sync_batchnorm") else [])]
         config["plugins"] = [*(config.get("plugins") or []), *own]

@@ -43,7 +43,8 @@ def restore(config: dict[str, Any], flags: list[str], needs_data: bool = True) -
         def after_test(self) -> None:
             built.append(self)
 
-    start("test", config, [*flags, "--trainer.devices", "1"], "restored", Kept, needs_data)
+    alone = ["--trainer.devices", "1", "--trainer.compile", "false"]  # for a few images compiling takes too long
+    start("test", config, [*flags, *alone], "restored", Kept, needs_data)
     return built[0]
 
 

@@ -101,9 +101,9 @@ def in_a_terminal(line: list[str], folder: Path) -> tuple[int, str]:
     return finish(subprocess.Popen([sys.executable, "-m", "fgssl", *line], **streams, **where))
 
 
-def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit") -> Path:
+def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str) -> Path:
     """Run to the end; returns the run folder."""
-    status, said = finish(start(method, root, name, *flags, command=command))
+    status, said = finish(start(method, root, name, *flags, command=command, **extra))
     assert status == 0, said[-3000:]
     return root / method / name
 
