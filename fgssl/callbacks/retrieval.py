@@ -71,9 +71,10 @@ class Retrieval(Evaluation):
             metrics |= from_rank_zero(lambda: self._extra_metrics(queries, train))
         log_exactly(method, part, metrics)
         if part == "test" and self.folder and self.grid:
-            from fgssl.report.pictures import draw_retrieval  # imports matplotlib
+            from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
 
-            given = (queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid, metrics)
+            index, title = trainer.datamodule.parts.index, title_of(self.folder, metrics)
+            given = (queries, gallery, index, self.folder, trainer.loggers, self.grid, title)
             from_rank_zero(lambda: draw_retrieval(*given))
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:

@@ -1,16 +1,21 @@
 """Parser of fit, validate, test and predict: Lightning's, with one-line errors that suggest the nearest name."""
 
+import argparse
 import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from jsonargparse import DefaultHelpFormatter
+from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._common import parser_context
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
+from fgssl.cli.help import GROUPS, NOTES, page
 from fgssl.data.datasets import ALL
 from fgssl.data.views import Views
 from fgssl.errors import UserError, did_you_mean
@@ -35,11 +40,73 @@ class ExperimentParser(LightningArgumentParser):
     suggests = False
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"formatter_class": Formatter, **options, "add_help": False})
+        self.add_argument("-h", "--help", action=GroupHelp, help="Show one page, or all options of a group, and exit.")
         self.allow_abbrev = False
+
+    def format_help(self, *args: Any) -> str:
+        if getattr(self, "_inner_parser", False):  # of --model.help=CMD: its usage would repeat all options
+            self.usage = argparse.SUPPRESS
+        return super().format_help(*args)
+
+    def format_group(self, group: str) -> str:
+        """The options of one of ``GROUPS`` with their help."""
+        shown = [action for action in self._actions if group_of(action) == group and is_documented(action)]
+        formatter = Formatter(prog=self.prog, width=WIDTH)
+        formatter.start_section(f"{group} ({GROUPS[group]})")
+        with parser_context(parent_parser=self):
+            formatter.add_arguments(shown)
+            formatter.end_section()
+            text = formatter.format_help()
+        return "\n".join([text, *([NOTES[group]] if group in NOTES else [])])
 
     def error(self, message: str, ex: Exception | None = None):
         raise UserError(suggest(clean(message), self) if self.suggests else clean(message))
+
+
+WIDTH = 80  # of the help, in columns
+# Instead of the libraries' texts, which describe what fgssl replaces.
+OUR_HELP = {
+    "config": "Experiment: a file, or a name (fgssl list experiments). May be repeated; later ones win.",
+    "ckpt_path": "Run folder or .ckpt file: fit resumes from it, the others load its weights.",
+}
+
+
+class Formatter(DefaultHelpFormatter):
+    """Help of options with types and defaults; without the import paths of all classes that could be given."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{**options, "width": WIDTH})
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = OUR_HELP.get(action.dest) or super()._expand_help(action)
+        text = re.sub(r", known subclasses: [^)]*", "", text)
+        return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text.replace("``", ""))
+
+
+class GroupHelp(argparse._HelpAction):
+    """``--help`` prints one page, ``--help GROUP`` the options of a group."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.nargs = "?"
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        command = parser.prog.split()[-1]
+        print(parser.format_group(values) if values else page(command))
+        parser.exit()
+
+
+def group_of(action: argparse.Action) -> str:
+    """The group of ``--help GROUP`` that an option belongs to."""
+    section, dot, _ = action.dest.partition(".")
+    return section if section in GROUPS and (dot or section == "logger") else "command"
+
+
+def is_documented(action: argparse.Action) -> bool:
+    """Whether an option is shown: not the help of a class, nor a file for a section, nor what fgssl sets itself."""
+    hidden = action.dest.endswith(".help") or action.dest in ("help", "model", "trainer.logger", "weights_only")
+    return not hidden and not isinstance(action, _ActionConfigLoad)
 
 
 # Prefixes of message lines that repeat the enclosing options of a nested option.
@@ -70,7 +137,7 @@ def suggest(message: str, parser: ExperimentParser) -> str:
     """Append the nearest valid name to a message about an unknown class, choice or option."""
     if "Did you mean" in message:  # suggested for an inner option
         return message
-    if found := re.search(r"^(?:model: )?([\w.]+): unknown class '([\w.]+)'", message):
+    if found := re.search(r"^(?:model: )?(?:--)?([\w.]+?)(?:\.help)?: unknown class '([\w.]+)'", message):
         choices = classes_at(found[1])
         known = f" Known: {', '.join(sorted(choices))}." if choices else ""
         return sentence(message) + did_you_mean(found[2].rpartition(".")[2], choices) + known

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     from fgssl.report.browser import gathered, write_report
 
     if args.embed:
-        missing = [shown.run for shown in gathered(runs) if shown.stored is None]
+        missing = [shown.run for shown in gathered(runs) if shown.embedded is None]
         for run in missing:
             embed(run.folder)
         runs, faults = read_runs(args.runs)
@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         "--metric", nargs="+", metavar="NAME", help=f"metrics in the tables; default {' '.join(DEFAULT_METRICS)}"
     )
     parser.add_argument(
-        "--points", type=int, default=POINTS, help=f"most images in a map, drawn at random; 0: all; default {POINTS:,}"
+        "--points",
+        type=int,
+        default=POINTS,
+        metavar="N",
+        help=f"most images in a map, drawn at random; 0: all; default {POINTS:,}",
     )
     parser.add_argument("--embed", action="store_true", help="run fgssl embed for runs that have no embeddings")
     return parser

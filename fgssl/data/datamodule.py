@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.data.augment import Channels, augment, normalise
-from fgssl.data.batch import Batch
+from fgssl.data.batch import Batch, empty_images
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.images import open_row
@@ -27,6 +27,7 @@ from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import EvalView, PairViews, Views
+from fgssl.data.workers import workers_of_process
 from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
@@ -73,7 +74,7 @@ class Images(Dataset):
         """
         positions, draws = pairs.T
         numbers = self.views.numbers(self.seed, draws)
-        batch = [torch.empty(len(pairs), 3, c.size, c.size, dtype=torch.uint8) for c in self.views.crops]
+        batch = [empty_images((len(pairs), 3, c.size, c.size), np.uint8) for c in self.views.crops]
         rows = np.empty_like(positions)
         for i, position in enumerate(positions):
             try:
@@ -199,7 +200,8 @@ class DataModule(LightningDataModule):
         images_per_class: images of each class in a class-balanced batch (OBD-SD: 2); null: shuffle the images.
         replacement: draw the classes of a class-balanced batch and their images with replacement (OBD-SD's released
             code); false: without.
-        num_workers: loader processes of each training process; 0 reads in the training process itself.
+        num_workers: loader processes of each training process; 0 reads in the training process itself. ``auto``: the
+            cores that the job may use on this machine, divided by its training processes.
         prefetch: batches that each loader process reads ahead.
         cache: folder of a cache of decoded images, 0.2 MB per image, which is built at the first use and read in
             training; null: read the files. Evaluation always reads the files.
@@ -227,7 +229,7 @@ class DataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         images_per_class: int | None = None,
         replacement: bool = False,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = 4,
         prefetch: int = 2,
         cache: str | None = None,
         cache_side: int = SIDE,
@@ -241,7 +243,8 @@ class DataModule(LightningDataModule):
         at_least(1, batch_size=batch_size, eval_size=eval_size, prefetch=prefetch)
         optional = {"eval_batch_size": eval_batch_size, "images_per_class": images_per_class}
         at_least(1, **{name: value for name, value in optional.items() if value is not None})
-        at_least(0, num_workers=num_workers)
+        if num_workers != "auto":
+            at_least(0, num_workers=num_workers)
         self.dataset, self.protocol, self.views = dataset, protocol, views
         self.eval_view = EvalView(eval_size, eval_resize, eval_resample)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -384,8 +387,10 @@ class DataModule(LightningDataModule):
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
         images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
-        workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
-        return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        workers = workers_of_process(processes) if self.num_workers == "auto" else self.num_workers
+        options = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if workers else {}
+        return Loader(images, sampler, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Images:
         """Data set of a loader; ``shared`` are the arguments of ``Images`` from ``seed`` on."""

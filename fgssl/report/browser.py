@@ -1,13 +1,17 @@
 """The report of runs as a folder that a browser opens without a server and without a network."""
 
+import glob
 import importlib
+import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
@@ -16,13 +20,14 @@ from fgssl.data.datasets.base import DataSet
 from fgssl.data.index import Index
 from fgssl.data.sheet import write_sheet
 from fgssl.errors import UserError
+from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.store import Stored, read_embeddings
 from fgssl.report.compare import Comparison
 from fgssl.report.confusion import Pair, whole_percent
 from fgssl.report.explorer import photographs_of, write_explorer
 from fgssl.report.figures import plain
-from fgssl.report.pictures import in_words
-from fgssl.report.plots import draw_comparison
+from fgssl.report.pictures import draw_retrieval, in_words, title_of
+from fgssl.report.plots import draw_table
 from fgssl.report.runs import TASKS, RunFolder, run_of
 from fgssl.report.tables import as_lists
 
@@ -36,6 +41,7 @@ CAPTIONS = {  # pictures of a run that are known, in their order
     "tsne": "t-SNE of the embeddings",
     "umap": "UMAP of the embeddings",
 }
+QUERIES = 8  # in a retrieval grid
 CHARTS = ("similarity", "confusion", "coarse_confusion", "tsne", "umap")  # dark letters on white
 
 
@@ -46,12 +52,12 @@ class Shown:
     Attributes:
         run: the run that is named; the evaluation where its run is not among the given ones.
         folders: its folder and those of its evaluations.
-        stored: its embeddings, or None.
+        embedded: the one of them with its embeddings, or None.
     """
 
     run: RunFolder
     folders: list[Path] = field(default_factory=list)
-    stored: Stored | None = None
+    embedded: Path | None = None
 
 
 def write_report(
@@ -79,15 +85,14 @@ def write_report(
     (out / "assets").mkdir(parents=True)
     for name in ASSETS:
         shutil.copyfile(PAGE / name, out / "assets" / name)
-    charts = {path.name: path for path in draw_comparison(tables, out / "charts", ".svg")}
     indexes = Indexes()
     sections = [section(shown, number, out, indexes, points, say) for number, shown in enumerate(gathered(runs))]
     page = render(
         "index.html",
-        title=title_of(tables),
+        title=heading(runs),
         version=fgssl.__version__,
         command=command,
-        tables=[table_facts(table, list(charts)) for table in tables],
+        tables=[table_facts(table, number, out) for number, table in enumerate(tables)],
         words=("method", "settings", "backbone"),
         notes=notes,
         runs=sections,
@@ -119,23 +124,19 @@ def render(template: str, **values: Any) -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def title_of(tables: Sequence[Comparison]) -> str:
-    return "Runs on " + ", ".join(dict.fromkeys(table.protocol["data set"] for table in tables))
+def heading(runs: list[RunFolder]) -> str:
+    return "Runs on " + ", ".join(sorted({run.results["data"]["dataset"] for run in runs}))
 
 
-def table_facts(table: Comparison, charts: list[str]) -> dict[str, Any]:
-    """Texts of a table and its charts, which are taken from ``charts``, the files in their order."""
+def table_facts(table: Comparison, number: int, out: Path) -> dict[str, Any]:
+    """Texts of a table; writes its charts."""
     columns, rows, footnotes = as_lists(table)
     kinds = {"bars": "bars of the metrics", "recall": "Recall@K", "epochs": "curves over the epochs"}
-    own = []
-    for kind, alt in kinds.items():  # of several tables of a data set each takes its own, in the order of drawing
-        name = next(
-            (c for c in charts if c.startswith(table.protocol["data set"]) and c.endswith(f"_{kind}.svg")), None
-        )
-        if name:
-            charts.remove(name)
-            own.append({"path": f"charts/{name}", "alt": f"{alt}: {table.title}", "wide": kind == "bars"})
-    return {"title": table.title, "columns": columns, "rows": rows, "footnotes": footnotes, "charts": own}
+    charts = [
+        {"path": f"charts/{path.name}", "alt": f"{kinds[kind]}: {table.title}", "wide": kind == "bars"}
+        for kind, path in draw_table(table, out / "charts", str(number), ".svg").items()
+    ]
+    return {"title": table.title, "columns": columns, "rows": rows, "footnotes": footnotes, "charts": charts}
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -153,23 +154,25 @@ def gathered(runs: list[RunFolder]) -> list[Shown]:
         shown.folders.append(run.folder)
     for shown in found.values():
         known = {folder.resolve() for folder in shown.folders}
-        beside = sorted(shown.run.folder.parent.glob(f"{shown.run.folder.name}_embed*"))
+        beside = sorted(shown.run.folder.parent.glob(f"{glob.escape(shown.run.folder.name)}_embed*"))
         shown.folders += [folder for folder in beside if folder.resolve() not in known and evaluates(folder, shown.run)]
-        shown.stored = next((stored for folder in shown.folders if (stored := test_embeddings(folder))), None)
+        dataset = shown.run.results["data"]["dataset"]
+        shown.embedded = next((folder for folder in shown.folders if holds_embeddings(folder, dataset)), None)
     return sorted(found.values(), key=lambda shown: shown.run.name)
 
 
 def evaluates(folder: Path, run: RunFolder) -> bool:
+    """Whether a folder beside a run evaluates its checkpoint. The path of the checkpoint may be relative."""
     other = run_of(str(folder))
-    return other is not None and other.origin.folder.resolve() == run.folder.resolve()
+    checkpoint = other.results.get("ckpt_path") if other else None
+    return checkpoint is not None and Path(checkpoint).parent.parent.name == run.folder.name
 
 
-def test_embeddings(folder: Path) -> Stored | None:
-    """Embeddings of the test rows in a run folder, or None."""
-    if not (folder / "embeddings" / "about.json").is_file():
-        return None
-    stored = read_embeddings(folder)
-    return stored if stored.about["part"] == "test" else None
+def holds_embeddings(folder: Path, dataset: str) -> bool:
+    """Whether a run folder has embeddings of the test rows of a data set."""
+    about = folder / "embeddings" / "about.json"
+    facts = json.loads(about.read_text()) if about.is_file() else {}
+    return (facts.get("part"), facts.get("dataset")) == ("test", dataset)
 
 
 def section(
@@ -177,21 +180,21 @@ def section(
 ) -> dict[str, Any]:
     """Facts of a run for the page; writes its pictures and its explorer."""
     run, results = shown.run, shown.run.results
+    stored = read_embeddings(shown.embedded) if shown.embedded else None
     epochs = "" if run.epochs is None else f", {run.epochs} epochs"
     facts: dict[str, Any] = {
         "name": run.name,
         "method": run.method,
-        "facts": f"{results['data']['dataset']}{epochs}, seed {run.seed}. {in_words(known_metrics(run))}",
+        "facts": f"{results['data']['dataset']}{epochs}, seed {run.seed}. {in_words(known_metrics(run))}".strip(),
         "command": results.get("command"),
-        "pictures": list(pictures(shown, Path("pictures") / str(number), out)),
+        "pictures": list(pictures(shown, stored, Path("pictures") / str(number), out, indexes)),
         "hint": hint(run),
     }
-    if shown.stored is None:
+    if stored is None or shown.embedded is None:
         return facts
     say(f"map of {run.name} ...")
     folder = Path("explorers") / str(number)
-    stored = shown.stored
-    photograph = photographs_of(stored.paths, indexes.pixels(shown.folders, stored))
+    photograph = photographs_of(stored.paths, indexes.pixels(shown.embedded, stored))
     explored = write_explorer(stored, photograph, out / folder, points)
     of = f"{explored.images:,} of " if explored.images < len(stored.index) else ""
     note = f"{of}{len(stored.index):,} images of {stored.about['dataset']}. "
@@ -224,17 +227,32 @@ def pair_facts(pair: Pair, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def pictures(shown: Shown, folder: Path, out: Path) -> Iterator[dict[str, Any]]:
-    """Copy the pictures of a run, the known ones first; each name once, from the run before its evaluations."""
+def pictures(
+    shown: Shown, stored: Stored | None, folder: Path, out: Path, indexes: "Indexes"
+) -> Iterator[dict[str, Any]]:
+    """Copy the pictures of a run, the known ones first; each name once, from the run before its evaluations.
+
+    Those of the retrieval are drawn from the embeddings if the run has none (``retrieval.grid`` 0).
+    """
     found: dict[str, Path] = {}
     for source in shown.folders:
         for path in sorted([*source.glob("*.png"), *source.glob("*.jpg")]):
             found.setdefault(path.stem, path)
+    (out / folder).mkdir(parents=True)
+    evaluated = shown.run.results.get("gallery") == "evaluated"
+    if "retrieval" not in found and stored is not None and evaluated and (stored.fine >= 0).any():
+        index = indexes.of(shown.run.folder)
+        if index is not None:
+            queries = Embeddings(*(torch.from_numpy(c) for c in (stored.embedding, stored.fine, stored.index)))
+            title = title_of(shown.run.folder, known_metrics(shown.run))
+            draw_retrieval(queries, None, index, out / folder, [], QUERIES, title)
+            found |= {path.stem: path for path in (out / folder).iterdir()}
     order = list(CAPTIONS)
     for name in sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found[name], out / folder / found[name].name)
-        yield {"path": str(folder / found[name].name), "caption": CAPTIONS.get(name, name), "chart": name in CHARTS}
+        copy = out / folder / found[name].name
+        if not copy.exists():
+            shutil.copyfile(found[name], copy)
+        yield {"path": str(folder / copy.name), "caption": CAPTIONS.get(name, name), "chart": name in CHARTS}
 
 
 # ---- data sets ------------------------------------------------------------------------------------------------------
@@ -254,11 +272,11 @@ class Indexes:
             self._read[key] = read_index(section)
         return self._read[key]
 
-    def pixels(self, folders: list[Path], stored: Stored) -> np.ndarray | None:
+    def pixels(self, folder: Path, stored: Stored) -> np.ndarray | None:
         """Images [N, H, W, 3] of embedded rows of a data set that is held in memory; None: they are in files."""
         if Path(str(stored.paths[0])).is_file():
             return None
-        index = next((self.of(folder) for folder in folders if (folder / "embeddings").is_dir()), None)
+        index = self.of(folder)
         return None if index is None or index.pixels is None else index.pixels[stored.index]
 
 
@@ -267,7 +285,8 @@ def read_index(section: dict[str, Any]) -> Index | None:
     module, _, name = str(section["class_path"]).rpartition(".")
     try:
         dataset: DataSet = getattr(importlib.import_module(module), name)(**(section.get("init_args") or {}))
-        return dataset.index()
+        with warnings.catch_warnings(action="ignore"):  # of other counts than the published ones: the run has said it
+            return dataset.index()
     except (UserError, ImportError, AttributeError, TypeError):
         return None
 

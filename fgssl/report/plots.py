@@ -18,20 +18,30 @@ COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three gr
 )  # fmt: skip
 
 
-def draw_comparison(tables: Sequence[Comparison], folder: Path, suffix: str = ".png") -> list[Path]:
-    """Write bars, Recall@K curves and curves over the epochs of each table, as .png or .svg; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
-    written = []
+def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Write bars, Recall@K curves and curves over the epochs of each table; returns the files."""
+    written: list[Path] = []
     for place, table in enumerate(tables):
         name = table.protocol["data set"]
         earlier = sum(other.protocol["data set"] == name for other in tables[:place])
-        for kind, draw in charts.items():
-            figure = draw(table)
-            if figure is not None:
-                path = folder / f"{name}{f'-{earlier + 1}' if earlier else ''}_{kind}{suffix}"
-                figure.savefig(path)
-                written.append(path)
+        written += draw_table(table, folder, f"{name}{f'-{earlier + 1}' if earlier else ''}").values()
+    return written
+
+
+def draw_table(table: Comparison, folder: Path, name: str, suffix: str = ".png") -> dict[str, Path]:
+    """Write ``<name>_bars``, ``<name>_recall`` and ``<name>_epochs``, as far as the runs have them; .png or .svg.
+
+    Returns:
+        ``bars``, ``recall`` and ``epochs``: the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
+    written = {}
+    for kind, draw in charts.items():
+        figure = draw(table)
+        if figure is not None:
+            written[kind] = folder / f"{name}_{kind}{suffix}"
+            figure.savefig(written[kind])
     return written
 
 
@@ -163,9 +173,14 @@ def mean_curve(curves: list[dict[float, float]]) -> dict[float, float]:
 
 
 def heat_map(
-    values: np.ndarray, names: tuple[str, str], ticks: tuple[Sequence, Sequence], metric: str, title: str
+    values: np.ndarray,
+    names: tuple[str, str],
+    ticks: tuple[Sequence, Sequence],
+    metric: str,
+    title: str,
+    mark_best: bool = True,
 ) -> Figure:
-    """A grid of results with a frame around the best cell.
+    """A grid of results.
 
     Args:
         values: [len(rows), len(columns)] fractions; NaN where a cell has no result.
@@ -173,6 +188,7 @@ def heat_map(
         ticks: their values.
         metric: what ``values`` are.
         title: above the picture.
+        mark_best: frame the best cell.
     """
     figure = Figure((2.6 + 0.85 * len(ticks[1]), 1.9 + 0.5 * len(ticks[0])), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -181,7 +197,7 @@ def heat_map(
     for (row, column), value in np.ndenumerate(values):
         words = "-" if np.isnan(value) else number(metric, value)
         dark = np.isfinite(value) and value < (low + high) / 2
-        best = value == (low if metric in LOWER_IS_BETTER else high)
+        best = mark_best and value == (low if metric in LOWER_IS_BETTER else high)
         axis.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else "black",
                   fontweight="bold" if best else "normal")  # fmt: skip
         if best:
