@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-ddp lint type bench docs clean
+.PHONY: help demo check test test-fast test-ddp test-long lint type bench docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(READY)  ## the test suite
 
 test-fast: $(READY)  ## the tests that take no training run and no second process, under 3 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"
+
+test-long: $(READY)  ## make demo and the pages' commands at full size, about 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m long
 
 test-ddp: $(READY)  ## the tests that start several processes
 	$(BIN)/python -m pytest -m ddp
