@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fgssl import __version__
+from fgssl.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "faiss-gpu", "faiss-cpu", "numpy")
 
@@ -78,6 +79,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as fault:
+        raise UserError(f"{path} is not valid JSON ({fault}).") from fault
 
 
 class SignsOfLife:

@@ -1,4 +1,4 @@
-"""Counts what a GPU would be asked to do: one launch for each operation that computes or copies."""
+"""Counts operations that compute or copy: what a GPU would be asked to launch."""
 
 from collections import Counter
 
@@ -14,14 +14,18 @@ FREE = {
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations inside a ``with`` block; those on the CPU alone are left out.
+    """Counts the operations of a ``with`` block that have their result on one kind of device.
+
+    Args:
+        device: kind of device, such as ``meta``, on which nothing is computed.
 
     Attributes:
         by_name: number of calls of each operation.
     """
 
-    def __init__(self):
+    def __init__(self, device: str):
         super().__init__()
+        self.device = device
         self.by_name: Counter[str] = Counter()
 
     @property
@@ -31,6 +35,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
-        if name not in FREE and not (isinstance(result, torch.Tensor) and result.device.type == "cpu"):
+        elsewhere = isinstance(result, torch.Tensor) and result.device.type != self.device
+        if name not in FREE and not elsewhere:
             self.by_name[name] += 1
         return result

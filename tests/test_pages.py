@@ -223,7 +223,7 @@ def test_make_demo(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("untrained network", "SupCE", "SelfCon", "Grafit", "MaskCon"):
         assert name in done.stdout
-    assert (tmp_path / "runs" / "demo" / "maskcon" / "retrieval.png").is_file()
+    assert (tmp_path / "runs" / "demo" / "maskcon" / "retrieval.jpg").is_file()
 
 
 def test_output_that_compare_is_shown_with_has_its_columns():

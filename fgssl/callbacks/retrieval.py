@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import from_rank_zero, is_distributed
@@ -54,11 +54,13 @@ class Retrieval(Evaluation):
         self.extra, self.extra_in_fit, self.clusters = list(extra), extra_in_fit, clusters
         self.folder: Path | None = None  # run folder, set by the application; None: no files
 
-    on_predict_batch_end = Evaluation.on_validation_batch_end
+    def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:
+        if self.folder:  # without it, Lightning returns the predictions
+            self._outputs.append(outputs)
 
     def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
-        queries = collect(outputs)
-        if (queries.fine < 0).all():  # several labels per image, or none
+        queries = labelled(collect(outputs), part) if outputs else None
+        if queries is None:
             return
         gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
@@ -69,14 +71,17 @@ class Retrieval(Evaluation):
             metrics |= from_rank_zero(lambda: self._extra_metrics(queries, train))
         log_exactly(method, part, metrics)
         if part == "test" and self.folder and self.grid:
-            from fgssl.report.pictures import draw_retrieval  # imports matplotlib
+            from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
 
-            given = (queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid, metrics)
+            index, title = trainer.datamodule.parts.index, title_of(self.folder, metrics)
+            given = (queries, gallery, index, self.folder, trainer.loggers, self.grid, title)
             from_rank_zero(lambda: draw_retrieval(*given))
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
+        if not self.folder:
+            return
         embeddings = collect(self.take())
-        if self.folder and trainer.is_global_zero:
+        if trainer.is_global_zero:
             arrays = {name: value.cpu().numpy() for name, value in embeddings._asdict().items()}
             paths = np.asarray(trainer.datamodule.parts.index.paths)[arrays["index"]]
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
@@ -96,6 +101,19 @@ class Retrieval(Evaluation):
             except ValueError as fault:  # too few rows or classes
                 rank_zero_warn(f"retrieval.extra: no {name} ({fault}).")
         return metrics
+
+
+def labelled(rows: Embeddings, part: str) -> Embeddings | None:
+    """The rows with a class label; None if there are none. Says what is left out."""
+    has_label = rows.fine >= 0
+    count, images = int(has_label.sum()), {"val": "validation images", "test": "test images"}[part]
+    if count == 0:
+        rank_zero_info(f"No retrieval metrics: none of the {len(rows.fine):,} {images} has a single class label.")
+        return None
+    if count < len(rows.fine):
+        left_out = len(rows.fine) - count
+        rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
+    return Embeddings(*(column[has_label] for column in rows))
 
 
 def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: list[int]) -> dict:

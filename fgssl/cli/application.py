@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least
 from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
-from fgssl.nn.backbones import from_checkpoint
+from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
@@ -112,9 +113,16 @@ class Application(LightningCLI):
         parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
-        parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
-        parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
-        parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
+        for option in ("num_coarse", "num_fine", "train_classes"):
+            count = partial(self._class_count, option)
+            parser.link_arguments("data", f"model.init_args.{option}", count, apply_on="instantiate")
+
+    def _class_count(self, option: str, data: DataModule) -> Any:
+        """Class count of the data; in an evaluation that of the checkpoint, whose network may see any other data."""
+        kept = (self.checkpoint or {}).get("hyper_parameters", {})
+        if self.config.subcommand != "fit" and option in kept:
+            return kept[option]
+        return getattr(data, option)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
@@ -218,10 +226,26 @@ class Application(LightningCLI):
         return folder
 
     def after_instantiate_classes(self) -> None:
+        if self.config.subcommand == "validate" and not self.datamodule.has_validation:
+            raise UserError(
+                "there are no validation rows to evaluate. Set --data.protocol.val_fraction as in the training, or "
+                "evaluate the test rows with fgssl test."
+            )
+        self._check_sizes()
         if self.checkpoint is not None:
             check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
             if self.config.subcommand == "fit":
                 self._check_position(self.checkpoint)
+
+    def _check_sizes(self) -> None:
+        """Refuse views that the backbones do not take."""
+        if self.model.default_views is None:  # detection and segmentation
+            return
+        data = self.datamodule
+        crops = [*data.eval_view.crops, *(data.views.crops if self.config.subcommand == "fit" else ())]
+        for network in self.model.backbones().values():
+            for size in sorted({crop.size for crop in crops}):
+                check_size(network, size)
 
     def _check_position(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume where the schedule or the position in an epoch would be wrong; nothing is written yet."""

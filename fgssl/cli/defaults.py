@@ -9,16 +9,13 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import fgssl.methods
 import fgssl.tasks  # noqa: F401  (import registers the short names of the classes)
-from fgssl.checkpoint import checkpoint_file
 from fgssl.cli.compose import class_of, network_of
 from fgssl.cli.shipped import experiments
 from fgssl.data.normalisation import difference, normalisation
 from fgssl.data.views import Views
 from fgssl.errors import UserError
-from fgssl.methods.base import Method
+from fgssl.methods.base import Method, trained_normalisation
 from fgssl.methods.registry import method_class, subclasses
-from fgssl.nn.backbones import Backbone
-from fgssl.nn.weights import normalisation_of
 
 
 def method_of(config: dict[str, Any]) -> type[Method] | None:
@@ -111,12 +108,6 @@ def set_normalisation(data: Any, model: dict[str, Any]) -> str | None:
     Returns:
         A warning if given values differ from those of the starting weights, else None.
     """
-    arguments = model.get("init_args") or {}
-    backbone, start = arguments.get("backbone"), arguments.get("init_from")
-    trained, fields = None, {field.name for field in dataclasses.fields(Backbone)}
-    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a user's method may have another type of backbone
-        trained = Backbone(**backbone).normalisation()
-    if start:
-        trained = normalisation_of(checkpoint_file(start, "--model.init_from"), "--model.init_from")
+    trained = trained_normalisation(model.get("init_args") or {})
     data["mean"], data["std"] = normalisation(data["mean"], data["std"], trained)
     return difference(data["mean"], data["std"], trained)

@@ -5,6 +5,7 @@
 
 import importlib
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -28,18 +29,35 @@ def main(argv: list[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own package
     try:
-        return _dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 128 + signal.SIGPIPE
     except UserError as mistake:
         if os.environ.get("FGSSL_TRACEBACK"):
             raise
         print(f"fgssl: {mistake}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has gone: fgssl fit --help trainer | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        return 1
     except KeyboardInterrupt:
         print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe whose reader has ended, such as ``| head``; it then leads to nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # a stream of a test, say
+        return False
+    pipe = select.poll()
+    pipe.register(output, 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         "--metric", nargs="+", metavar="NAME", help=f"metrics in the tables; default {' '.join(DEFAULT_METRICS)}"
     )
     parser.add_argument(
-        "--points", type=int, default=POINTS, help=f"most images in a map, drawn at random; 0: all; default {POINTS:,}"
+        "--points",
+        type=int,
+        default=POINTS,
+        metavar="N",
+        help=f"most images in a map, drawn at random; 0: all; default {POINTS:,}",
     )
     parser.add_argument("--embed", action="store_true", help="run fgssl embed for runs that have no embeddings")
     return parser

@@ -11,7 +11,6 @@ from fgssl.cli.main import start
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.images import open_image
-from fgssl.data.views import decode
 
 
 class Restored(Application):
@@ -49,7 +48,6 @@ def look(data: DataModule, paths: list[str]) -> tuple[Tensor, Tensor]:
     images = []
     for path in paths:
         with open_image(path) as file:
-            image_3HW, boxes = decode(file, view.boxes(file.size, numbers), view.crops)
-        images.append(view.cut(image_3HW, boxes, numbers)[0])
+            images += view.read(file, numbers)
     seen = torch.stack(images)
     return seen, data.on_after_batch_transfer(Batch([seen], unknown, unknown, unknown, unknown), 0).views[0]

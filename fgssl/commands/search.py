@@ -1,6 +1,7 @@
 """``fgssl search``: nearest neighbours of images among the embeddings of ``fgssl embed``, as table and picture."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,46 +28,29 @@ class Query(NamedTuple):
 def main(argv: list[str]) -> int:
     """Run ``fgssl search <argv>``."""
     args = _parser().parse_args(argv)
-    folder = Path(args.folder)
     if not args.images and not args.row:
         raise UserError("no query is given. Give image files, or --row with rows of the embedded data set.")
     for image in args.images:
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
-    run = folder.parent if (folder / "about.json").is_file() else folder
 
-    import torch
+    from fgssl.inference.index import Index
 
-    from fgssl.cli.saved import configuration
-    from fgssl.commands.restore import restore
-    from fgssl.evaluation.search import search
-    from fgssl.evaluation.store import read_embeddings
-
-    stored = read_embeddings(folder)
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} has no config.yaml, which names the network. Keep embeddings/ in its run folder.")
-    positions = positions_of(args.row, stored.index, folder)
-    most = len(stored.index) - bool(args.row)
+    index = Index.load(args.folder)
+    positions = index.positions(args.row)
+    most = len(index) - bool(args.row)
     if not 1 <= args.k <= most:
-        raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {folder} holds {len(stored.index)} images.")
-    application = restore(configuration(None, [str(run / "config.yaml")]), [])
-    index = application.datamodule.parts.index
-
-    from fgssl.report.figures import image_of
-
-    gallery = torch.from_numpy(stored.embedding)
+        raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {args.folder} holds {len(index)} images.")
+    stored, image_at = index.stored, pictures_of(index, Path(args.folder))
     queries = [Query(image, *read(image)) for image in args.images]
-    queries += [
-        Query(str(stored.paths[p]), image_of(index, int(stored.index[p])), int(stored.fine[p])) for p in positions
-    ]
-    found = [search(embed(application, args.images), gallery, args.k)] if args.images else []
+    queries += [Query(str(stored.paths[p]), image_at(p), int(stored.fine[p])) for p in positions]
+    found = [index.search_features(index.model.embed(args.images), args.k)] if args.images else []
     if positions:
-        rows = torch.tensor(positions)
-        found.append(search(gallery[rows], gallery, args.k, exclude=rows))
-    cosine_Qk, ids_Qk = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        found.append(index.search_positions(positions, args.k))
+    cosine_Qk, ids_Qk = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
-    draw(queries, cosine_Qk, ids_Qk, stored, index, Path(args.out))
+    draw(queries, cosine_Qk, ids_Qk, stored, image_at, Path(args.out))
     print(f"picture: {args.out}")
     return 0
 
@@ -92,19 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positions_of(rows: list[int], index: np.ndarray, folder: Path) -> list[int]:
-    """Positions of data-set rows among the embedded rows.
+def pictures_of(index, folder: Path) -> Callable[[int], np.ndarray]:
+    """Function from a position in the index to its image [H, W, 3] uint8.
 
-    Raises:
-        UserError: a row is not embedded.
+    The image is read from its path. Images that are in no file come from the data set of the run's configuration.
     """
-    place = {int(row): position for position, row in enumerate(index)}
-    missing = [row for row in rows if row not in place]
-    if missing:
-        raise UserError(
-            f"--row: {missing[0]} is not one of the {len(index)} embedded rows of {folder} (the first is {index[0]})."
-        )
-    return [place[row] for row in rows]
+    from fgssl.report.figures import image_of
+
+    if all(Path(path).is_file() for path in index.stored.paths[:1]):
+        return lambda position: read(str(index.stored.paths[position]))[0]
+    config = (folder.parent if (folder / "about.json").is_file() else folder) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{index.stored.paths[0]} is no file, and {config}, which names its data set, is missing.")
+
+    from fgssl.cli.compose import read_section
+    from fgssl.data.datamodule import DataModule
+    from fgssl.methods.base import build
+
+    rows = build(DataModule, read_section(str(config))["data"]).parts.index
+    return lambda position: image_of(rows, int(index.stored.index[position]))
 
 
 def read(path: str) -> tuple[np.ndarray, int]:
@@ -112,17 +102,6 @@ def read(path: str) -> tuple[np.ndarray, int]:
     from fgssl.data.images import read_image
 
     return np.asarray(read_image(path)), -1
-
-
-def embed(application, paths: list[str]):
-    """Features [Q, F] of image files, preprocessed like the embedded images."""
-    import torch
-
-    from fgssl.commands.restore import look
-
-    _, images = look(application.datamodule, paths)
-    with torch.no_grad():
-        return application.model.embed(images)
 
 
 def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:
@@ -145,9 +124,9 @@ def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray,
     console.print(table)
 
 
-def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, index, path: Path) -> None:
+def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, image_at, path: Path) -> None:
     """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown)."""
-    from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, image_of, picture_rows
+    from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, picture_rows
 
     names = stored.about["fine_names"]
     lines = []
@@ -157,7 +136,7 @@ def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored
             label = int(stored.fine[found])
             colour = UNKNOWN if query.label < 0 else RIGHT if label == query.label else WRONG
             name = f"{names[label]}\n{cosine:.2f}" if label >= 0 else f"{cosine:.2f}"
-            line.append((image_of(index, int(stored.index[found])), name, colour))
+            line.append((image_at(int(found)), name, colour))
         lines.append(line)
     known = any(query.label >= 0 for query in queries)
     reading = " (green: same class, red: another class, grey: unknown class)" if known else ""

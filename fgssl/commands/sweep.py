@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -25,6 +25,7 @@ from fgssl.cli.shipped import find
 from fgssl.errors import UserError
 from fgssl.run import GOING_ON, write_json
 
+LINES = 8  # of a failed cell's log, shown at the end
 SEED = "seed_everything"  # not an axis of the heat map, which shows means over seeds
 
 
@@ -36,7 +37,8 @@ class Sweep:
         name: name of the sweep file.
         fit: arguments of ``fgssl fit`` for all cells.
         axes: varied options and their values.
-        metric: metric of the heat map.
+        metric: metric of table and heat map. A validation metric (``val/...``) marks the best cell. Any other is
+            of the test part, which chooses nothing: the cells are shown as a paper's table shows them.
     """
 
     name: str
@@ -53,6 +55,8 @@ def main(argv: list[str]) -> int:
     """Run ``fgssl sweep <argv>``."""
     args, flags = _parser().parse_known_args(argv)
     sweep = read_sweep(find(args.file))
+    if args.metric:
+        sweep = replace(sweep, metric=args.metric)
     folder = Path(args.runs) / (args.name or f"sweep_{sweep.name}")
     commands = {name_of(cell): command(sweep, folder, cell, flags) for cell in sweep.cells()}
     if args.cell is not None:
@@ -66,7 +70,10 @@ def main(argv: list[str]) -> int:
     failed = run_cells({name: flags for name, flags in commands.items() if name not in done}, folder, args.devices)
     report(sweep, folder)
     for name in failed:
-        print(f"failed: {name}; see {folder / 'logs' / f'{name}.txt'}", file=sys.stderr)
+        log = folder / "logs" / f"{name}.txt"
+        print(f"failed: {name}; the last lines of {log}:", file=sys.stderr)
+        for line in last_lines(log):
+            print(f"    {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -80,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", help="W&B sweep file with method grid, or a name of ours such as sweeps/maskcon_digits")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs; default runs")
     parser.add_argument("--name", help="name of the folder of the sweep in --runs; default sweep_<file>")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="metric of table and heat map, such as val/recall@1 or map; default: that of the file, else recall@1 of "
+        "the test part",
+    )
     parser.add_argument(
         "--devices",
         nargs="+",
@@ -203,8 +216,14 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
         said = f"failed with status {status}" if status else "finished"
         print(f"[{number}/{len(commands)}] {name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
 
-    with ThreadPoolExecutor(len(places)) as pool:
+    pool = ThreadPoolExecutor(len(places))
+    try:
         list(pool.map(run, enumerate(commands, 1)))
+    except KeyboardInterrupt:  # the running cells receive it too, and write their checkpoints
+        print("Ctrl-C: no further cell is started. The same command goes on with the sweep.", flush=True)
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     return failed
 
 
@@ -215,6 +234,12 @@ def run_cell(arguments: Sequence[str], log: Path, device: str | None) -> int:
     with log.open("a") as file:
         done = subprocess.run([sys.executable, "-m", "fgssl", *arguments], env=environment, stdout=file, stderr=file)
     return done.returncode
+
+
+def last_lines(log: Path, count: int = LINES) -> list[str]:
+    """The last lines of a log that are not empty."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def note_death(results: Path, exit_status: int) -> None:
@@ -232,7 +257,8 @@ def report(sweep: Sweep, folder: Path) -> None:
 
     runs, faults = read_runs([str(folder)])
     metric = sweep.metric.removeprefix("test/")
-    tables, notes = compare(runs, [metric])
+    chosen_by_validation = metric.startswith("val/")
+    tables, notes = compare(runs, [metric, metric.removeprefix("val/")] if chosen_by_validation else [metric])
     write(tables, "table", notes + [f"left out: {fault}" for fault in faults])
 
     axes = {option: values for option, values in sweep.axes.items() if len(values) > 1 and option != SEED}
@@ -247,7 +273,8 @@ def report(sweep: Sweep, folder: Path) -> None:
     names = list(axes) if len(axes) == 2 else ["", *axes]
     rows, columns = (axes[name] if name else [""] for name in names)
     values = cell_means(sweep, {run.folder.name: run.metric(metric) for run in runs}, names, rows, columns)
-    figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, f"{folder.name}: mean over seeds")
+    title = f"{folder.name}: mean over seeds"
+    figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, title, mark_best=chosen_by_validation)
     figure.savefig(folder / "heatmap.png")
     print(f"picture: {folder / 'heatmap.png'}")
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,12 +20,14 @@ from fgssl.data.augment import Channels, augment, normalise
 from fgssl.data.batch import Batch
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
-from fgssl.data.images import open_image
+from fgssl.data.images import open_row
 from fgssl.data.index import Index
-from fgssl.data.normalisation import normalisation
+from fgssl.data.normalisation import Trained, normalisation
+from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
-from fgssl.data.views import EvalView, PairViews, Views, decode
+from fgssl.data.views import EvalView, PairViews, Views
+from fgssl.data.workers import workers_of_process
 from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
@@ -99,12 +102,10 @@ class Images(Dataset):
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
         image_3HW = self._decoded(row)
-        if image_3HW is not None:
-            boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
-        else:
-            with open_image(self.index.paths[row]) as file:
-                boxes = self.views.boxes(file.size, numbers)
-                image_3HW, boxes = decode(file, boxes, self.views.crops)
+        if image_3HW is None:
+            with open_row(self.index, row) as file:
+                return self.views.read(file, numbers)
+        boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
         return self.views.cut(image_3HW, boxes, numbers)
 
     def _decoded(self, row: int) -> Tensor | None:
@@ -199,7 +200,8 @@ class DataModule(LightningDataModule):
         images_per_class: images of each class in a class-balanced batch (OBD-SD: 2); null: shuffle the images.
         replacement: draw the classes of a class-balanced batch and their images with replacement (OBD-SD's released
             code); false: without.
-        num_workers: loader processes of each training process; 0 reads in the training process itself.
+        num_workers: loader processes of each training process; 0 reads in the training process itself. ``auto``: the
+            cores that the job may use on this machine, divided by its training processes.
         prefetch: batches that each loader process reads ahead.
         cache: folder of a cache of decoded images, 0.2 MB per image, which is built at the first use and read in
             training; null: read the files. Evaluation always reads the files.
@@ -227,7 +229,7 @@ class DataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         images_per_class: int | None = None,
         replacement: bool = False,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = 4,
         prefetch: int = 2,
         cache: str | None = None,
         cache_side: int = SIDE,
@@ -241,13 +243,15 @@ class DataModule(LightningDataModule):
         at_least(1, batch_size=batch_size, eval_size=eval_size, prefetch=prefetch)
         optional = {"eval_batch_size": eval_batch_size, "images_per_class": images_per_class}
         at_least(1, **{name: value for name, value in optional.items() if value is not None})
-        at_least(0, num_workers=num_workers)
+        if num_workers != "auto":
+            at_least(0, num_workers=num_workers)
         self.dataset, self.protocol, self.views = dataset, protocol, views
         self.eval_view = EvalView(eval_size, eval_resize, eval_resample)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
         self.cache, self.cache_side = cache, cache_side
+        self.given_normalisation = mean, std
         self.mean, self.std = normalisation(mean, std, trained=None)
         self.seed = seed
         self._parts: Parts | None = None
@@ -265,6 +269,29 @@ class DataModule(LightningDataModule):
     def num_coarse(self) -> int:
         """Number of coarse classes, 0 for none."""
         return self.dataset.num_coarse
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How evaluation turns an image into the network's input."""
+        view = self.eval_view
+        return Preprocessing(view.size, view.resize, view.resample, self.mean, self.std)
+
+    def use_normalisation(self, trained: Trained | None) -> None:
+        """Take the mean and deviation of a method's weights where neither was given to the constructor."""
+        self.mean, self.std = normalisation(*self.given_normalisation, trained)
+
+    def __str__(self) -> str:
+        rows = "not read yet"
+        if self._parts is not None:
+            parts = {"training": self._parts.train, "validation": self._parts.val, "test": self._parts.test}
+            rows = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items()) + " images"
+        return (
+            f"{type(self).__name__} of {self.dataset.name} ({self.protocol.split} split): {rows}; batches of "
+            f"{self.batch_size}, {len(self.views.crops)} views of {self.views.crops[0].size} px; evaluation at "
+            f"{self.eval_view.size} px"
+        )
+
+    __repr__ = __str__
 
     @property
     def parts(self) -> Parts:
@@ -333,6 +360,8 @@ class DataModule(LightningDataModule):
         return self._eval_loader(self.parts.val) if self.has_validation else []
 
     def test_dataloader(self) -> Loader:
+        if len(self.parts.test) == 0:
+            rank_zero_info(f"No test metrics: {self.dataset.name} has no test images.")
         return self._eval_loader(self.parts.test)
 
     predict_dataloader = test_dataloader
@@ -358,8 +387,10 @@ class DataModule(LightningDataModule):
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
         images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
-        workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
-        return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        workers = workers_of_process(processes) if self.num_workers == "auto" else self.num_workers
+        options = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if workers else {}
+        return Loader(images, sampler, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Images:
         """Data set of a loader; ``shared`` are the arguments of ``Images`` from ``seed`` on."""
@@ -367,7 +398,8 @@ class DataModule(LightningDataModule):
 
     def _open_cache(self) -> Cache | None:
         """The cache, built at the first call; None where there is none."""
-        if self.cache is None or self.parts.index.pixels is not None:
+        index = self.parts.index
+        if self.cache is None or index.pixels is not None or index.images is not None:
             return None
         largest = max(crop.size for crop in self.views.crops)
         if largest > self.cache_side:

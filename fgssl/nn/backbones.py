@@ -72,12 +72,7 @@ class Backbone:
         try:
             network = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **self.options)
         except Exception as fault:  # each host and each network fails in its own way
-            if not pretrained:
-                raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
-            raise UserError(
-                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
-                "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
-            ) from fault
+            raise self._explain(fault, pretrained) from fault
         pad_before_rolling(network)
         if self.small_input:
             _shrink_stem(network, self.name)
@@ -91,6 +86,20 @@ class Backbone:
         if self.freeze:
             _freeze(network, self.freeze, self.name)
         return network
+
+    def _explain(self, fault: Exception, pretrained: bool) -> UserError:
+        """Message for what timm raised: wrong options, weights that do not exist or do not fit, or no network."""
+        said = " ".join(str(fault).split())[:300]
+        if not pretrained or isinstance(fault, TypeError):
+            return UserError(f"model.backbone.options: timm cannot build '{self.name}': {said}")
+        if isinstance(fault, OSError):  # connections, and files that are in no cache
+            return UserError(
+                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({said}). On a machine "
+                "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
+            )
+        return UserError(
+            f"model.backbone: '{self.name}' cannot be built with pretrained weights and options {self.options}: {said}"
+        )
 
     def normalisation(self) -> tuple[Channels, Channels] | None:
         """Mean and standard deviation of the images that the starting weights were trained on; None if unknown.
@@ -113,6 +122,28 @@ def timm_with_ours() -> Any:
     import fgssl.nn.bn_inception  # noqa: F401
 
     return timm
+
+
+def check_size(network: Any, size: int) -> None:
+    """Refuse images of a size that a ViT or Swin of timm does not take.
+
+    Args:
+        network: timm network.
+        size: side of the images, px.
+
+    Raises:
+        UserError: names the option that builds the network for this size.
+    """
+    embed = getattr(network, "patch_embed", None)
+    built_for, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    if getattr(embed, "strict_img_size", False) and built_for and tuple(built_for) != (size, size):
+        raise UserError(
+            f"model.backbone: this network takes images of {built_for[0]} px, but the data module gives {size} px. Set "
+            f"--model.backbone.options '{{img_size: {size}}}', or '{{dynamic_img_size: true}}' for a ViT and views of "
+            "several sizes."
+        )
+    if patch and not getattr(embed, "dynamic_img_pad", True) and size % patch[0]:
+        raise UserError(f"model.backbone: the side of the images, {size} px, is no multiple of a patch, {patch[0]} px.")
 
 
 def of_any_size(backbone: Backbone) -> Any:

@@ -1,13 +1,17 @@
 """The report of runs as a folder that a browser opens without a server and without a network."""
 
+import glob
 import importlib
+import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
@@ -16,12 +20,13 @@ from fgssl.data.datasets.base import DataSet
 from fgssl.data.index import Index
 from fgssl.data.sheet import write_sheet
 from fgssl.errors import UserError
+from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.store import Stored, read_embeddings
 from fgssl.report.compare import Comparison
 from fgssl.report.confusion import Pair, whole_percent
 from fgssl.report.explorer import photographs_of, write_explorer
 from fgssl.report.figures import plain
-from fgssl.report.pictures import in_words
+from fgssl.report.pictures import draw_retrieval, in_words, title_of
 from fgssl.report.plots import draw_comparison
 from fgssl.report.runs import TASKS, RunFolder, run_of
 from fgssl.report.tables import as_lists
@@ -36,6 +41,7 @@ CAPTIONS = {  # pictures of a run that are known, in their order
     "tsne": "t-SNE of the embeddings",
     "umap": "UMAP of the embeddings",
 }
+QUERIES = 8  # in a retrieval grid
 CHARTS = ("similarity", "confusion", "coarse_confusion", "tsne", "umap")  # dark letters on white
 
 
@@ -84,7 +90,7 @@ def write_report(
     sections = [section(shown, number, out, indexes, points, say) for number, shown in enumerate(gathered(runs))]
     page = render(
         "index.html",
-        title=title_of(tables),
+        title=heading(tables),
         version=fgssl.__version__,
         command=command,
         tables=[table_facts(table, list(charts)) for table in tables],
@@ -119,7 +125,7 @@ def render(template: str, **values: Any) -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def title_of(tables: Sequence[Comparison]) -> str:
+def heading(tables: Sequence[Comparison]) -> str:
     return "Runs on " + ", ".join(dict.fromkeys(table.protocol["data set"] for table in tables))
 
 
@@ -153,23 +159,28 @@ def gathered(runs: list[RunFolder]) -> list[Shown]:
         shown.folders.append(run.folder)
     for shown in found.values():
         known = {folder.resolve() for folder in shown.folders}
-        beside = sorted(shown.run.folder.parent.glob(f"{shown.run.folder.name}_embed*"))
+        beside = sorted(shown.run.folder.parent.glob(f"{glob.escape(shown.run.folder.name)}_embed*"))
         shown.folders += [folder for folder in beside if folder.resolve() not in known and evaluates(folder, shown.run)]
-        shown.stored = next((stored for folder in shown.folders if (stored := test_embeddings(folder))), None)
+        dataset = shown.run.results["data"]["dataset"]
+        stored = (embeddings_of(folder, dataset) for folder in shown.folders)
+        shown.stored = next((found for found in stored if found), None)
     return sorted(found.values(), key=lambda shown: shown.run.name)
 
 
 def evaluates(folder: Path, run: RunFolder) -> bool:
+    """Whether a folder beside a run evaluates its checkpoint. The path of the checkpoint may be relative."""
     other = run_of(str(folder))
-    return other is not None and other.origin.folder.resolve() == run.folder.resolve()
+    checkpoint = other.results.get("ckpt_path") if other else None
+    return checkpoint is not None and Path(checkpoint).parent.parent.name == run.folder.name
 
 
-def test_embeddings(folder: Path) -> Stored | None:
-    """Embeddings of the test rows in a run folder, or None."""
-    if not (folder / "embeddings" / "about.json").is_file():
+def embeddings_of(folder: Path, dataset: str) -> Stored | None:
+    """Embeddings of the test rows of a data set in a run folder, or None."""
+    about = folder / "embeddings" / "about.json"
+    facts = json.loads(about.read_text()) if about.is_file() else {}
+    if (facts.get("part"), facts.get("dataset")) != ("test", dataset):
         return None
-    stored = read_embeddings(folder)
-    return stored if stored.about["part"] == "test" else None
+    return read_embeddings(folder)
 
 
 def section(
@@ -181,9 +192,9 @@ def section(
     facts: dict[str, Any] = {
         "name": run.name,
         "method": run.method,
-        "facts": f"{results['data']['dataset']}{epochs}, seed {run.seed}. {in_words(known_metrics(run))}",
+        "facts": f"{results['data']['dataset']}{epochs}, seed {run.seed}. {in_words(known_metrics(run))}".strip(),
         "command": results.get("command"),
-        "pictures": list(pictures(shown, Path("pictures") / str(number), out)),
+        "pictures": list(pictures(shown, Path("pictures") / str(number), out, indexes)),
         "hint": hint(run),
     }
     if shown.stored is None:
@@ -224,17 +235,30 @@ def pair_facts(pair: Pair, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def pictures(shown: Shown, folder: Path, out: Path) -> Iterator[dict[str, Any]]:
-    """Copy the pictures of a run, the known ones first; each name once, from the run before its evaluations."""
+def pictures(shown: Shown, folder: Path, out: Path, indexes: "Indexes") -> Iterator[dict[str, Any]]:
+    """Copy the pictures of a run, the known ones first; each name once, from the run before its evaluations.
+
+    Those of the retrieval are drawn from the embeddings if the run has none (``retrieval.grid`` 0).
+    """
     found: dict[str, Path] = {}
     for source in shown.folders:
         for path in sorted([*source.glob("*.png"), *source.glob("*.jpg")]):
             found.setdefault(path.stem, path)
+    (out / folder).mkdir(parents=True)
+    if "retrieval" not in found and shown.stored is not None and shown.run.results.get("gallery") == "evaluated":
+        index = indexes.of(shown.run.folder)
+        if index is not None:
+            columns = (shown.stored.embedding, shown.stored.fine, shown.stored.index)
+            queries = Embeddings(*(torch.from_numpy(column) for column in columns))
+            title = title_of(shown.run.folder, known_metrics(shown.run))
+            draw_retrieval(queries, None, index, out / folder, [], QUERIES, title)
+            found |= {path.stem: path for path in (out / folder).iterdir()}
     order = list(CAPTIONS)
     for name in sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found[name], out / folder / found[name].name)
-        yield {"path": str(folder / found[name].name), "caption": CAPTIONS.get(name, name), "chart": name in CHARTS}
+        copy = out / folder / found[name].name
+        if not copy.exists():
+            shutil.copyfile(found[name], copy)
+        yield {"path": str(folder / copy.name), "caption": CAPTIONS.get(name, name), "chart": name in CHARTS}
 
 
 # ---- data sets ------------------------------------------------------------------------------------------------------
@@ -267,7 +291,8 @@ def read_index(section: dict[str, Any]) -> Index | None:
     module, _, name = str(section["class_path"]).rpartition(".")
     try:
         dataset: DataSet = getattr(importlib.import_module(module), name)(**(section.get("init_args") or {}))
-        return dataset.index()
+        with warnings.catch_warnings(action="ignore"):  # of other counts than the published ones: the run has said it
+            return dataset.index()
     except (UserError, ImportError, AttributeError, TypeError):
         return None
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fgssl.data.images import read_image
+from fgssl.data.images import read_row
 from fgssl.data.index import Index
 from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
@@ -226,7 +226,7 @@ def chosen_rows(count: int, seed: int, most: int | None = None) -> np.ndarray:
 
 def image_of(index: Index, row: int) -> np.ndarray:
     """Image of a row of the data set, [H, W, 3] uint8."""
-    return index.pixels[row] if index.pixels is not None else np.asarray(read_image(index.paths[row]))
+    return np.asarray(read_row(index, row))
 
 
 def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -> None:

@@ -20,7 +20,7 @@ def draw_retrieval(
     folder: Path,
     loggers: Iterable[Logger],
     count: int,
-    metrics: dict[str, float],
+    title: str,
 ) -> None:
     """Draw ``retrieval.jpg``, ``similarity.png``, ``confusion.png`` and, with coarse labels, ``coarse_confusion.png``.
 
@@ -33,10 +33,9 @@ def draw_retrieval(
         folder: the run folder.
         loggers: Loggers of the trainer; used if they take images.
         count: queries in the retrieval grid.
-        metrics: metrics of the evaluation, for the title.
+        title: first line of the retrieval grid.
     """
     loggers = list(loggers)
-    title = f"{folder.parent.name}/{folder.name}: {in_words(metrics)}"
     figures.retrieval_grid(queries, gallery, index, folder / "retrieval.jpg", title=title, count=count)
     histograms = figures.similarity_histogram(queries, gallery, folder / "similarity.png")
     found = nearest(queries, gallery)
@@ -50,6 +49,11 @@ def draw_retrieval(
         path = folder / "coarse_confusion.png"
         draw_confusion(found, index.coarse, index.coarse_names, "coarse class", path)
         log_picture(loggers, "test/coarse_confusion", path)
+
+
+def title_of(folder: Path, metrics: dict[str, float]) -> str:
+    """Run and metrics, for a picture: ``maskcon_cub/seed0: Recall@1 59.70 %, mAP 27.07 %``."""
+    return f"{folder.parent.name}/{folder.name}: {in_words(metrics)}"
 
 
 def in_words(metrics: dict[str, float]) -> str:

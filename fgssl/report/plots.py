@@ -163,9 +163,14 @@ def mean_curve(curves: list[dict[float, float]]) -> dict[float, float]:
 
 
 def heat_map(
-    values: np.ndarray, names: tuple[str, str], ticks: tuple[Sequence, Sequence], metric: str, title: str
+    values: np.ndarray,
+    names: tuple[str, str],
+    ticks: tuple[Sequence, Sequence],
+    metric: str,
+    title: str,
+    mark_best: bool = True,
 ) -> Figure:
-    """A grid of results with a frame around the best cell.
+    """A grid of results.
 
     Args:
         values: [len(rows), len(columns)] fractions; NaN where a cell has no result.
@@ -173,6 +178,7 @@ def heat_map(
         ticks: their values.
         metric: what ``values`` are.
         title: above the picture.
+        mark_best: frame the best cell.
     """
     figure = Figure((2.6 + 0.85 * len(ticks[1]), 1.9 + 0.5 * len(ticks[0])), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -181,7 +187,7 @@ def heat_map(
     for (row, column), value in np.ndenumerate(values):
         words = "-" if np.isnan(value) else number(metric, value)
         dark = np.isfinite(value) and value < (low + high) / 2
-        best = value == (low if metric in LOWER_IS_BETTER else high)
+        best = mark_best and value == (low if metric in LOWER_IS_BETTER else high)
         axis.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else "black",
                   fontweight="bold" if best else "normal")  # fmt: skip
         if best:

@@ -73,6 +73,12 @@ def test_evaluation_with_a_run_alone_takes_its_configuration(command, copy, tmp_
         assert len(ours) > 5
 
 
+def test_validate_without_validation_rows_says_so(copy, capsys, tmp_path):
+    assert main(["validate", "--ckpt_path", str(copy), "--data.protocol.val_fraction", "0"]) == 2
+    assert "there are no validation rows to evaluate. Set --data.protocol.val_fraction" in capsys.readouterr().err
+    assert not list(tmp_path.glob("maskcon_digits/*_validate"))
+
+
 def test_a_checkpoint_outside_of_a_run_needs_its_experiment(copy, tmp_path, capsys):
     alone = tmp_path / "last.ckpt"
     shutil.copy(copy / "checkpoints" / "last.ckpt", alone)

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -208,12 +211,51 @@ def test_the_cards_code_runs(run, tmp_path, monkeypatch):
         out = tmp_path / f"export_{name}"
         assert main(["export", "--ckpt_path", str(source), "--out", str(out), "--formats", "timm"]) == 0
         monkeypatch.chdir(out)
+        Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save("photo.jpg")
         code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
         names: dict = {}
         exec(code, names)
         images, expected = reference(source)
         with torch.no_grad():
             assert torch.allclose(names["model"](images), expected, atol=1e-5 * expected.abs().max())
+
+
+PLAIN_TIMM = """
+import sys
+import numpy, timm, torch
+from PIL import Image
+assert "fgssl" not in sys.modules
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.inference_mode():
+    numpy.save("timm.npy", model(transform(Image.open("photo.jpg").convert("RGB"))[None]))
+"""
+
+
+@pytest.mark.parametrize("resize", ["null", "40"])
+def test_exported_network_gives_the_embedding_of_a_photograph_without_fgssl(resize, tmp_path):
+    """A large JPEG of 3:1, through the card's code and through timm's own transform, each in a process of its own."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+    for part in ("train", "test"):
+        (tmp_path / "photos" / part / "a").mkdir(parents=True)
+        Image.fromarray(noise).resize((1200, 400)).save(tmp_path / "photos" / part / "a" / "photo.jpg", quality=60)
+    seen = ("--data.eval_resize", resize, "--data.eval_resample", "bicubic", "--data.mean", "[0.48, 0.46, 0.41]")
+    short = ("--trainer.max_steps", "1", "--trainer.limit_test_batches", "1")
+    run = fit(tmp_path, "seen", *seen, *short, epochs=1)
+    photos = ["--data", "folder", "--data.dataset.root", str(tmp_path / "photos"), "--retrieval.grid", "0", *QUIET]
+    assert main(["embed", "--ckpt_path", str(run), "--run.name", "photos", *photos]) == 0
+    (expected,) = read_embeddings(run.parent / "photos").embedding
+
+    out = tmp_path / "export"
+    assert main(["export", "--ckpt_path", str(run), "--out", str(out), "--formats", "timm"]) == 0
+    shutil.copy(tmp_path / "photos" / "test" / "a" / "photo.jpg", out)
+    card = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for code in (card + "\nimport numpy\nnumpy.save('card.npy', features)\n", PLAIN_TIMM):
+        subprocess.run([sys.executable, "-c", code], cwd=out, check=True)
+    largest = abs(expected).max()
+    assert np.allclose(np.load(out / "card.npy")[0], expected, atol=1e-5 * largest)
+    by_timm = np.load(out / "timm.npy")[0]  # PIL's resize rounds a few pixels the other way
+    assert 1 - by_timm @ expected / np.linalg.norm(by_timm) / np.linalg.norm(expected) < 1e-4
 
 
 @pytest.mark.skipif(

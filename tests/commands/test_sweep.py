@@ -82,8 +82,10 @@ def test_a_cells_value_is_the_mean_over_seeds():
     assert np.isnan(means).all()
 
 
-def test_a_failed_cell_is_named_and_the_others_run(tmp_path, monkeypatch, capsys):
+def test_a_failed_cell_is_named_with_the_end_of_its_log_and_the_others_run(tmp_path, monkeypatch, capsys):
     def run_cell(arguments, log, device):
+        log.parent.mkdir(exist_ok=True, parents=True)
+        log.write_text("\n".join(f"line {n}" for n in range(20)) + "\n\nfgssl: the disk is full.\n")
         return 1 if "weight0.5" in log.stem else 0
 
     monkeypatch.setattr(sweeps, "run_cell", run_cell)
@@ -91,7 +93,23 @@ def test_a_failed_cell_is_named_and_the_others_run(tmp_path, monkeypatch, capsys
     assert run(grid(tmp_path, **{"model.weight": [0.5, 1.0]}), tmp_path) == 1
     said = capsys.readouterr()
     assert "weight1.0: finished" in said.out
-    assert "failed: weight0.5" in said.err
+    log = tmp_path / "sweep_grid" / "logs" / "weight0.5.txt"
+    shown = said.err.splitlines()
+    assert shown[0] == f"failed: weight0.5; the last lines of {log}:"
+    assert shown[1:] == [*(f"    line {n}" for n in range(13, 20)), "    fgssl: the disk is full."]
+
+
+def test_ctrl_c_starts_no_further_cell(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def run_cell(arguments, log, device):
+        begun.append(log.stem)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    assert run(grid(tmp_path, **{"model.weight": [0.2, 0.5, 0.8, 1.0]}), tmp_path) == 130
+    assert "The same command goes on with the sweep" in capsys.readouterr().out
+    assert len(begun) < 4
 
 
 def test_a_cell_is_a_process_of_its_own_on_its_device(tmp_path):
@@ -114,6 +132,22 @@ def test_gpus_run_a_cell_each_at_a_time(tmp_path, monkeypatch):
     assert sweeps.run_cells({str(n): [] for n in range(20)}, tmp_path, ["0", "1"]) == []
     assert len(seen) == 20
     assert set(seen) <= {"0", "1"}
+
+
+@pytest.mark.parametrize(("metric", "frames"), [("val/recall@1", 1), ("test/recall@1", 0)])
+def test_only_a_validation_metric_marks_the_best_cell(metric, frames, tmp_path, monkeypatch, capsys):
+    from fgssl.report import plots
+    from tests.report.test_compare import write_run
+
+    for tau, value in (("0.1", 0.4), ("0.5", 0.6)):
+        metrics = {"test/recall@1": value, "val/recall@1": value}
+        write_run(tmp_path, f"tau{tau}", tau=float(tau), metrics=metrics)
+    drawn, heat_map = [], plots.heat_map
+    monkeypatch.setattr(plots, "heat_map", lambda *a, **k: drawn.append(heat_map(*a, **k)) or drawn[0])
+    sweeps.report(sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5]}, metric), tmp_path / "maskcon_cars")
+    (axis, _) = drawn[0].axes
+    assert len(axis.patches) == frames
+    assert [text.get_text() for text in axis.texts] == ["40.00", "60.00"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +196,10 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     for option, value in cell.items():
         if option.startswith("model."):
             assert config["model"]["init_args"][option.removeprefix("model.")] == value
+    chooses = yaml.safe_load(file.read_text()).get("metric")
+    if chooses:  # never by the test part
+        assert chooses["name"].startswith("val/")
+        assert config["data"]["protocol"]["val_fraction"] > 0
     if "run.paper" in cell:
         assert rows_named(cell["run.paper"])
     experiment = compose([sweep.fit[1]])

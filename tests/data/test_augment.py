@@ -218,6 +218,6 @@ def test_views_of_one_size_in_one_call_are_the_same_pictures(name, monkeypatch):
 def test_kernel_launches_of_a_batch(name, budget):
     """On a device other than the CPU, copies to it included; ten crops of multi-crop took 1,072 one by one."""
     images = [image.to("meta") for image in images_of(VIEWS[name], 64)]  # computes nothing, but goes a GPU's way
-    with Launches() as launches:
+    with Launches("meta") as launches:
         augmented(VIEWS[name], images)
     assert budget - 20 < launches.count <= budget, launches.by_name

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
 from fgssl.cli.compose import compose
@@ -14,11 +13,9 @@ from fgssl.errors import UserError
 from fgssl.losses.contrastive import info_nce
 from fgssl.losses.mls import bce_pos_loss, multi_label_loss, pseudo_labels
 from fgssl.methods.mls import MLS
-from fgssl.nn import shuffle
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import ema_update
 from fgssl.optim import Optim
-from tests.devices.fake_cuda import batch_on_cuda, fake_cuda, on_cuda
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mls.json").read_text())
@@ -225,32 +222,6 @@ def test_reduction_reaches_the_loss_and_its_logged_terms(variant, loss_of, reduc
 def test_every_variant_logs_the_length_of_the_mean_of_q_z(variant):
     method, batch = golden_method(variant=variant)
     value(method.step(batch).parts["q_z_mean"], of("Qz").mean(dim=0).norm().item())
-
-
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # of torch's own deep copies
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("variant", ["mls", "moco_v2"])
-def test_step_prefill_and_enqueue_stay_on_the_device(variant, processes, monkeypatch):
-    """On a CUDA device of fake tensors; two processes send what one would, and only from the device."""
-
-    def gather_rows(*rows: torch.Tensor) -> list[torch.Tensor]:
-        assert {row.device.type for row in rows} == {"cuda"}
-        return [torch.cat([row, row]) for row in rows]
-
-    if processes == 2:
-        monkeypatch.setattr(shuffle, "is_distributed", lambda: True)
-        monkeypatch.setattr(shuffle, "gather_rows", gather_rows)
-        monkeypatch.setattr(dist, "get_rank", lambda: 1)
-        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    with fake_cuda():
-        method = on_cuda(lambda: mls(variant=variant))
-        batch = batch_on_cuda([torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8)])
-        method.memory.enqueue(*method.prefill(batch)["memory"])
-        result = method.step(batch)
-        rows = result.enqueue["memory"]
-        method.memory.enqueue(*(gather_rows(*rows) if processes == 2 else rows))
-        method.nearest_entries(batch.views[0], 3)
-        assert {part.device.type for part in (result.loss, *result.parts.values())} == {"cuda"}
 
 
 def test_losses_differ():

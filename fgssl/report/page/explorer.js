@@ -39,26 +39,22 @@ function groupOf(i) {
 }
 
 let groups = [];
-let discs = new Map(); // a drawn disc for each colour: an image is drawn several times faster than a path
+let numbers = []; // colour of each point as a number, blue green red
 
-function disc(group, radius) {
-  const key = `${group} ${radius}`;
-  if (!discs.has(key)) {
-    const side = 2 * radius + 2;
-    const drawn = new OffscreenCanvas(side, side);
-    const pen = drawn.getContext("2d");
-    pen.fillStyle = colourOf(group);
-    pen.beginPath();
-    pen.arc(side / 2, side / 2, radius, 0, 2 * Math.PI);
-    pen.fill();
-    discs.set(key, drawn);
-  }
-  return discs.get(key);
+const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+
+// A colour of CSS as the number that a canvas keeps it as, without its opacity.
+function numberOf(colour) {
+  pen.fillStyle = colour;
+  pen.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = pen.getImageData(0, 0, 1, 1).data;
+  return (blue << 16) | (green << 8) | red;
 }
 
 function recolour() {
-  discs = new Map();
   groups = Array.from({ length: count }, (_, i) => groupOf(i));
+  const known = new Map([...new Set(groups)].map((group) => [group, numberOf(colourOf(group))]));
+  numbers = groups.map((group) => known.get(group));
 }
 
 // ---- photographs ------------------------------------------------------------------------------------------------
@@ -112,6 +108,7 @@ function drawPhoto(i, x, y, px) {
 // ---- drawing ------------------------------------------------------------------------------------------------------
 
 let ratio = 1, width = 0, height = 0, points = data.maps[state.map], asked = false;
+let image, pixels; // of the points, a number each: opacity, blue, green, red
 
 const screenX = (i) => (points[2 * i] - state.view.x) * state.view.scale + width / 2;
 const screenY = (i) => (points[2 * i + 1] - state.view.y) * state.view.scale + height / 2;
@@ -124,7 +121,6 @@ function ask() {
 
 function draw() {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  context.clearRect(0, 0, width, height);
   const zoom = state.view.scale / state.whole;
   const radius = Math.round(Math.min(7, Math.max(2, 2.2 * Math.sqrt(zoom))));
   const px = Math.round(Math.min(110, 26 * Math.sqrt(zoom)));
@@ -134,21 +130,48 @@ function draw() {
     if (x > -px && y > -px && x < width + px && y < height + px) seen.push(i);
   }
   const lit = (i) => !state.lit || state.lit.has(data.fine[i]);
-  const dots = (some) => {
-    for (const i of some) {
-      const image = disc(groups[i], radius);
-      context.drawImage(image, screenX(i) - radius - 1, screenY(i) - radius - 1);
-    }
-  };
   const front = seen.filter(lit);
-  if (state.lit) {
-    context.globalAlpha = 0.15;
-    dots(seen.filter((i) => !lit(i)));
-    context.globalAlpha = 1;
-  }
-  dots(front);
+  pixels.fill(0);
+  if (state.lit) drawPoints(seen.filter((i) => !lit(i)), radius * ratio, 0.15);
+  drawPoints(front, radius * ratio, 1);
+  context.putImageData(image, 0, 0);
   if (state.photographs) drawPhotos(front, px);
   if (state.selected >= 0) drawSelection(px);
+}
+
+// Discs, written into the pixels: without a GPU this is many times faster than 10,000 calls of the canvas.
+function drawPoints(some, radius, opacity) {
+  const reach = Math.ceil(radius);
+  const mask = []; // x, y and opacity of the pixels of a disc
+  for (let y = -reach; y <= reach; y++) {
+    for (let x = -reach; x <= reach; x++) {
+      const covered = Math.min(1, Math.max(0, radius + 0.5 - Math.hypot(x, y)));
+      if (covered) mask.push(x, y, Math.round(255 * covered * opacity));
+    }
+  }
+  const [w, h] = [image.width, image.height];
+  for (const i of some) {
+    const left = Math.round(screenX(i) * ratio), top = Math.round(screenY(i) * ratio);
+    for (let n = 0; n < mask.length; n += 3) {
+      const x = left + mask[n], y = top + mask[n + 1];
+      if (x < 0 || y < 0 || x >= w || y >= h) continue;
+      const at = y * w + x;
+      pixels[at] = over(numbers[i], mask[n + 2], pixels[at]);
+    }
+  }
+}
+
+// A colour of an opacity (0 to 255) over a pixel.
+function over(colour, opacity, below) {
+  if (opacity === 255) return colour | 0xff000000;
+  const ground = below >>> 24;
+  if (!ground) return colour | (opacity << 24);
+  let mixed = Math.max(ground, opacity) << 24;
+  for (const shift of [0, 8, 16]) {
+    const under = (below >>> shift) & 255;
+    mixed |= (under + ((((colour >>> shift) & 255) - under) * opacity) / 255) << shift;
+  }
+  return mixed;
 }
 
 // One photograph a cell of a grid that is fixed to the map, so that they stay while the map is moved.
@@ -219,6 +242,8 @@ function resize() {
   ({ clientWidth: width, clientHeight: height } = canvas);
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
+  image = new ImageData(Math.max(canvas.width, 1), Math.max(canvas.height, 1));
+  pixels = new Uint32Array(image.data.buffer);
   if (!before) showAll();
   ask();
 }
