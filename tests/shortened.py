@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def run(program: str, arguments: list[str], how: str) -> int:
     """Run one command of a page: ``run`` as it stands, ``short``, or ``parsed``."""
     if program == "pip":
         return pip(arguments)
+    if program == "fgssl-python":
+        exec(compile(sys.stdin.read(), "page", "exec"), {"__name__": "__main__"})
+        return 0
     if program == "torchrun":
         return torchrun(arguments)
     if how == "run" or not arguments or asks_for_help(arguments):

@@ -7,6 +7,8 @@
 - ``short``: on tiny copies of the data sets, with small networks and one step;
 - ``parsed``: all options and values are read and checked.
 
+A Python block runs as it stands, as a script in the folder where the shell is.
+
 Blocks of YAML or Python that begin with a file name are written to that file; text is not run.
 """
 
@@ -45,7 +47,7 @@ class Page:
 
 FIRST_DIGITS = "fgssl fit --config maskcon_digits --run.name first"
 PAGES = {
-    "README.md": Page(["parsed", "long"], activates=True),
+    "README.md": Page(["parsed", "long", "run"], activates=True),
     "CONTRIBUTING.md": Page(["parsed"]),
     "docs/index.md": Page(["parsed"], activates=True),
     "docs/start.md": Page(["parsed", "run", "short", "short", "short"], activates=True),
@@ -54,8 +56,8 @@ PAGES = {
         before=["fgssl fit --config cmd_cub --run.name first"],
     ),
     "docs/cluster.md": Page(["parsed", "parsed", "parsed"]),
-    "docs/compare.md": Page(["long", "short", "short"]),
-    "docs/data.md": Page(["short", "short", "short", "run"]),
+    "docs/compare.md": Page(["long", "short", "run", "short"]),
+    "docs/data.md": Page(["short", "short", "short", "short", "run"]),
     "docs/methods.md": Page(["run", "long"]),
     "docs/methods/cmd.md": Page(["parsed"]),
     "docs/methods/flsl.md": Page(["parsed"]),
@@ -138,7 +140,7 @@ def work(tmp_path, server, request):
     programs, tools = tmp_path / ".venv" / "bin", tmp_path / "tools"
     for folder in (programs, tools):
         folder.mkdir(parents=True)
-    for name in ("fgssl", "pip", "torchrun"):
+    for name in ("fgssl", "pip", "torchrun", "fgssl-python"):
         write_program(programs / name, CLIENT.format(python=sys.executable, socket=str(path)))
     if long:  # what is run as it stands is run by a process of its own
         (programs / "fgssl").rename(programs / "fgssl-client")
