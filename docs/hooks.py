@@ -1,15 +1,31 @@
 """What the site's pages need beside MkDocs: LaTeX as MathML, so that a page needs no script and no network."""
 
 import html
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
 
 INLINE = re.compile(r'<span class="arithmatex">\\\((.+?)\\\)</span>', re.S)
 ROLE = re.compile(r":(?:func|class|meth|mod):\s*(?=<code>)")  # Sphinx roles of the docstrings
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")  # a link of a page in docs/ to a file beside docs/
 BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.+?)\\\]\s*</div>', re.S)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Each notebook is a page too, without its outputs."""
+    for notebook in Path(config["docs_dir"]).glob("*.ipynb"):
+        files.append(File.generated(config, f"{notebook.stem}.md", content=page_of(notebook)))
+    return files
+
+
+def page_of(notebook: Path) -> str:
+    """Markdown of a notebook's cells."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook.read_text())["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:

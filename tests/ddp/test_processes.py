@@ -29,9 +29,14 @@ def on(processes: int, batch: int = 16) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("method", "processes"), [*((method, 2) for method in RUNS), ("maskcon", 4)])
 def test_processes_train_the_same_weights_teacher_and_memory(method, processes, tmp_path):
+    assert_processes_train_the_same(method, processes, tmp_path)
+
+
+def assert_processes_train_the_same(method: str, processes: int, tmp_path: Path, *flags: str) -> None:
+    """Weights, teacher and memory of several processes are those of one; ``flags`` choose the device."""
     double = ("--trainer.precision", "64-true")
-    ours = state(complete(method, tmp_path, "several", *on(processes), *double))
-    theirs = state(complete(method, tmp_path, "one", *double))
+    ours = state(complete(method, tmp_path, "several", *flags, *on(processes), *double))
+    theirs = state(complete(method, tmp_path, "one", *flags, *double))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not isinstance(value, torch.Tensor):
@@ -88,8 +93,13 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_other_with_a_message(rank, tmp_path):
+    assert_a_death_ends_the_run(rank, tmp_path)
+
+
+def assert_a_death_ends_the_run(rank: int, tmp_path: Path, *flags: str) -> None:
+    """A process that is killed ends the other one; ``flags`` choose the device."""
     kill = f"{{class_path: tests.trust.callbacks.KillAt, init_args: {{batch: 3, rank: {rank}}}}}"
-    process = start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", kill)
+    process = start("maskcon", tmp_path, "run", *on(2), *flags, "--trainer.callbacks", kill)
     status, said = finish(process)  # PATIENCE is below the half hour that the collectives would wait
     assert status != 0
     assert "lost its connection" in said or "terminated with code" in said, said[-3000:]
@@ -116,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_all_processes(tmp_path):
     spoil = "{class_path: tests.trust.callbacks.SpoilInput, init_args: {batches: [3], rank: 1}}"
     status, said = finish(start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", spoil))
     assert status == 2, said[-3000:]
-    assert "the loss is not finite at step 3 (epoch 0, batch 3, process 1): loss nan" in said
+    assert "the loss is not finite at step 3 (epoch 1, batch 3, process 1): loss nan" in said
     assert "Traceback" not in said
 
 

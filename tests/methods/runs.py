@@ -94,9 +94,9 @@ def finish(process: subprocess.Popen, timeout: float = PATIENCE) -> tuple[int, s
     return process.returncode, out + err
 
 
-def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit") -> Path:
+def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str) -> Path:
     """Run to the end; returns the run folder."""
-    status, said = finish(start(method, root, name, *flags, command=command))
+    status, said = finish(start(method, root, name, *flags, command=command, **extra))
     assert status == 0, said[-3000:]
     return root / method / name
 

@@ -19,6 +19,14 @@ class KillAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class FailAt(Callback):
+    """Raises an error after the sixth step."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 6:
+            raise RuntimeError("at step 6")
+
+
 class CtrlC(Callback):
     """Sends SIGINT to all processes of this terminal's group after some batches (counted from 0 over the run)."""
 
@@ -108,3 +116,18 @@ class Touch(Callback):
 
     def on_train_batch_end(self, *_):
         Path(self.path).touch()
+
+
+class Settings(Callback):
+    """Keeps how the networks of a run, and cuDNN, are set."""
+
+    seen: dict[str, object] = {}
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        network = method.backbone_of("teacher" if method.teachers() else "student")
+        first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+        Settings.seen = {
+            "network": type(network).__name__,
+            "channels_last": first.weight.is_contiguous(memory_format=torch.channels_last),
+            "benchmark": torch.backends.cudnn.benchmark,
+        }

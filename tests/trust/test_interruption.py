@@ -39,15 +39,27 @@ def at(batch: int, number: int = signal.SIGKILL) -> str:
 
 @pytest.mark.parametrize("method", RUNS)
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(method, tmp_path):
-    """16 steps; killed after the 13th, in the middle of the second epoch, with the last checkpoint of step 10."""
-    whole = complete(method, tmp_path, "whole", *EVERY)
-    status, said = finish(start(method, tmp_path, "killed", *EVERY, "--trainer.callbacks", at(12)))
+    assert_killed_equals_whole(method, tmp_path)
+
+
+def assert_killed_equals_whole(method: str, tmp_path: Path, *flags: str, **variables: str) -> None:
+    """16 steps; killed after the 13th, in the middle of the second epoch, with the last checkpoint of step 10.
+
+    Args:
+        method: entry of RUNS.
+        tmp_path: folder of the runs.
+        flags: options of all runs, such as the device.
+        variables: environment of all runs.
+    """
+    whole = complete(method, tmp_path, "whole", *EVERY, *flags, **variables)
+    kill = ("--trainer.callbacks", at(12))
+    status, said = finish(start(method, tmp_path, "killed", *EVERY, *flags, *kill, **variables))
     assert status == -signal.SIGKILL, said[-2000:]
     killed = tmp_path / method / "killed"
     assert results(killed)["status"] == "running"
     assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
 
-    complete(method, tmp_path, "killed", *EVERY, "--run.resume", "true")
+    complete(method, tmp_path, "killed", *EVERY, *flags, "--run.resume", "true", **variables)
     assert [step for step, _ in losses(killed)] == [str(step) for step in range(16)]
     assert losses(killed) == losses(whole)
     assert_same_state(state(killed), state(whole))
