@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+SILENCE = 120  # s after which a test fails instead of hanging
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -80,16 +82,15 @@ class Chromium:
                 return answer["result"]
             self.events.append(answer)
 
-    def wait(self, method: str) -> dict[str, Any]:
-        """Wait for an event."""
-        while True:
-            event = self._read()
-            self.events.append(event)
-            if event.get("method") == method:
-                return event["params"]
+    def wait(self, method: str) -> None:
+        """Wait for an event, unless it has come since the events were cleared."""
+        while not any(event.get("method") == method for event in self.events):
+            self.events.append(self._read())
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._in], [], [], SILENCE)
+            assert ready, f"the browser has said nothing for {SILENCE} s"
             some = os.read(self._in, 1 << 20)
             assert some, "the browser has ended"
             self._rest += some
@@ -98,16 +99,18 @@ class Chromium:
 
     # ---- what a person does -------------------------------------------------------------------------------------
 
-    def open(self, page: Path, width: int = 1200, height: int = 800, dark: bool = False, mobile: bool = False) -> None:
+    def open(
+        self, page: Path | str, width: int = 1200, height: int = 800, dark: bool = False, mobile: bool = False
+    ) -> None:
         """Open a file in a window of a size and wait until it is loaded."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.send("Page.navigate", url="about:blank")  # a change of the fragment alone would load nothing
-        self.wait("Page.loadEventFired")
-        self.events.clear()
-        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
-        self.wait("Page.loadEventFired")
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        for url in ("about:blank", address):  # a change of the fragment alone would load nothing
+            self.events.clear()
+            self.send("Page.navigate", url=url)
+            self.wait("Page.loadEventFired")
 
     def run(self, script: str) -> Any:
         """Value of a JavaScript expression, awaited if it is a promise."""

@@ -34,7 +34,7 @@ DISTRIBUTIONS = {
 }
 # Declared without an import statement: faiss where there is no faiss-gpu; what torch.onnx imports for fgssl export;
 # losses and miners, imported by their names in nn/dml.py; torchmetrics, which Lightning needs.
-INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics"}
+INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics", "tensorboard", "mlflow"}
 DOCS = {"mkdocs", "mkdocs-material", "mkdocstrings", "latex2mathml"}  # make docs; docs/hooks.py
 # Of the development, run and not imported by tests
 TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools", *DOCS}

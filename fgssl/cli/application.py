@@ -42,8 +42,8 @@ from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
-from fgssl.errors import UserError, at_least
-from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
+from fgssl.errors import UserError, at_least, did_you_mean
+from fgssl.loggers import NAMES, MetricsLogger, MLflow, TensorBoard, Wandb, wandb_logger
 from fgssl.methods.base import Method, check_global_batch
 from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.compiled import compile_networks, to_channels_last
@@ -109,7 +109,8 @@ class Application(LightningCLI):
             "--logger",
             type=str | Wandb,
             default="csv",
-            help="csv: metrics.csv only. wandb, or a mapping of its options: Weights & Biases in addition.",
+            help="csv: metrics.csv only. In addition to it: wandb (Weights & Biases; or a mapping of its options), "
+            "tensorboard, or mlflow.",
         )
         parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
         parser.add_argument(
@@ -133,9 +134,9 @@ class Application(LightningCLI):
 
     def _class_count(self, option: str, data: DataModule) -> Any:
         """Class count of the data; in an evaluation that of the checkpoint, whose network may see any other data."""
-        kept = (self.checkpoint or {}).get("hyper_parameters", {})
-        if self.config.subcommand != "fit" and option in kept:
-            return kept[option]
+        kept = (self.checkpoint or {}).get("hyper_parameters")
+        if self.config.subcommand != "fit" and kept:
+            return kept.get(option)  # None: the method has no such argument
         return getattr(data, option)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -282,6 +283,7 @@ class Application(LightningCLI):
         config["logger"] = self._loggers()
         own = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.get("sync_batchnorm") else [])]
         config["plugins"] = [*(config.get("plugins") or []), *own]
+        config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # null in runs of version 0.2.0
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
@@ -325,15 +327,21 @@ class Application(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         options = self.options
-        loggers: list[Logger] = [MetricsLogger(self.folder)]
-        if options.logger != "csv":
-            if isinstance(options.logger, str) and options.logger != "wandb":
-                raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")
-            chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
-            method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
-            dataset, command = self.datamodule.dataset.name, self.config.subcommand
-            loggers.append(wandb_logger(chosen, self.folder, method, dataset, command))
-        return loggers
+        method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
+        dataset = self.datamodule.dataset.name
+        own: list[Logger] = [MetricsLogger(self.folder)]
+        if options.logger == "csv":
+            return own
+        if options.logger == "tensorboard":
+            resumed = self.checkpoint if self.config.subcommand == "fit" else None
+            return [*own, TensorBoard(self.folder, resumed["global_step"] if resumed else None)]
+        if options.logger == "mlflow":
+            return [*own, MLflow(self.folder, {"method": method, "dataset": dataset})]
+        if isinstance(options.logger, str) and options.logger != "wandb":
+            hint = did_you_mean(options.logger, NAMES)
+            raise UserError(f"logger: '{options.logger}' is none of {', '.join(NAMES)}.{hint}")
+        chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
+        return [*own, wandb_logger(chosen, self.folder, method, dataset, self.config.subcommand)]
 
     # ---- run ----------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,9 @@ def value_of(option: str, flags: list[str]) -> str | None:
     return None
 
 
-def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:
+def start(
+    command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None, needs_data: bool = True
+) -> int:
     """Check the data set and run fit, validate, test or predict; returns the exit status.
 
     Args:
@@ -112,11 +114,12 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         flags: options of the command line, which override ``config``.
         experiment: name of the folder above the run folder, unless ``run.experiment`` is set.
         kind: subclass of ``Application`` to run.
+        needs_data: refuse missing files of the data set. False: ``kind`` reads no data.
     """
     former = config.get("model")
     config, flags = apply_flags(config, flags)
     if not any(asks_for_help(flag.split("=")[0]) for flag in flags):
-        check_data(config)
+        check_data(config, files=needs_data)
     flags = help_of_method(config, flags)
     from fgssl.cli.application import Application, run  # torch and Lightning take seconds to import
     from fgssl.cli.defaults import fill_in, method_of
@@ -158,8 +161,12 @@ def asks_for_help(flag: str) -> bool:
     return flag in ("-h", "--help", "--print_config") or (flag.startswith("--") and flag.endswith(".help"))
 
 
-def check_data(config: dict) -> None:
+def check_data(config: dict, files: bool = True) -> None:
     """Refuse a missing data set or an unknown name before torch is imported.
+
+    Args:
+        config: composed configuration.
+        files: look for the files of the data set too.
 
     Raises:
         UserError: no data set is named, its name is unknown, or its files are missing.
@@ -180,7 +187,8 @@ def check_data(config: dict) -> None:
         dataset = known[name](**options)
     except TypeError:
         return  # a wrong option is reported by the parser
-    dataset.check_files()
+    if files:
+        dataset.check_files()
 
 
 if __name__ == "__main__":

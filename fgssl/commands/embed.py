@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     from fgssl.cli.application import Application
     from fgssl.evaluation.embedding import Embeddings
     from fgssl.evaluation.store import read_embeddings
+    from fgssl.run import shown
 
     class Embedding(Application):
         """Writes embeddings; the test rows are also evaluated."""
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
                 super().after_test()
                 self._draw()
             if self.trainer.is_global_zero:
-                print(f"embeddings: {self.folder / 'embeddings'}")
+                print(f"embeddings: {shown(self.folder / 'embeddings')}")
 
         def _draw(self) -> None:
             if not (self.retrieval.grid and self.trainer.is_global_zero):

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     take_backbone(asked, args)
     if args.model:
         without_data(asked)
-    application = restore(asked, [])
+    application = restore(asked, [], needs_data=False)
     data, method = application.datamodule, application.model
     preprocessing = data.preprocessing
     size = preprocessing.size

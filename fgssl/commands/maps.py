@@ -114,7 +114,7 @@ def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
     config = network_configuration(args)
     if args.model:
         without_data(config)
-    application = restore(config, [])
+    application = restore(config, [], needs_data=False)
     net = network_of(application.model, None if args.model else args.network)
     return net, application.datamodule.eval_view, look(application.datamodule, images)[1]
 

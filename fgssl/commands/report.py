@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     from fgssl.report.browser import gathered, write_report
 
     if args.embed:
-        missing = [shown.run for shown in gathered(runs) if shown.stored is None]
+        missing = [shown.run for shown in gathered(runs) if shown.embedded is None]
         for run in missing:
             embed(run.folder)
         runs, faults = read_runs(args.runs)

@@ -25,8 +25,14 @@ class Restored(Application):
         """Print no summary."""
 
 
-def restore(config: dict[str, Any], flags: list[str]) -> Restored:
+def restore(config: dict[str, Any], flags: list[str], needs_data: bool = True) -> Restored:
     """Build method and data module of a configuration, with the weights of its ``ckpt_path``.
+
+    Args:
+        config: composed configuration.
+        flags: options that override it.
+        needs_data: refuse missing files of the data set. False: for its preprocessing alone; the class counts are those
+            of the checkpoint, from version 0.3.0 on.
 
     Raises:
         UserError: as for ``fgssl test``.
@@ -38,7 +44,7 @@ def restore(config: dict[str, Any], flags: list[str]) -> Restored:
             built.append(self)
 
     alone = ["--trainer.devices", "1", "--trainer.compile", "false"]  # for a few images compiling takes too long
-    start("test", config, [*flags, *alone], "restored", Kept)
+    start("test", config, [*flags, *alone], "restored", Kept, needs_data)
     return built[0]
 
 

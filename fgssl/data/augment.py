@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fgssl.data.batch import empty_images
 from fgssl.data.draws import uniform
 
 Channels = tuple[float, float, float]  # values of red, green and blue
@@ -133,9 +134,9 @@ def draw(
 
 def _augment(images: Tensor, chosen: np.ndarray, parameters: np.ndarray, mean: Channels, std: Channels) -> Tensor:
     """``images`` [N, 3, H, W] uint8, changed and normalised."""
-    pixels = images.shape[2] * images.shape[3]
-    chunk = max(1, CPU_CHUNK // pixels) if images.device.type == "cpu" else len(images)
-    result = torch.empty(images.shape, device=images.device)
+    on_cpu, pixels = images.device.type == "cpu", images.shape[2] * images.shape[3]
+    chunk = max(1, CPU_CHUNK // pixels) if on_cpu else len(images)
+    result = empty_images(images.shape, np.float32) if on_cpu else torch.empty(images.shape, device=images.device)
     on_device = torch.from_numpy(parameters).to(images.device, non_blocking=True)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -23,3 +25,12 @@ class Batch(NamedTuple):
     coarse: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks a batch for
     draw: Tensor
+
+
+def empty_images(shape: tuple[int, ...], dtype: type[np.generic]) -> Tensor:
+    """Uninitialised tensor on the CPU for the images of a batch.
+
+    Its memory comes from NumPy, which asks Linux for pages of 2 MB. With torch's pages of 4 kB, the first write to two
+    views of 224 px takes 0.4 ms an image, a quarter of their augmentation.
+    """
+    return torch.from_numpy(np.empty(shape, dtype))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.data.augment import Channels, augment, normalise
-from fgssl.data.batch import Batch
+from fgssl.data.batch import Batch, empty_images
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.images import open_row
@@ -74,7 +74,7 @@ class Images(Dataset):
         """
         positions, draws = pairs.T
         numbers = self.views.numbers(self.seed, draws)
-        batch = [torch.empty(len(pairs), 3, c.size, c.size, dtype=torch.uint8) for c in self.views.crops]
+        batch = [empty_images((len(pairs), 3, c.size, c.size), np.uint8) for c in self.views.crops]
         rows = np.empty_like(positions)
         for i, position in enumerate(positions):
             try:

@@ -1,5 +1,6 @@
 """A searchable set of embedded images."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +103,8 @@ class Index:
         if inner.exists():
             raise UserError(f"{inner} already exists. Choose another folder.")
         columns = {name: value for name, value in self.stored._asdict().items() if name != "about"}
+        paths = [os.path.abspath(path) if os.path.isfile(path) else path for path in columns["paths"].tolist()]
+        columns["paths"] = np.array(paths)
         write_shard(inner, f"{self.stored.about['part']}-0-00000", columns)
         write_json(inner / "about.json", self.stored.about)
 

@@ -291,8 +291,9 @@ class Method(LightningModule):
         parts = ", ".join(f"{name} {value.item():.6g}" for name, value in {"loss": result.loss, **result.parts}.items())
         rows = ", ".join(str(row) for row in batch.index[:8].tolist()) + (", ..." if len(batch.index) > 8 else "")
         rank = f", process {self.global_rank}" if self.trainer.world_size > 1 else ""
+        epoch = self.current_epoch + 1
         what = (
-            f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}{rank}): "
+            f"the loss is not finite at step {self.global_step} (epoch {epoch}, batch {batch_idx}{rank}): "
             f"{parts}. Data-set rows of the batch: {rows}."
         )
         if self._skipped <= self.max_skips:

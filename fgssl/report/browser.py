@@ -27,7 +27,7 @@ from fgssl.report.confusion import Pair, whole_percent
 from fgssl.report.explorer import photographs_of, write_explorer
 from fgssl.report.figures import plain
 from fgssl.report.pictures import draw_retrieval, in_words, title_of
-from fgssl.report.plots import draw_comparison
+from fgssl.report.plots import draw_table
 from fgssl.report.runs import TASKS, RunFolder, run_of
 from fgssl.report.tables import as_lists
 
@@ -52,12 +52,12 @@ class Shown:
     Attributes:
         run: the run that is named; the evaluation where its run is not among the given ones.
         folders: its folder and those of its evaluations.
-        stored: its embeddings, or None.
+        embedded: the one of them with its embeddings, or None.
     """
 
     run: RunFolder
     folders: list[Path] = field(default_factory=list)
-    stored: Stored | None = None
+    embedded: Path | None = None
 
 
 def write_report(
@@ -85,15 +85,14 @@ def write_report(
     (out / "assets").mkdir(parents=True)
     for name in ASSETS:
         shutil.copyfile(PAGE / name, out / "assets" / name)
-    charts = {path.name: path for path in draw_comparison(tables, out / "charts", ".svg")}
     indexes = Indexes()
     sections = [section(shown, number, out, indexes, points, say) for number, shown in enumerate(gathered(runs))]
     page = render(
         "index.html",
-        title=heading(tables),
+        title=heading(runs),
         version=fgssl.__version__,
         command=command,
-        tables=[table_facts(table, list(charts)) for table in tables],
+        tables=[table_facts(table, number, out) for number, table in enumerate(tables)],
         words=("method", "settings", "backbone"),
         notes=notes,
         runs=sections,
@@ -125,23 +124,19 @@ def render(template: str, **values: Any) -> str:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def heading(tables: Sequence[Comparison]) -> str:
-    return "Runs on " + ", ".join(dict.fromkeys(table.protocol["data set"] for table in tables))
+def heading(runs: list[RunFolder]) -> str:
+    return "Runs on " + ", ".join(sorted({run.results["data"]["dataset"] for run in runs}))
 
 
-def table_facts(table: Comparison, charts: list[str]) -> dict[str, Any]:
-    """Texts of a table and its charts, which are taken from ``charts``, the files in their order."""
+def table_facts(table: Comparison, number: int, out: Path) -> dict[str, Any]:
+    """Texts of a table; writes its charts."""
     columns, rows, footnotes = as_lists(table)
     kinds = {"bars": "bars of the metrics", "recall": "Recall@K", "epochs": "curves over the epochs"}
-    own = []
-    for kind, alt in kinds.items():  # of several tables of a data set each takes its own, in the order of drawing
-        name = next(
-            (c for c in charts if c.startswith(table.protocol["data set"]) and c.endswith(f"_{kind}.svg")), None
-        )
-        if name:
-            charts.remove(name)
-            own.append({"path": f"charts/{name}", "alt": f"{alt}: {table.title}", "wide": kind == "bars"})
-    return {"title": table.title, "columns": columns, "rows": rows, "footnotes": footnotes, "charts": own}
+    charts = [
+        {"path": f"charts/{path.name}", "alt": f"{kinds[kind]}: {table.title}", "wide": kind == "bars"}
+        for kind, path in draw_table(table, out / "charts", str(number), ".svg").items()
+    ]
+    return {"title": table.title, "columns": columns, "rows": rows, "footnotes": footnotes, "charts": charts}
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -162,8 +157,7 @@ def gathered(runs: list[RunFolder]) -> list[Shown]:
         beside = sorted(shown.run.folder.parent.glob(f"{glob.escape(shown.run.folder.name)}_embed*"))
         shown.folders += [folder for folder in beside if folder.resolve() not in known and evaluates(folder, shown.run)]
         dataset = shown.run.results["data"]["dataset"]
-        stored = (embeddings_of(folder, dataset) for folder in shown.folders)
-        shown.stored = next((found for found in stored if found), None)
+        shown.embedded = next((folder for folder in shown.folders if holds_embeddings(folder, dataset)), None)
     return sorted(found.values(), key=lambda shown: shown.run.name)
 
 
@@ -174,13 +168,11 @@ def evaluates(folder: Path, run: RunFolder) -> bool:
     return checkpoint is not None and Path(checkpoint).parent.parent.name == run.folder.name
 
 
-def embeddings_of(folder: Path, dataset: str) -> Stored | None:
-    """Embeddings of the test rows of a data set in a run folder, or None."""
+def holds_embeddings(folder: Path, dataset: str) -> bool:
+    """Whether a run folder has embeddings of the test rows of a data set."""
     about = folder / "embeddings" / "about.json"
     facts = json.loads(about.read_text()) if about.is_file() else {}
-    if (facts.get("part"), facts.get("dataset")) != ("test", dataset):
-        return None
-    return read_embeddings(folder)
+    return (facts.get("part"), facts.get("dataset")) == ("test", dataset)
 
 
 def section(
@@ -188,21 +180,21 @@ def section(
 ) -> dict[str, Any]:
     """Facts of a run for the page; writes its pictures and its explorer."""
     run, results = shown.run, shown.run.results
+    stored = read_embeddings(shown.embedded) if shown.embedded else None
     epochs = "" if run.epochs is None else f", {run.epochs} epochs"
     facts: dict[str, Any] = {
         "name": run.name,
         "method": run.method,
         "facts": f"{results['data']['dataset']}{epochs}, seed {run.seed}. {in_words(known_metrics(run))}".strip(),
         "command": results.get("command"),
-        "pictures": list(pictures(shown, Path("pictures") / str(number), out, indexes)),
+        "pictures": list(pictures(shown, stored, Path("pictures") / str(number), out, indexes)),
         "hint": hint(run),
     }
-    if shown.stored is None:
+    if stored is None or shown.embedded is None:
         return facts
     say(f"map of {run.name} ...")
     folder = Path("explorers") / str(number)
-    stored = shown.stored
-    photograph = photographs_of(stored.paths, indexes.pixels(shown.folders, stored))
+    photograph = photographs_of(stored.paths, indexes.pixels(shown.embedded, stored))
     explored = write_explorer(stored, photograph, out / folder, points)
     of = f"{explored.images:,} of " if explored.images < len(stored.index) else ""
     note = f"{of}{len(stored.index):,} images of {stored.about['dataset']}. "
@@ -235,7 +227,9 @@ def pair_facts(pair: Pair, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def pictures(shown: Shown, folder: Path, out: Path, indexes: "Indexes") -> Iterator[dict[str, Any]]:
+def pictures(
+    shown: Shown, stored: Stored | None, folder: Path, out: Path, indexes: "Indexes"
+) -> Iterator[dict[str, Any]]:
     """Copy the pictures of a run, the known ones first; each name once, from the run before its evaluations.
 
     Those of the retrieval are drawn from the embeddings if the run has none (``retrieval.grid`` 0).
@@ -245,11 +239,11 @@ def pictures(shown: Shown, folder: Path, out: Path, indexes: "Indexes") -> Itera
         for path in sorted([*source.glob("*.png"), *source.glob("*.jpg")]):
             found.setdefault(path.stem, path)
     (out / folder).mkdir(parents=True)
-    if "retrieval" not in found and shown.stored is not None and shown.run.results.get("gallery") == "evaluated":
+    evaluated = shown.run.results.get("gallery") == "evaluated"
+    if "retrieval" not in found and stored is not None and evaluated and (stored.fine >= 0).any():
         index = indexes.of(shown.run.folder)
         if index is not None:
-            columns = (shown.stored.embedding, shown.stored.fine, shown.stored.index)
-            queries = Embeddings(*(torch.from_numpy(column) for column in columns))
+            queries = Embeddings(*(torch.from_numpy(c) for c in (stored.embedding, stored.fine, stored.index)))
             title = title_of(shown.run.folder, known_metrics(shown.run))
             draw_retrieval(queries, None, index, out / folder, [], QUERIES, title)
             found |= {path.stem: path for path in (out / folder).iterdir()}
@@ -278,11 +272,11 @@ class Indexes:
             self._read[key] = read_index(section)
         return self._read[key]
 
-    def pixels(self, folders: list[Path], stored: Stored) -> np.ndarray | None:
+    def pixels(self, folder: Path, stored: Stored) -> np.ndarray | None:
         """Images [N, H, W, 3] of embedded rows of a data set that is held in memory; None: they are in files."""
         if Path(str(stored.paths[0])).is_file():
             return None
-        index = next((self.of(folder) for folder in folders if (folder / "embeddings").is_dir()), None)
+        index = self.of(folder)
         return None if index is None or index.pixels is None else index.pixels[stored.index]
 
 

@@ -96,7 +96,8 @@ def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:
     """
     known = {name.removeprefix("test/") for run in runs for name in run.results["metrics"]}
     if not asked:
-        return [name for name in DEFAULT_METRICS if name in known] or sorted(known)[:1]
+        others = sorted(name for name in known if not name.startswith(("train/", "throughput/")))
+        return [name for name in DEFAULT_METRICS if name in known] or others[:1]
     names = [name.removeprefix("test/") for name in asked]
     for name in names:
         if runs and name not in known:
@@ -115,7 +116,10 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
     notes: list[str] = []
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
-        groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
+        if any(name.startswith(("test/", "val/")) for name in run.results["metrics"]):
+            groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
+        else:
+            notes.append(f"left out: {run.folder}: nothing was evaluated. Its data set has no labels?")
     protocols = [members[0].protocol for members in groups.values()]
     tables = []
     for protocol, members in zip(protocols, groups.values(), strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from fgssl.data.index import Index
 from fgssl.evaluation.embedding import Embeddings
@@ -85,7 +85,7 @@ def draw_maps(
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Log a PNG to the loggers that take images (W&B)."""
+    """Log a PNG to the loggers that take images (W&B, TensorBoard, MLflow)."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(name, [str(path)])
@@ -94,7 +94,7 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
 def log_histogram(loggers: Iterable[Logger], name: str, histogram: tuple[np.ndarray, np.ndarray]) -> None:
     """Log a histogram, given as counts and bin edges, to W&B."""
     for logger in loggers:
-        if hasattr(logger, "log_image"):
+        if isinstance(logger, WandbLogger):
             import wandb
 
             logger.log_metrics({name: wandb.Histogram(np_histogram=histogram)})  # type: ignore[dict-item]

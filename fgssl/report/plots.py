@@ -18,20 +18,30 @@ COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three gr
 )  # fmt: skip
 
 
-def draw_comparison(tables: Sequence[Comparison], folder: Path, suffix: str = ".png") -> list[Path]:
-    """Write bars, Recall@K curves and curves over the epochs of each table, as .png or .svg; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
-    written = []
+def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Write bars, Recall@K curves and curves over the epochs of each table; returns the files."""
+    written: list[Path] = []
     for place, table in enumerate(tables):
         name = table.protocol["data set"]
         earlier = sum(other.protocol["data set"] == name for other in tables[:place])
-        for kind, draw in charts.items():
-            figure = draw(table)
-            if figure is not None:
-                path = folder / f"{name}{f'-{earlier + 1}' if earlier else ''}_{kind}{suffix}"
-                figure.savefig(path)
-                written.append(path)
+        written += draw_table(table, folder, f"{name}{f'-{earlier + 1}' if earlier else ''}").values()
+    return written
+
+
+def draw_table(table: Comparison, folder: Path, name: str, suffix: str = ".png") -> dict[str, Path]:
+    """Write ``<name>_bars``, ``<name>_recall`` and ``<name>_epochs``, as far as the runs have them; .png or .svg.
+
+    Returns:
+        ``bars``, ``recall`` and ``epochs``: the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
+    written = {}
+    for kind, draw in charts.items():
+        figure = draw(table)
+        if figure is not None:
+            written[kind] = folder / f"{name}_{kind}{suffix}"
+            figure.savefig(written[kind])
     return written
 
 

@@ -28,6 +28,7 @@ TRAINING = (
 )  # fmt: skip
 
 
+SHORT = 5  # epochs; the curves of shorter runs show their steps
 # Options that may hold the checkpoint or run folder of another run.
 STARTS = ("model.init_from", "model.backbone.weights")
 TASKS = ("Probe", "Finetune", "Detect", "Segment")  # what is done with a trained method
@@ -144,16 +145,25 @@ class RunFolder:
         return metrics.get(name, metrics.get(f"test/{name}"))
 
     def history(self) -> dict[str, list[tuple[float, float]]]:
-        """Curves of ``metrics.csv``: metric -> [(epoch, counted from 1, mean over the epoch)]."""
+        """Curves of ``metrics.csv``: metric -> [(epoch, counted from 1, mean over the epoch)].
+
+        Curves of the training of a run of fewer than ``SHORT`` epochs have a point for each logged step, at fractions
+        of an epoch: 0.5 is the middle of the first one.
+        """
         sums: dict[str, dict[float, list[float]]] = {}
         path = self.folder / "metrics.csv"
         if not path.is_file():
             return {}
+        epochs, steps = self.results.get("epochs"), self.results.get("steps")
+        of_epoch = steps / epochs if epochs and steps and epochs < SHORT else 0.0
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
                     if name not in ("epoch", "step", None) and value and row.get("epoch"):
-                        sums.setdefault(name, {}).setdefault(float(row["epoch"]) + 1, []).append(float(value))
+                        place = float(row["epoch"]) + 1
+                        if of_epoch and name.startswith("train/"):
+                            place = (float(row["step"]) + 1) / of_epoch
+                        sums.setdefault(name, {}).setdefault(place, []).append(float(value))
         return {
             name: [(epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items())]
             for name, by_epoch in sums.items()

@@ -211,7 +211,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(command, tmp_path, capsys
         (["--data.batchsize", "3"], "Did you mean '--data.batch_size'?"),
         (["--data.batch_size", "100"], "data.batch_size is 100, and there are 69 training images"),
         (["--data.dataset", "CUBB"], "unknown data set 'CUBB'. Did you mean 'CUB'?"),
-        (["--logger", "wandbb"], "neither csv nor wandb"),
+        (["--logger", "wandbb"], "'wandbb' is none of csv, wandb, tensorboard, mlflow. Did you mean 'wandb'?"),
         (["--trainer.max_epochs", "null"], "trainer.max_epochs is not set"),
     ],
 )

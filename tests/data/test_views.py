@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms import functional as TF
 
+from fgssl.data.images import open_image
 from fgssl.data.views import (
     NUMBERS,
     RECIPES,
@@ -188,3 +189,46 @@ def test_large_jpegs_are_decoded_small_only_where_every_view_shrinks(tmp_path):
     with Image.open(path) as file:
         full = Views(crops).cut(tensor(np.asarray(file)), boxes, np.ones((2, NUMBERS)))
     assert all((a.float() - b.float()).abs().mean() < 2 for a, b in zip(reduced, full, strict=True))
+
+
+KINDS = {
+    "plain": {"quality": 90},
+    "no subsampling": {"quality": 90, "subsampling": 0},
+    "progressive": {"quality": 60, "progressive": True},
+    "stored as RGB": {"quality": 90, "keep_rgb": True},
+}
+
+
+def colours(width: int, height: int) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (501, 375), (33, 77)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_is_decoded_to_pils_pixels(kind, size, tmp_path, monkeypatch):
+    colours(*size).save(tmp_path / "a.jpg", **KINDS[kind])
+    with open_image(tmp_path / "a.jpg") as file, monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "tobytes", None)  # PIL is not asked for the pixels
+        found, boxes = decode(file, [(1, 2, 30, 40)], [Crop(size=32)])
+    assert boxes == [(1, 2, 30, 40)]
+    with Image.open(tmp_path / "a.jpg") as file:
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(file))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("L", "a.jpg"), ("CMYK", "a.jpg"), ("RGB", "a.png"), ("P", "a.png")])
+def test_other_images_are_decoded_by_pil(mode, name, tmp_path):
+    colours(50, 40).convert(mode).save(tmp_path / name)
+    with open_image(tmp_path / name) as file:
+        found, _ = decode(file, [(0, 0, 50, 40)], [Crop(size=32)])
+    with Image.open(tmp_path / name) as file:
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(file.convert("RGB")))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_truncated_jpeg_is_refused(share, tmp_path):
+    colours(200, 150).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"a\.jpg \(.*truncated"), open_image(tmp_path / "a.jpg") as file:
+        decode(file, [(0, 0, 200, 150)], [Crop(size=150)])

@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_all_processes(tmp_path):
     spoil = "{class_path: tests.trust.callbacks.SpoilInput, init_args: {batches: [3], rank: 1}}"
     status, said = finish(start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", spoil))
     assert status == 2, said[-3000:]
-    assert "the loss is not finite at step 3 (epoch 0, batch 3, process 1): loss nan" in said
+    assert "the loss is not finite at step 3 (epoch 1, batch 3, process 1): loss nan" in said
     assert "Traceback" not in said
 
 

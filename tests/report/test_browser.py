@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
 from fgssl.errors import UserError
-from fgssl.evaluation.store import read_embeddings, write_shard
+from fgssl.evaluation.store import COLUMNS, read_embeddings, write_shard
 from fgssl.report import explorer
-from fgssl.report.browser import gathered
+from fgssl.report.browser import gathered, render
 from fgssl.report.explorer import SHEETS, Sheet, photographs_of, tile
 from fgssl.report.runs import read_runs
 from tests.chromium import Chromium
@@ -106,7 +107,7 @@ def test_tables_notes_and_pictures_are_those_of_compare_and_of_the_runs(made):
     page = (out / "index.html").read_text()
     for text in ("8,041 test images", "55.00", "5.12", "25.00", "Recall@1 50.00 %, mAP 40.00 %"):
         assert text.replace("55.00", "50.00") in page, text
-    assert {path.name for path in (out / "charts").iterdir()} == {"cars_bars.svg", "cars_recall.svg", "cars_epochs.svg"}
+    assert {path.name for path in (out / "charts").iterdir()} == {"0_bars.svg", "0_recall.svg", "0_epochs.svg"}
     shown = re.findall(r'img loading="lazy"[^>]*src="(pictures[^"]+)"', page)
     assert [Path(path).name for path in shown] == ["retrieval.jpg", "gradcam.png"]
     assert f"fgssl embed --ckpt_path {runs / 'bad'}" in page  # the run without embeddings says which command makes them
@@ -175,13 +176,37 @@ def test_embeddings_of_a_run_are_those_of_its_evaluation_on_its_test_rows(tmp_pa
     evaluation(tmp_path, "a_embed_pets", dataset="pets")
     evaluation(tmp_path, "a_embed_train", part="train")
     (shown,) = gathered(read_runs([str(run)])[0])
-    assert shown.stored is None
+    assert shown.embedded is None
     right = evaluation(tmp_path, "a_embed")
     (shown,) = gathered(read_runs([str(run)])[0])
-    assert len(shown.stored.index) == CLASSES * EACH
-    assert right in shown.folders
+    assert shown.embedded == right
     (other,) = gathered(read_runs([str(tmp_path / "maskcon_cars" / "ab")])[0])
-    assert other.stored is None
+    assert other.embedded is None
+
+
+def test_images_without_labels_have_an_explorer(tmp_path, browser, monkeypatch):
+    """Own images, embedded by a public network: nothing is evaluated."""
+    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+    run = write_run(tmp_path / "runs", "a")
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {}}
+    (run / "results.json").write_text(json.dumps(results))
+    write_embeddings(run, tmp_path / "images")
+    stored = read_embeddings(run)
+    unknown = np.full(len(stored.index), -1)
+    columns = stored._replace(fine=unknown, coarse=unknown)._asdict()
+    write_shard(run / "embeddings", "test-0-00000", {name: columns[name] for name in COLUMNS})
+    about = stored.about | {"fine_names": [], "coarse_names": []}
+    (run / "embeddings" / "about.json").write_text(json.dumps(about))
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    browser.open(tmp_path / "out" / "explorers" / "0" / "index.html")
+    browser.run("explorer.ready")
+    click_on(browser, 7)
+    _, places = brute_force(run)
+    shown = [text.split("\n")[1] for text in shown_neighbours(browser)]
+    assert shown == ["no label"] * 8
+    labels = browser.run("[...document.querySelectorAll('.near .photo')].map((p) => p.getAttribute('aria-label'))")
+    assert labels == [f"photograph images/{place}.png" for place in places[7]]
+    assert browser.faults() == []
 
 
 def test_points_limits_the_map_and_its_neighbours(made, tmp_path):
@@ -255,6 +280,24 @@ def test_unreadable_photograph_is_an_error_of_its_path(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"a\.jpg"):
         photographs_of(np.array([str(tmp_path / "a.jpg")]), None)(0)
+
+
+def test_each_table_has_its_own_charts(tmp_path):
+    """cifar10 has no Recall@K, cifar100 has; the name of one begins with that of the other."""
+    for name, metrics in (("cifar10", {"test/top1": 0.5}), ("cifar100", {"test/recall@1": 0.5, "test/recall@2": 0.6})):
+        run = write_run(tmp_path / name, "a", data={"dataset": name})
+        results = json.loads((run / "results.json").read_text()) | {"metrics": metrics}
+        (run / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(tmp_path / "cifar10"), str(tmp_path / "cifar100"), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    charts = re.findall(r'src="charts/(\d)_(\w+)\.svg" alt="[^:]*: (cifar\d+),', page)
+    assert charts == [
+        ("0", "bars", "cifar10"),
+        ("0", "epochs", "cifar10"),
+        ("1", "bars", "cifar100"),
+        ("1", "recall", "cifar100"),
+        ("1", "epochs", "cifar100"),
+    ]
 
 
 # ---- in the browser -------------------------------------------------------------------------------------------------
@@ -375,6 +418,39 @@ def test_right_is_a_nearest_neighbour_of_the_same_class(made, explored):
     assert explored.run("isRight") == (fine[places[:, 0]] == fine).tolist()
     right = int((fine[places[:, 0]] == fine)[:EACH].sum())
     assert explored.run("document.querySelector('#classes button').innerText").endswith(f"{right} of {EACH} right")
+
+
+def test_classes_are_listed_worst_first_where_coloured_by_right_and_wrong(explored):
+    def shares() -> list[int]:
+        numbers = explored.run("[...document.querySelectorAll('#classes small')].map((small) => small.innerText)")
+        return [int(number.split()[0]) for number in numbers]
+
+    in_order = shares()
+    assert in_order != sorted(in_order)
+    choose_colour(explored, "right")
+    assert shares() == sorted(in_order)
+
+
+def test_two_layouts_can_be_chosen(made, browser, monkeypatch):
+    """Where UMAP is installed; here its layout is the t-SNE's, turned over."""
+    runs, out = made
+    stored = read_embeddings(runs / "good")
+    monkeypatch.setattr(explorer, "has_umap", lambda: True)
+    fake = {"tsne": stored.embedding[:, :2], "umap": -stored.embedding[:, :2]}
+    monkeypatch.setattr(explorer, "layout", lambda features_NF, way, seed: fake[way])
+    folder = out / "explorers" / "two"
+    explorer.write_explorer(stored, photographs_of(stored.paths, None), folder, points=0)
+    (folder / "index.html").write_text(render("explorer.html", title="two", note=""))
+    browser.open(folder / "index.html")
+    browser.run("explorer.ready")
+    assert browser.run("[...element('map').options].map((option) => option.value)") == ["t-SNE", "UMAP"]
+    assert not browser.run("element('maps').hidden")
+    before = np.array(browser.run("members[0].map(explorer.screen)"))
+    browser.run("element('map').value = 'UMAP', element('map').onchange({target: element('map')})")
+    after = np.array(browser.run("members[0].map(explorer.screen)"))
+    centre = np.array(browser.run("[width, height]")) / 2
+    np.testing.assert_allclose(after - centre, centre - before, atol=1)
+    shutil.rmtree(folder)
 
 
 def test_search_finds_a_class_and_zooms_to_it(explored):

@@ -276,6 +276,15 @@ def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
     assert said.count("left out:") == 7
 
 
+def test_a_run_of_images_without_labels_is_left_out_and_named(tmp_path, capsys):
+    run = write_run(tmp_path, "a")
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {"train/loss": 1.0}}
+    (run / "results.json").write_text(json.dumps(results))
+    for others in ([], [write_run(tmp_path / "others", "b")]):
+        assert main(["compare", str(run), *map(str, others)]) == 0
+        assert f"{run}: nothing was evaluated" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_mistakes(tmp_path, capsys):
     write_run(tmp_path, "a")
     for arguments, message in (

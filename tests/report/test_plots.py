@@ -49,6 +49,15 @@ def test_one_epoch_is_no_curve(tmp_path):
     assert epochs(table) is None
 
 
+def test_short_run_has_a_curve_of_its_steps(tmp_path):
+    run = write_run(tmp_path, "a", results={"epochs": 1, "steps": 10})
+    (run / "metrics.csv").write_text("epoch,step,train/loss\n0.0,4,2.0\n0.0,9,1.0\n")
+    table, (panel,) = panels_of(tmp_path)
+    assert panel.curves == {0: [{0.5: 2.0, 1.0: 1.0}]}
+    (axis,) = epochs(table).axes
+    assert axis.get_xlim()[0] < 0.5 < 1.0 < axis.get_xlim()[1] < 1.2
+
+
 def test_axes_of_curves_have_no_offset(tmp_path):
     run = write_run(tmp_path, "a")
     (run / "metrics.csv").write_text("epoch,step,train/loss\n0.0,4,1000.01\n1.0,9,1000.02\n")

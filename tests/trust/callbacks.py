@@ -19,6 +19,14 @@ class KillAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class FailAt(Callback):
+    """Raises an error after the sixth step."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 6:
+            raise RuntimeError("at step 6")
+
+
 class CtrlC(Callback):
     """Sends SIGINT to all processes of this terminal's group after some batches (counted from 0 over the run)."""
 

@@ -333,11 +333,12 @@ function light(labels) {
 }
 
 function listClasses(labels) {
-  const shown = labels || data.fineNames.map((_, label) => label);
+  const shown = [...(labels || data.fineNames.keys())].filter((label) => members[label].length);
+  if (state.colour === "right") shown.sort((a, b) => rightShare(a) - rightShare(b)); // the worst first
   element("heading").textContent = labels ? `${labels.length} of ${data.fineNames.length} classes` : "Classes";
-  element("classes").replaceChildren(...shown.filter((label) => members[label].length).slice(0, 300).map((label) => {
-    const right = members[label].filter((i) => isRight[i]).length;
-    const item = row(colour(label), data.fineNames[label], `${right} of ${members[label].length} right`, () => {
+  element("classes").replaceChildren(...shown.slice(0, 300).map((label) => {
+    const right = Math.round(rightShare(label) * members[label].length);
+    const item = row(colourOfClass(label), data.fineNames[label], `${right} of ${members[label].length} right`, () => {
       const again = state.lit && state.lit.size === 1 && state.lit.has(label);
       light(again ? null : [label]);
       if (!again) fit(members[label]);
@@ -347,8 +348,13 @@ function listClasses(labels) {
   }));
 }
 
-// Colour of a class in the list: grey where the points are not coloured by class.
-const colour = (label) => (state.colour === "fine" ? colourOf(label) : "var(--rest)");
+const rightShare = (label) => members[label].filter((i) => isRight[i]).length / members[label].length;
+
+// Colour of a class in the list: its own, that of its coarse class, or between right and wrong.
+function colourOfClass(label) {
+  if (state.colour === "right") return `color-mix(in srgb, ${colourOf(0)} ${100 * rightShare(label)}%, ${colourOf(1)})`;
+  return colourOf(groups[members[label][0]]);
+}
 
 function row(dot, text, number, press) {
   const button = document.createElement("button");

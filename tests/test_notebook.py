@@ -1,0 +1,44 @@
+"""The notebook of the documentation runs from its first cell to its last, in a process and a folder of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.methods.runs import environment
+
+pytestmark = pytest.mark.slow
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "own_images.ipynb"
+
+RUN = """
+import json, sys
+
+names = {}
+for number, cell in enumerate(json.load(open(sys.argv[1]))["cells"]):
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+print(json.dumps({
+    "map": [names["before"]["test/map"], names["after"]["test/map"]],
+    "hits": [[hit.path, hit.label] for hit in names["hits"]],
+}))
+"""
+
+
+def test_notebook_goes_from_images_to_a_search(tmp_path):
+    line = [sys.executable, "-c", RUN, str(NOTEBOOK)]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["map"][1] > said["map"][0] > 0.3
+    assert said["hits"][0] == [str(tmp_path / "own_images" / "6" / "0006.jpg"), "6"]
+    assert [label for _, label in said["hits"]].count("6") >= 4
+    assert (tmp_path / "neighbours.png").stat().st_size > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["neighbours.png", "own.ckpt", "own_images", "own_index"]
+
+
+def test_notebook_holds_no_outputs():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
