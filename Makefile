@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-gpu test-ddp lint type bench bench-gpu docs clean
+.PHONY: help demo check test test-fast test-gpu test-ddp test-long lint type bench bench-gpu docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(READY)  ## the test suite
 
 test-fast: $(READY)  ## the tests that take no training run and no second process, under 3 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"
+
+test-long: $(READY)  ## make demo and the pages' commands at full size, about 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m long
 
 test-gpu: $(READY)  ## the tests that need a CUDA GPU; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs
