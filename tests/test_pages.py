@@ -55,7 +55,7 @@ PAGES = {
         ["run", "run", "run", "short", "short", "short", "parsed", "parsed", "parsed", "parsed", "parsed", "parsed"],
         before=["fgssl fit --config cmd_cub --run.name first"],
     ),
-    "docs/cluster.md": Page(["parsed", "parsed", "parsed"]),
+    "docs/cluster.md": Page(["parsed", "parsed", "parsed", "parsed"]),
     "docs/compare.md": Page(["long", "short", "run", "short"]),
     "docs/data.md": Page(["short", "short", "short", "short", "run"]),
     "docs/methods.md": Page(["run", "long"]),
@@ -159,7 +159,8 @@ if [ "$PAGES" = run ]; then PYTHONPATH={root} exec {python} -m fgssl "$@"; fi
 exec -a fgssl "$(dirname "$0")/fgssl-client" "$@"
 """
 SBATCH = """#!/bin/bash
-export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_NTASKS_PER_NODE=4 SLURM_CPUS_PER_TASK=8
+while [[ $1 == --* ]]; do shift; done
+export SLURM_ARRAY_TASK_ID=0 SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_NTASKS_PER_NODE=4 SLURM_CPUS_PER_TASK=8
 PATH="$(dirname "$0")/slurm:$PATH"
 exec bash "$@"
 """

@@ -107,7 +107,7 @@ COMMON = (
     ("trainer.precision", "NAME", "32-true, bf16-mixed, ..."),
     ("retrieval.ks", "LIST", "values of K for Recall@K"),
     ("run.name", "NAME", "name of the run folder"),
-    ("logger", "NAME", "csv, or wandb in addition"),
+    ("logger", "NAME", "csv, or wandb, tensorboard, mlflow too"),
     ("quiet", "", "print warnings, errors and results only"),
 )
 OF_FIT = (
@@ -129,7 +129,7 @@ GROUPS = {
     "retrieval": "evaluation by nearest neighbours, and its pictures",
     "run": "place and name of the run folder",
     "checkpoint": "when checkpoints are written",
-    "logger": "metrics.csv, Weights & Biases",
+    "logger": "metrics.csv, Weights & Biases, TensorBoard, MLflow",
 }
 NOTES = {
     "data": "A class has a help of its own: --data.dataset.help=CUB (fgssl list data),\n--data.views.help=MultiCrop "
