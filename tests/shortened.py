@@ -36,12 +36,14 @@ ONE_STEP = [
 def furnish(folder: Path, data: Path) -> None:
     """The files of the user that the pages name: photographs, weights, a video set, images in class folders."""
     (folder / "weights.safetensors").symlink_to(data / "weights.safetensors")
-    for name in ("bird.jpg", "other.jpg", "photo.png"):
+    for name in ("bird.jpg", "other.jpg", "photo.png", "query.jpg"):
         trees.write_image(folder / name, size=(90, 60))
     make_davis(folder / "DAVIS", one=(2, 0))
     for part, number in (("train", 1), ("train", 3), ("test", 2), ("test", 4)):
         for species in ("sparrow", "gull"):
             trees.write_image(folder / "photos" / part / species / f"{number}.jpg", seed=number)
+    images = sorted(path.relative_to(folder) for path in (folder / "photos").rglob("*.jpg"))
+    trees.write_lines(folder / "photos.csv", ["path,label", *(f"{path},{path.parent.name}" for path in images)])
 
 
 def data_folder(root: Path) -> Path:
