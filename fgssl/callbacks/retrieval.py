@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import from_rank_zero, is_distributed
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
+from fgssl.evaluation.reranking import Rerank, expanded, reranked_keys
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
 from fgssl.metrics.retrieval import finish, retrieval_statistics
@@ -38,6 +39,8 @@ class Retrieval(Evaluation):
             the other metrics.
         clusters: number of clusters of k-means; null: number of evaluated classes (OBD-SD's code: number of training
             classes).
+        rerank: re-ranking of the neighbours, for the retrieval metrics alone; none by default. Such results stand in
+            tables of their own.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Retrieval(Evaluation):
         extra: list[Extra] = [],  # noqa: B006
         extra_in_fit: bool = False,
         clusters: int | None = None,
+        rerank: Rerank = Rerank(),
     ):
         super().__init__()
         self.ks, self.gallery, self.grid = list(ks), gallery, grid
         self.extra, self.extra_in_fit, self.clusters = list(extra), extra_in_fit, clusters
+        self.rerank = rerank
         self.folder: Path | None = None  # run folder, set by the application; None: no files
 
     def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:
@@ -63,7 +68,7 @@ class Retrieval(Evaluation):
         if queries is None:
             return
         gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
-        metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
+        metrics = finish(statistics_over_ranks(queries, gallery, self.ks, self.rerank))
         if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):
             train = gallery
             if train is None and "cmd_code" in self.extra:
@@ -110,30 +115,42 @@ def labelled(rows: Embeddings, part: str) -> Embeddings | None:
     if count == 0:
         rank_zero_info(f"No retrieval metrics: none of the {len(rows.fine):,} {images} has a single class label.")
         return None
-    if count < len(rows.fine):
-        left_out = len(rows.fine) - count
-        rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
+    if count == len(rows.fine):
+        return rows  # no copy
+    left_out = len(rows.fine) - count
+    rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
     return Embeddings(*(column[has_label] for column in rows))
 
 
-def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: list[int]) -> dict:
+def statistics_over_ranks(
+    queries: Embeddings, gallery: Embeddings | None, ks: list[int], rerank: Rerank = Rerank()
+) -> dict:
     """Retrieval statistics, summed over the ranks, each of which searches for its share of the queries.
 
     Args:
         queries: embeddings of all queries.
         gallery: embeddings to search; None: the queries, without the query itself.
         ks: values of K for Recall@K.
+        rerank: re-ranking.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
     mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)
     searched = gallery or queries
+    own = torch.arange(len(queries.fine), device=mine.device) if gallery is None else None
+    query_rows, gallery_rows, keys = queries.embedding, searched.embedding, None
+    if rerank.k_reciprocal:
+        of_all = reranked_keys(query_rows, gallery_rows, rerank, own)
+        keys = lambda query_B: of_all(mine[query_B])  # noqa: E731
+    elif rerank != Rerank():
+        query_rows, gallery_rows = expanded(query_rows, gallery_rows, rerank, own)
     statistics = retrieval_statistics(
-        queries.embedding[mine],
+        query_rows if world == 1 else query_rows[mine],  # no copy
         queries.fine[mine],
-        searched.embedding,
+        gallery_rows,
         searched.fine,
         exclude=mine if gallery is None else None,
         ks=ks,
+        keys=keys,
     )
     if is_distributed():
         for value in statistics.values():

@@ -306,6 +306,7 @@ class Application(LightningCLI):
             "seed": options.seed_everything,
             "ckpt_path": options.get("ckpt_path"),
             "gallery": options.retrieval.gallery,
+            "reranking": self._get(self.config_init, "retrieval").rerank.name,
         }
         options.run.experiment = self.folder.parent.name  # null becomes the name of the configuration file
         self.record = Record(self.folder, self._plain_config(), facts)

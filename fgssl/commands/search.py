@@ -10,6 +10,8 @@ import numpy as np
 from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
 
+RERANK = ("query_expansion", "database_augmentation", "alpha", "k_reciprocal", "k1", "k2", "lam")
+
 
 class Query(NamedTuple):
     """An image to search for.
@@ -34,8 +36,10 @@ def main(argv: list[str]) -> int:
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
 
+    from fgssl.evaluation.reranking import Rerank
     from fgssl.inference.index import Index
 
+    rerank = Rerank(**{name: getattr(args, name) for name in RERANK})
     index = Index.load(args.folder)
     positions = index.positions(args.row)
     most = len(index) - bool(args.row)
@@ -44,13 +48,14 @@ def main(argv: list[str]) -> int:
     stored, image_at = index.stored, pictures_of(index, Path(args.folder))
     queries = [Query(image, *read(image)) for image in args.images]
     queries += [Query(str(stored.paths[p]), image_at(p), int(stored.fine[p])) for p in positions]
-    found = [index.search_features(index.model.embed(args.images), args.k)] if args.images else []
+    found = [index.search_features(index.model.embed(args.images), args.k, rerank)] if args.images else []
     if positions:
-        found.append(index.search_positions(positions, args.k))
+        found.append(index.search_positions(positions, args.k, rerank))
     cosine_Qk, ids_Qk = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
-    draw(queries, cosine_Qk, ids_Qk, stored, image_at, Path(args.out))
+    order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
+    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, Path(args.out))
     print(f"picture: {args.out}")
     return 0
 
@@ -73,6 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default="neighbours.png", metavar="FILE.png", help="picture to write; default neighbours.png"
     )
+    expand = parser.add_argument_group("re-ranking", "Off by default; the cosine decides.")
+    expand.add_argument(
+        "--query_expansion", type=int, default=0, metavar="N", help="add the N nearest neighbours to each query"
+    )
+    expand.add_argument(
+        "--database_augmentation", type=int, default=0, metavar="N", help="add its N nearest neighbours to each image"
+    )
+    expand.add_argument(
+        "--alpha", type=float, default=3.0, help="weight of an added neighbour: its cosine to this power; default 3"
+    )
+    expand.add_argument(
+        "--k_reciprocal", action="store_true", help="k-reciprocal encoding (CVPR 2017); queries are neighbours too"
+    )
+    expand.add_argument("--k1", type=int, default=20, help="neighbours that may be k-reciprocal; default 20")
+    expand.add_argument("--k2", type=int, default=6, help="neighbours whose encodings are averaged; default 6")
+    expand.add_argument("--lam", type=float, default=0.3, help="weight of the original distance, 0 to 1; default 0.3")
     return parser
 
 
@@ -124,7 +145,9 @@ def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray,
     console.print(table)
 
 
-def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, image_at, path: Path) -> None:
+def draw(
+    queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, image_at, order: str, path: Path
+) -> None:
     """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown)."""
     from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, picture_rows
 
@@ -140,4 +163,4 @@ def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored
         lines.append(line)
     known = any(query.label >= 0 for query in queries)
     reading = " (green: same class, red: another class, grey: unknown class)" if known else ""
-    picture_rows(lines, f"query, then its nearest neighbours by cosine similarity{reading}", path)
+    picture_rows(lines, f"query, then its nearest neighbours {order}{reading}", path)

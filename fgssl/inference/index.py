@@ -15,7 +15,7 @@ from fgssl.data.datasets.folder import Folder
 from fgssl.data.images import read_row
 from fgssl.data.index import Index as Rows
 from fgssl.errors import UserError
-from fgssl.evaluation.search import search
+from fgssl.evaluation.reranking import Rerank, reranked_search
 from fgssl.evaluation.store import Stored, read_embeddings, write_shard
 from fgssl.inference.model import Model, load
 from fgssl.run import write_json
@@ -128,12 +128,13 @@ class Index:
         name, features = self.stored.about["dataset"], self.stored.embedding.shape[1]
         return f"Index of {len(self):,} images of {name}, {features} features"
 
-    def search(self, query: Any, k: int = 10) -> Any:
+    def search(self, query: Any, k: int = 10, rerank: Rerank = Rerank()) -> Any:
         """The k nearest images of each query, nearest first.
 
         Args:
             query: an image or a list of images, as of ``Model.embed``.
             k: number of neighbours.
+            rerank: re-ranking; none by default.
 
         Returns:
             A list of k ``Hit`` for an image; a list of such lists for a list or a batch of images.
@@ -141,23 +142,24 @@ class Index:
         Raises:
             UserError: an image cannot be read, or ``k`` is not 1 to the number of images.
         """
-        cosine_Qk, ids_Qk = self.search_features(self.model.embed(query), k)
+        cosine_Qk, ids_Qk = self.search_features(self.model.embed(query), k, rerank)
         found = [self._hits(*line) for line in zip(cosine_Qk, ids_Qk, strict=True)]
         one = not isinstance(query, list | tuple) and not (isinstance(query, Tensor) and query.ndim == 4)
         return found[0] if one else found
 
-    def neighbours(self, rows: Sequence[int], k: int = 10) -> list[list[Hit]]:
+    def neighbours(self, rows: Sequence[int], k: int = 10, rerank: Rerank = Rerank()) -> list[list[Hit]]:
         """The k nearest images of images of the index, without themselves.
 
         Args:
             rows: rows of the data set, as ``Hit.row``.
             k: number of neighbours.
+            rerank: re-ranking; none by default.
 
         Raises:
             UserError: a row is not in the index.
         """
         positions = self.positions(rows)
-        return [self._hits(*line) for line in zip(*self.search_positions(positions, k), strict=True)]
+        return [self._hits(*line) for line in zip(*self.search_positions(positions, k, rerank), strict=True)]
 
     def positions(self, rows: Sequence[int]) -> list[int]:
         """Positions of data-set rows in the index.
@@ -171,20 +173,26 @@ class Index:
             raise UserError(f"{missing[0]} is not one of the {len(self)} rows (the first is {self.stored.index[0]}).")
         return [place[row] for row in rows]
 
-    def search_features(self, features_QF: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_features(self, features_QF: Tensor, k: int, rerank: Rerank = Rerank()) -> tuple[np.ndarray, np.ndarray]:
         """Cosine similarities and positions [Q, k] of the images nearest to features [Q, F]."""
-        return self._search(features_QF.cpu(), k, None)
+        return self._search(features_QF.cpu(), k, rerank, None)
 
-    def search_positions(self, positions: Sequence[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_positions(
+        self, positions: Sequence[int], k: int, rerank: Rerank = Rerank()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Cosine similarities and positions [Q, k] of the neighbours of images of the index, without themselves."""
         chosen = torch.as_tensor(positions)
-        return self._search(torch.from_numpy(self.stored.embedding)[chosen], k, chosen)
+        return self._search(torch.from_numpy(self.stored.embedding)[chosen], k, rerank, chosen)
 
-    def _search(self, features_QF: Tensor, k: int, exclude: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def _search(
+        self, features_QF: Tensor, k: int, rerank: Rerank, exclude: Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         most = len(self) - (exclude is not None)
         if not 1 <= k <= most:
             raise UserError(f"k is {k}; it must be 1 to {most}, as the index holds {len(self)} images.")
-        cosine_Qk, ids_Qk = search(features_QF, torch.from_numpy(self.stored.embedding), k, exclude=exclude)
+        cosine_Qk, ids_Qk = reranked_search(
+            features_QF, torch.from_numpy(self.stored.embedding), k, rerank, exclude=exclude
+        )
         return cosine_Qk.numpy(), ids_Qk.numpy()
 
     def label(self, position: int) -> str | None:

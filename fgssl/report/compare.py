@@ -81,6 +81,8 @@ class Comparison:
         p = self.protocol
         asked = f"{p['data set']}, {p['split']} split" + "".join(f", {what}" for what in self.unlike)
         searched = "each query left out" if p["gallery"] == "evaluated" else f"searched in the {p['gallery']} rows"
+        reranked = p.get("re-ranking", "none")
+        searched += "" if reranked == "none" else f", re-ranked by {reranked}"
         searched = f", {searched}" if any(metric.startswith(OF_QUERIES) for metric in self.metrics) else ""
         title = f"{asked}: {p['test images']:,} test images (rows {p['test rows_hash']}){searched}"
         if not p["train images"]:
@@ -141,7 +143,7 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
 def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list[str]:
     """Settings that differ from another protocol of the same data set, without the hashes and counts of the title."""
     names = sorted({name for rival in rivals for name in rival})
-    titled = ("split", "gallery", "train images", "train rows_hash", "test images", "test rows_hash")
+    titled = ("split", "gallery", "re-ranking", "train images", "train rows_hash", "test images", "test rows_hash")
     differing = [n for n in names if n not in titled and len({str(rival.get(n)) for rival in rivals}) > 1]
     if len(differing) > 1 and "flipped labels" in differing:
         differing.remove("flipped labels")  # a hash; the noise share and the seed, which determine it, are shown

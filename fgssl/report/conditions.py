@@ -254,6 +254,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "training batches": _limit("limit_train_batches", "overfit_batches"),
     "test batches": _limit("limit_test_batches"),
     "gallery": lambda e: e.run.results.get("gallery", "evaluated"),
+    "re-ranking": lambda e: e.run.results.get("reranking", "none"),
     "label_proportion": lambda e: 100 * e.data.get("label_fraction", 1),
     "noise": lambda e: e.data.get("label_noise", 0),
     "memory": option("model.memory"),
@@ -326,7 +327,7 @@ def conditions(row: Row) -> dict[str, Any]:
     if row["epochs"]:
         stated["epochs"] = row["epochs"]
     if row["protocol"] in RETRIEVAL:
-        stated["gallery"] = "evaluated"
+        stated |= {"gallery": "evaluated", "re-ranking": "none"}
     stated["test images"] = TEST_IMAGES.get((row["dataset"], row["split"]))
     for columns, known in STATED:
         if all(row[name] in ((value,) if isinstance(value, str) else value) for name, value in columns.items()):

@@ -105,7 +105,7 @@ class RunFolder:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Facts that runs of one table share: data set, rows, labels and gallery."""
+        """Facts that runs of one table share: data set, rows, labels, gallery and re-ranking."""
         data = self.results["data"]
         options = {k.removeprefix("data.dataset."): v for k, v in self.config.items() if k.startswith("data.dataset.")}
         ignored = (
@@ -119,6 +119,7 @@ class RunFolder:
             **{f"{part} {key}": data[part][key] for part in ("train", "test") for key in ("images", "rows_hash")},
             "flipped labels": data.get("flipped_hash"),
             "gallery": self.results.get("gallery", "evaluated"),
+            "re-ranking": self.results.get("reranking", "none"),
         }
         limit = self.config.get("trainer.limit_test_batches")
         return facts | ({"limit_test_batches": limit} if limit not in (None, 1.0) else {})
@@ -228,7 +229,8 @@ def read_run(folder: Path) -> RunFolder | None:
         reason = f" ({results['error']})" if results.get("error") else ""
         if status == "lost":
             reason = " (its process was killed or aborted without a message, or the machine stopped)"
-        resume = f" Resume it with --ckpt_path {folder}." if (folder / "checkpoints" / "last.ckpt").is_file() else ""
+        kept = (folder / "checkpoints" / "last.ckpt").is_file()
+        resume = f" To resume it: fgssl fit --ckpt_path {folder}" if kept else ""
         raise UserError(f"{folder}: {status or 'no status'} after {results.get('epochs', 0)} epochs{reason}.{resume}")
     missing = {"method", "seed", "metrics", "data"} - results.keys()
     if missing:

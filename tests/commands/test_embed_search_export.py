@@ -13,7 +13,10 @@ from PIL import Image
 
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
+from fgssl.evaluation.reranking import Rerank, reranked_search
+from fgssl.evaluation.reranking import expanded as add_neighbours
 from fgssl.evaluation.store import read_embeddings, write_shard
+from fgssl.metrics import finish, retrieval_statistics
 from tests.cli.test_cli import fgssl, fit, results
 
 pytestmark = pytest.mark.slow
@@ -147,6 +150,34 @@ def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, 
     assert (tmp_path / "found.png").stat().st_size > 5000
 
 
+def test_search_and_test_rerank_on_demand(run, embedded, tmp_path, capsys):
+    stored = read_embeddings(embedded)
+    z, labels = torch.from_numpy(stored.embedding), torch.from_numpy(stored.fine)
+    rows = torch.tensor([3, 30])
+    _, ids = reranked_search(z[rows], z, 5, Rerank(k_reciprocal=True, k1=10), exclude=rows)
+    flags = ["--row", *map(str, stored.index[rows]), "-k", "5", "--out", str(tmp_path / "found.png")]
+    assert main(["search", str(embedded), *flags, "--k_reciprocal", "--k1", "10"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "digit" in line]
+    assert [" ".join(line[-2:]) for line in lines] == stored.paths[ids.flatten()].tolist()
+
+    flags = ("--retrieval.grid", "0", "--retrieval.rerank.query_expansion", "5", "--retrieval.rerank.alpha", "1")
+    assert fgssl("test", tmp_path, "--run.name", "expanded", "--ckpt_path", str(run), *flags) == 0
+    expanded = results(tmp_path / "maskcon_digits" / "expanded")
+    assert expanded["reranking"] == "query expansion 5 (alpha 1)"
+    own = torch.arange(len(z))
+    queries, _ = add_neighbours(z, z, Rerank(query_expansion=5, alpha=1), own)
+    metrics = finish(retrieval_statistics(queries, labels, z, labels, exclude=own, ks=[1]))
+    assert expanded["metrics"]["test/map"] == pytest.approx(metrics["map"])
+    assert expanded["metrics"]["test/map"] != results(run)["metrics"]["test/map"]
+    capsys.readouterr()
+    assert main(["compare", str(run), str(tmp_path), "--metric", "map"]) == 0
+    said = capsys.readouterr().out
+    assert "re-ranked by query expansion 5 (alpha 1)" in " ".join(said.split())
+    assert "2 tables: their numbers do not compare" in " ".join(said.split())
+    assert fgssl("test", tmp_path, "--ckpt_path", str(run), "--retrieval.rerank.lam", "2") == 2
+    assert "rerank.lam is 2" in capsys.readouterr().err
+
+
 def test_mistakes_in_search(run, embedded, tmp_path, capsys):
     for arguments, message in (
         ([str(run), "--row", "1"], "contains no embeddings"),
@@ -154,6 +185,7 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
         ([str(embedded), str(tmp_path / "absent.png")], "image not found"),
         ([str(embedded), "--row", "100000"], "100000 is not one of the 450"),
         ([str(embedded), "--row", "1", "-k", "450"], "-k is 450"),
+        ([str(embedded), "--row", "1", "--k_reciprocal", "--query_expansion", "2"], "cannot be combined"),
         ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
     ):
         assert main(["search", *arguments]) == 2

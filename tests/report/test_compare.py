@@ -142,6 +142,7 @@ def test_every_published_number_is_read_and_has_its_source():
         {"data": {"label_noise": 0.2, "flipped_hash": "0123"}},
         {"data": {"label_fraction": 0.5}},
         {"results": {"gallery": "train"}},
+        {"results": {"reranking": "k-reciprocal (k1 20, k2 6, lambda 0.3)"}},
     ],
     ids=lambda change: str(next(iter(next(iter(change.values()))))),
 )

@@ -41,6 +41,13 @@ def test_vit_s_8_has_the_numbers_of_vit_s_8(runs):
     assert "radius 12, the run 24" in beside(runs.davis(run, radius=24), "jf_mean")
 
 
+def test_reranked_run_has_no_printed_number(runs):
+    run = runs.add("reranked", changed("maskcon_cars"))
+    assert isinstance(published(run, "recall@1"), Number)
+    run.results["reranking"] = "query expansion 5 (alpha 3)"
+    assert "re-ranking none, the run query expansion 5" in beside(run, "recall@1")
+
+
 def test_label_noise_has_the_numbers_of_its_noise(runs):
     clean = runs.add("clean", changed("obd_sd_cub"))
     assert beside(clean, "recall@1") == 67.76
