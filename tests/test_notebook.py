@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs from its first cell to its last, in a process and a folder of its own."""
+"""The documentation's notebook and its page on Python run, each in a process and a folder of its own."""
 
 import json
 import subprocess
@@ -37,6 +37,16 @@ def test_notebook_goes_from_images_to_a_search(tmp_path):
     assert [label for _, label in said["hits"]].count("6") >= 4
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["neighbours.png", "own.ckpt", "own_images", "own_index"]
+
+
+def test_the_python_of_the_documentation_runs(tmp_path):
+    """The page on Python: the block that needs no files of the user's."""
+    page = (NOTEBOOK.parent / "python.md").read_text()
+    (block,) = [text.split("```")[0] for text in page.split("```python\n")[1:] if "Trainer(" in text]
+    check = "\nassert 0.5 < metrics['test/recall@1'] <= 1\nassert method.hparams['num_coarse'] == 3\n"
+    line = [sys.executable, "-c", block + check]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_notebook_holds_no_outputs():

@@ -58,7 +58,7 @@ first steps
 """
 
 PAGE = """\
-usage: fgssl {command} --config NAME|FILE [--ckpt_path RUN] [--OPTION VALUE ...]
+usage: fgssl {command} [--config NAME|FILE] [--ckpt_path RUN] [--OPTION VALUE ...]
 
 {what}
 
@@ -84,12 +84,12 @@ EXAMPLES = {
     "fit": {
         "--config maskcon_digits": "an experiment, by name",
         "--config FILE --model.tau 0.05": "one option changed",
-        "--config FILE --ckpt_path RUN": "resume",
+        "--ckpt_path RUN": "resume a run",
         "--config FILE --print_config": "show all settings and stop",
     },
-    "validate": {"--config FILE --ckpt_path RUN": "a trained network"},
-    "test": {"--config FILE --ckpt_path RUN": "a trained network", "--config FILE": "an untrained one"},
-    "predict": {"--config FILE --ckpt_path RUN": "a trained network"},
+    "validate": {"--ckpt_path RUN": "a trained network"},
+    "test": {"--ckpt_path RUN": "a trained network", "--config FILE": "an untrained one"},
+    "predict": {"--ckpt_path RUN": "a trained network"},
 }
 # Option, placeholder of its value, help. The first part goes for all four commands, the second for fit alone.
 COMMON = (
@@ -102,12 +102,12 @@ COMMON = (
     ("data.dataset.root", "FOLDER", "its folder; default under $FGSSL_DATA"),
     ("data.protocol.split", "NAME", "official, zero_shot, ..."),
     ("data.eval_size", "PX", "side of an evaluated image"),
-    ("data.num_workers", "N", "processes that read images"),
+    ("data.num_workers", "N|auto", "processes that read images"),
     ("trainer.devices", "N", "GPUs or processes of this machine"),
     ("trainer.precision", "NAME", "32-true, bf16-mixed, ..."),
     ("retrieval.ks", "LIST", "values of K for Recall@K"),
     ("run.name", "NAME", "name of the run folder"),
-    ("logger", "NAME", "csv, or wandb in addition"),
+    ("logger", "NAME", "csv; and wandb, tensorboard or mlflow"),
     ("quiet", "", "print warnings, errors and results only"),
 )
 OF_FIT = (
@@ -129,7 +129,7 @@ GROUPS = {
     "retrieval": "evaluation by nearest neighbours, and its pictures",
     "run": "place and name of the run folder",
     "checkpoint": "when checkpoints are written",
-    "logger": "metrics.csv, Weights & Biases",
+    "logger": "metrics.csv, W&B, TensorBoard, MLflow",
 }
 NOTES = {
     "data": "A class has a help of its own: --data.dataset.help=CUB (fgssl list data),\n--data.views.help=MultiCrop "

@@ -136,14 +136,14 @@ def _augment(images: Tensor, chosen: np.ndarray, parameters: np.ndarray, mean: C
     """``images`` [N, 3, H, W] uint8, changed and normalised."""
     on_cpu, pixels = images.device.type == "cpu", images.shape[2] * images.shape[3]
     chunk = max(1, CPU_CHUNK // pixels) if on_cpu else len(images)
-    result = empty_images(images.shape, np.float32) if on_cpu else torch.empty(images.shape, device=images.device)
+    options: Any = {"dtype": torch.float32, "device": images.device}
+    result = empty_images(images.shape, np.float32) if on_cpu else torch.empty(images.shape, **options)
     on_device = torch.from_numpy(parameters).to(images.device, non_blocking=True)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
-        changed = _change(
-            images[part] / 255, chosen[part], on_device[part], taps_needed(parameters[part, -BLUR_RADIUS - 1 :])
-        )
-        normalise(changed, mean, std, out=result[part])
+        x = images[part].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        taps = taps_needed(parameters[part, -BLUR_RADIUS - 1 :])
+        normalise(_change(x, chosen[part], on_device[part], taps), mean, std, out=result[part])
     return result
 
 

@@ -139,7 +139,9 @@ class EvalView(Views):
 
     def read(self, file: Image.Image, numbers: np.ndarray) -> list[Tensor]:
         """The view of an opened image file, decoded in full: a JPEG decoded at half its size gives other features."""
-        image_3HW = torch.from_numpy(np.array(to_rgb(file))).permute(2, 0, 1)
+        image_3HW = _whole_jpeg(file)
+        if image_3HW is None:
+            image_3HW = torch.from_numpy(np.array(to_rgb(file))).permute(2, 0, 1)
         return self.cut(image_3HW, [], numbers)
 
 

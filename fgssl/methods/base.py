@@ -173,8 +173,9 @@ class Method(LightningModule):
         """
         path = checkpoint_file(str(checkpoint_path), option="checkpoint_path")
         content = read_checkpoint(str(path))
-        if cls is Method and content.get("class_path"):
-            cls = class_of_path(content["class_path"], str(path))
+        named = content.get("class_path") or content.get("config", {}).get("model", {}).get("class_path")
+        if cls is Method and named:
+            cls = class_of_path(named, str(path))
         check_method(content, cls.__name__, str(path))
         with from_checkpoint():
             method = build(cls, cls._arguments_in(content) | arguments)
@@ -202,7 +203,10 @@ class Method(LightningModule):
         """Mean and standard deviation of the images that the weights were trained on; None if unknown."""
         if self.preprocessing is not None:
             return self.preprocessing["mean"], self.preprocessing["std"]
-        return trained_normalisation(self.arguments())
+        try:
+            return trained_normalisation(self.arguments())
+        except UserError:  # of the file of starting weights: said when they are loaded, and a resumed run needs none
+            return None
 
     # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
@@ -513,8 +517,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else _NOT_PLAIN
 
 
-def _check_preprocessed(batch: Batch) -> None:
-    if not batch.views[0].is_floating_point():
+def _check_preprocessed(batch: Any) -> None:
+    if isinstance(batch, Batch) and not batch.views[0].is_floating_point():
         raise UserError(
             "the images are uint8 as the loader gives them. Pass the data module, which augments and normalises them "
             "on the device: trainer.fit(method, datamodule=data), and the same for validate, test and predict."

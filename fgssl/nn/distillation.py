@@ -37,7 +37,9 @@ class Distillation:
         checkpoint: checkpoint of a run of OBDSD with the same network, for ``teacher: pretrained``.
         head_dims: output dimensions of the heads, for ``teacher: heads``.
         teacher_precision: number format of the forward pass of the ``epoch`` or ``pretrained`` teacher's backbone.
-            ``training``: that of ``trainer.precision``. ``bf16``: bfloat16, channels last.
+            ``training``: that of ``trainer.precision``. ``bf16``: bfloat16, channels last. The divergence of Eq. 6
+            changes by 1 % at most; on a CPU with bfloat16 instructions, distillation adds 12 % to the time of a step
+            instead of 29 % (ResNet18, 64 px).
     """
 
     teacher: Literal["none", "epoch", "pretrained", "heads"] = "epoch"

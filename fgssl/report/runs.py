@@ -229,7 +229,8 @@ def read_run(folder: Path) -> RunFolder | None:
         reason = f" ({results['error']})" if results.get("error") else ""
         if status == "lost":
             reason = " (its process was killed or aborted without a message, or the machine stopped)"
-        resume = f" Resume it with --ckpt_path {folder}." if (folder / "checkpoints" / "last.ckpt").is_file() else ""
+        kept = (folder / "checkpoints" / "last.ckpt").is_file()
+        resume = f" To resume it: fgssl fit --ckpt_path {folder}" if kept else ""
         raise UserError(f"{folder}: {status or 'no status'} after {results.get('epochs', 0)} epochs{reason}.{resume}")
     missing = {"method", "seed", "metrics", "data"} - results.keys()
     if missing:

@@ -25,14 +25,19 @@ def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
 
 def number(metric: str, value: float) -> str:
     """Format a metric: in percent, or as it is for counts, losses and ``PLAIN`` metrics."""
-    if metric in COUNTS:
+    if is_count(metric):
         return f"{value:.0f}"
     return f"{100 * value:.2f}" if is_share(metric) else f"{value:.4f}"
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a fraction, which is shown in percent."""
-    return metric not in (*COUNTS, *PLAIN) and "loss" not in metric
+    return not is_count(metric) and metric not in PLAIN and "loss" not in metric
+
+
+def is_count(metric: str) -> bool:
+    """Whether a metric is a number of images or epochs."""
+    return metric in COUNTS or metric.startswith("best_epoch_of_")
 
 
 def text(metric: str, row: Row) -> str:

@@ -192,6 +192,17 @@ VIEWS = {
 }
 
 
+def test_result_is_float32_whatever_the_default_type():
+    photometric, images = Photometric(perspective=0.5, jitter=0.5, blur=0.5, solarise=0.5), NOISE.repeat(9, 1, 1, 1)
+    expected = run(photometric, images)
+    torch.set_default_dtype(torch.float64)  # as Lightning does for precision 64-true
+    try:
+        assert torch.equal(run(photometric, images), expected)
+        assert expected.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def images_of(views, count: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     shapes = [(count, 3, crop.size, crop.size) for crop in views.crops]
@@ -214,7 +225,7 @@ def test_views_of_one_size_in_one_call_are_the_same_pictures(name, monkeypatch):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "budget"), [("pair", 95), ("multi-crop", 165), ("nested", 170)])
+@pytest.mark.parametrize(("name", "budget"), [("pair", 95), ("multi-crop", 170), ("nested", 175)])
 def test_kernel_launches_of_a_batch(name, budget):
     """On a device other than the CPU, copies to it included; ten crops of multi-crop took 1,072 one by one."""
     images = [image.to("meta") for image in images_of(VIEWS[name], 64)]  # computes nothing, but goes a GPU's way

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.runs import PATIENCE, RUNS, arguments, complete, environment, finish, results, start, state
+from tests.methods.runs import (
+    PATIENCE,
+    RUNS,
+    arguments,
+    complete,
+    environment,
+    finish,
+    in_a_terminal,
+    results,
+    start,
+    state,
+)
 
 pytestmark = pytest.mark.ddp
 
@@ -89,6 +100,16 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
     assert last["global_step"] == 10
     complete("maskcon", tmp_path, "run", *on(2), "--run.resume", "true")
     assert results(tmp_path / "maskcon" / "run")["steps"] == 16
+
+
+def test_ctrl_c_ends_all_processes_with_a_checkpoint(tmp_path):
+    press = "{class_path: tests.trust.callbacks.CtrlC, init_args: {batches: [9]}}"
+    status, said = in_a_terminal(arguments("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", press), tmp_path)
+    assert status == 128 + signal.SIGINT, said[-3000:]
+    assert "Traceback" not in said
+    assert said.count("Ctrl-C: the step is finished") == said.count("Stopped by Ctrl-C. To go on: ") == 1
+    last = torch.load(tmp_path / "maskcon" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 10
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -129,3 +129,18 @@ def test_data_module_takes_the_normalisation_of_the_methods_weights(tmp_path):
         Trainer(limit_test_batches=1, **QUIET).test(network, datamodule=data, verbose=False)
         assert tuple(data.mean) == expected
         assert tuple(data.std) == (0.5, 0.5, 0.5)
+
+
+def test_a_checkpoint_without_arguments_takes_them_from_its_configuration(run, tmp_path):
+    """As version 0.2.0 wrote it: class counts then come from the data set."""
+    import fgssl
+
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for key in ("hyper_parameters", "class_path", "preprocessing"):
+        del content[key]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(content, tmp_path / "checkpoints" / "last.ckpt")
+    images = torch.randn(2, 3, 32, 32)
+    loaded, expected = fgssl.load(tmp_path, device="cpu"), fgssl.load(run, device="cpu")
+    assert torch.equal(loaded(images), expected(images))
+    assert loaded.preprocessing == expected.preprocessing

@@ -34,7 +34,7 @@ class CtrlC(Callback):
         self.batches = batches
 
     def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx in self.batches:
+        if trainer.fit_loop.total_batch_idx in self.batches and trainer.is_global_zero:
             os.killpg(os.getpgid(0), signal.SIGINT)
 
 

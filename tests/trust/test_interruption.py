@@ -22,6 +22,7 @@ from tests.methods.runs import (
     complete,
     environment,
     finish,
+    in_a_terminal,
     losses,
     results,
     start,
@@ -102,13 +103,6 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(tmp_path):
     assert main(["fit", "--ckpt_path", str(stopped), "--trainer.callbacks", "null"]) == 0
     assert losses(stopped) == losses(whole)
     assert_same_state(state(stopped), state(whole))
-
-
-def in_a_terminal(line: list[str], folder: Path) -> tuple[int, str]:
-    """Run a command in a process group of its own, as a shell does."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    where = {"env": environment(), "cwd": folder, "start_new_session": True}
-    return finish(subprocess.Popen([sys.executable, "-m", "fgssl", *line], **streams, **where))
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, capfd):

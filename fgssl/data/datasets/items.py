@@ -131,7 +131,8 @@ class HuggingFace(DataSet):
         image: str | None = None,
         label: str | None = None,
     ):
-        super().__init__(partial=True)
+        super().__init__(root=path, partial=True)
+        self.name = Path(path).name if path else type(self).name
         self.path, self.subset, self.image, self.label = path, subset, image, label
         self.splits = {"train": train, "val": val, "test": test}
 
@@ -164,7 +165,7 @@ class HuggingFace(DataSet):
         else:
             labels = {part: np.array(rows[label], dtype=np.int64) for part, rows in parts.items()}
             classes = getattr(features[label], "names", None)
-        return joined(Path(self.path or "").name, images, labels, classes)
+        return joined(self.name, images, labels, classes)
 
     def _load(self) -> dict[str, Any]:
         """The splits of the data set by name."""
