@@ -230,6 +230,9 @@ class Application(LightningCLI):
         options, command = self.options, self.config.subcommand
         resumed = folder_of_checkpoint(options.get("ckpt_path")) if command == "fit" else None
         if resumed:
+            if options.run.name not in (None, resumed.name):
+                rank_zero_warn(f"--run.name {options.run.name} is not used: a resumed run stays in {shown(resumed)}.")
+            options.run.name = resumed.name
             return resumed
         name = options.run.name or default_name(options.seed_everything, command)
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
