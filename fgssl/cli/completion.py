@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """The options of fit, validate, test or predict, with those of every method."""
-    options = known_options(BareApplication.parser_of(command)) | {"print_config", "config"}
+    options = known_options(BareApplication.parser_of(command))
     for method in known_methods().values():
         options |= {f"model.{parameter.name}" for parameter in get_signature_parameters(method, None)}
     choices = {

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from fgssl.cli.shipped import find
+from fgssl.data.datasets import ALL
 from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
@@ -225,6 +226,9 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
     for key, value in sorted(given_options, key=lambda option: not _comes_first(option[0])):
+        if key == "data" and not isinstance(value, dict):
+            dataset = ALL[value.lower()].__name__ if str(value).lower() in ALL else "NAME"
+            raise UserError(f"--data takes a mapping, not '{value}'. Did you mean '--data.dataset {dataset}'?")
         if key.endswith(".options"):  # arguments of a timm network: the flag replaces those of the files
             assign(config, key, None)
         if key in ("model", "model.class_path") and isinstance(config.get("model"), dict):

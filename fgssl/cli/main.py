@@ -19,6 +19,9 @@ from fgssl.cli.help import COMMANDS, OWN
 from fgssl.cli.shipped import find
 from fgssl.errors import UserError, did_you_mean
 
+# Names that other programs have for our commands.
+OTHER_NAMES = {"train": "fit", "eval": "test", "evaluate": "test", "infer": "predict", "finetune": "fit"}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if a run or check failed, 2 for a mistake of the user."""
@@ -73,7 +76,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     command, *arguments = argv
     if command not in COMMANDS:
-        raise UserError(f"unknown command '{command}'.{did_you_mean(command, COMMANDS)} See fgssl --help.")
+        other = OTHER_NAMES.get(command)
+        hint = f" Did you mean '{other}'?" if other else did_you_mean(command, COMMANDS)
+        raise UserError(f"unknown command '{command}'.{hint} See fgssl --help.")
     if command in OWN:
         return importlib.import_module(f"fgssl.commands.{command}").main(arguments)
     return _run(command, arguments)

@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
     """
     if argv[:1] == ["check"]:  # CUB is the name of the class, cub that of the data set
         argv = ["check", *(name.lower() for name in argv[1:2]), *argv[2:]]
+    if argv[:1] and argv[0].lower() in ALL:
+        raise UserError(f"data: unknown command '{argv[0]}'. Did you mean 'fgssl data check {argv[0].lower()}'?")
     args = _parser().parse_args(argv)
     console = Console(highlight=False, markup=False)
     if args.command == "list":

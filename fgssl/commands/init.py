@@ -17,6 +17,7 @@ from fgssl.errors import UserError, did_you_mean
 
 # Methods by the prefix of their experiments.
 METHODS = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBDSD"}
+TEST_FRACTION = 0.2  # of images that come without parts
 WIDTH = 100  # of the comments
 TRAINER = {
     "max_epochs": "Passes over the training images.",
@@ -55,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         default="digits",
-        help="name of a data set (fgssl list data), or a folder of your own images with train/ and test/, which hold "
-        "one folder a class; default digits",
+        help="name of a data set (fgssl list data), or your own images: a folder, or a CSV or text file of paths; "
+        "default digits",
     )
     return parser
 
@@ -81,7 +82,7 @@ def dataset_of(data: str) -> Any:
     Raises:
         UserError: it is neither.
     """
-    if Path(data).is_dir():
+    if Path(data).exists():
         return Folder(data)
     if data.lower() in ALL:
         return ALL[data.lower()]()
@@ -105,18 +106,27 @@ def starting_point(prefix: str, dataset: Any) -> tuple[dict[str, Any], str]:
 
 
 def fit_to_folder(config: dict[str, Any], dataset: Folder, path: Path) -> list[str]:
-    """Bound batch and memory by the number of training images, and add a coarse map where the method needs one.
+    """Bound batch and memory by the number of training images; set test images aside and add coarse labels if needed.
 
     Returns:
         Lines for the user.
     """
     index = dataset.index()
+    if not len(index.rows("test")) and index.fine_names:
+        config["data"]["dataset"]["init_args"]["test_fraction"] = TEST_FRACTION
+        dataset = Folder(str(dataset.root), test_fraction=TEST_FRACTION)
+        index = dataset.index()
     images, model, notes = len(index.rows("train")), config["model"]["init_args"], []
     largest = 2 ** (images.bit_length() - 1)
     config["data"]["num_workers"] = min(config["data"]["num_workers"], os.cpu_count() or 1)
     config["data"]["batch_size"] = min(config["data"]["batch_size"], largest)
     if "memory" in model:
         model["memory"] = min(model["memory"], largest)
+    if config["model"]["class_path"] in ("MaskCon", "OBDSD") and not index.fine_names:
+        raise UserError(
+            f"{dataset.root} has no class folders, and {config['model']['class_path']} learns from labels. Take cmd, "
+            "flsl or mls, or sort the images into one folder a class."
+        )
     if config["model"]["class_path"] == "MaskCon" and not index.coarse_names:
         coarse = path.with_name(f"{path.stem}_coarse.csv")
         if not coarse.exists():

@@ -162,7 +162,7 @@ def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: 
     timm = timm_with_ours()
     family, _, name = args.model.partition("/")
     if family != "timm" or not name:
-        raise UserError(f"--model: '{args.model}' is not of the form timm/NAME, such as timm/resnet50.a1_in1k.")
+        raise UserError(f"--model: '{args.model}' is not of the form timm/NAME. Did you mean 'timm/{args.model}'?")
     backbone = {"name": name, "pretrained": args.pretrained == "true" and not args.weights}
     backbone |= {"weights": args.weights, "weights_of": args.network if args.weights else None}
     config["model"] = {"class_path": "Frozen", "init_args": {"backbone": backbone}}

@@ -10,7 +10,7 @@ from fgssl.cli.main import main
 from fgssl.cli.shipped import experiments
 from fgssl.commands.init import METHODS, first_sentence
 from fgssl.commands.list import state
-from fgssl.data.datasets import ALL
+from fgssl.data.datasets import ALL, Folder
 from fgssl.methods.registry import known_methods
 from tests import trees
 from tests.test_experiments import CMD_SMALL, SMALL_NETWORK
@@ -130,6 +130,23 @@ def test_init_explains_each_option_and_fits_the_folder(folder, capsys):
     coarse = folder / "sub" / "mine_coarse.csv"
     assert str(coarse.relative_to(folder)) in said
     assert coarse.read_text().splitlines() == ["class,coarse", "cat,cat", "dog,dog", "horse,horse"]
+
+
+def test_init_sets_test_images_aside_where_there_are_no_parts(folder, capsys):
+    assert main(["init", "mine", "--method", "maskcon", "--data", "photos/train"]) == 0
+    dataset = yaml.safe_load((folder / "mine.yaml").read_text())["data"]["dataset"]["init_args"]
+    assert Folder(**dataset).index().split.tolist().count("test") == 3  # one of each class
+
+
+def test_init_for_images_without_labels(folder, capsys):
+    images = folder / "flat"
+    images.mkdir()
+    for number in range(5):
+        trees.write_image(images / f"{number}.jpg", seed=number)
+    assert main(["init", "mine", "--method", "mls", "--data", "flat"]) == 0
+    assert main(["init", "other", "--method", "maskcon", "--data", "flat"]) == 2
+    assert "MaskCon learns from labels" in capsys.readouterr().err
+    assert not (folder / "other.yaml").exists()
 
 
 def test_init_overwrites_nothing(folder, capsys):
