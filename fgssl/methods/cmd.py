@@ -140,6 +140,11 @@ class CMD(SelfDistillation):
         both = inter_level == "within_crop" or bags == "both"
         self.levels: tuple[Level, ...] = ("image", "region") if both else (bags,)  # type: ignore[assignment]
         network = backbone.build()
+        if network.map_channels != network.num_features:
+            raise UserError(
+                f"model.backbone: the patches of '{backbone.name}' have {network.map_channels} features, its images "
+                f"{network.num_features}; CMD needs as many for both."
+            )
         heads: dict[str, DINOHead] = {}
         own_weights: dict[Level, float] = {"image": l_i, "region": l_r}
         for level, weight in own_weights.items():

@@ -59,7 +59,10 @@ class Backbone:
         at_least(0, freeze=self.freeze)
 
     def build(self) -> Any:
-        """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
+        """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out.
+
+        The map before pooling has ``map_channels``.
+        """
         timm = timm_with_ours()
         from fgssl.nn.swin import pad_before_rolling  # imports timm
 
@@ -74,6 +77,9 @@ class Backbone:
         except Exception as fault:  # each host and each network fails in its own way
             raise self._explain(fault, pretrained) from fault
         pad_before_rolling(network)
+        # timm's num_features is the width of the map; MobileNetV3 and others widen the features after pooling.
+        network.map_channels = network.num_features
+        network.num_features = getattr(network, "head_hidden_size", network.num_features)
         if self.small_input:
             _shrink_stem(network, self.name)
         if self.pooling:

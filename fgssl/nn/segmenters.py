@@ -50,7 +50,7 @@ class LinearHead(nn.Module):
         super().__init__()
         self.divisor = network.feature_info[-1]["reduction"]
         freeze_unused(network, lambda images: [network.forward_features(images)], side=4 * self.divisor)
-        self.classify = nn.Conv2d(network.num_features, classes, 1)
+        self.classify = nn.Conv2d(network.map_channels, classes, 1)
 
     def forward(self, network: Any, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, C, H', W']; H and W are multiples of ``divisor``."""
