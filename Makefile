@@ -49,7 +49,7 @@ bench: $(READY)  ## speed and memory, as ratios taken in one run
 	@for bench in $(filter-out %/bench_gpu.py,$(wildcard tests/benchmarks/bench_*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 bench-gpu: $(READY)  ## speed and memory on the GPU of this machine, into docs/benchmarks.md
-	$(BIN)/python tests/benchmarks/bench_gpu.py
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 docs: $(READY)  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

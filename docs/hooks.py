@@ -29,7 +29,8 @@ def page_of(notebook: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
-    """Files beside docs/ are not part of the site: their names stay, the links go."""
+    """Links to notebooks lead to their pages. Files beside docs/ are not part of the site: their names stay."""
+    markdown = markdown.replace(".ipynb)", ".md)")
     return markdown if "/" in page.file.src_uri else OUTSIDE.sub(r"\1 (`\2`)", markdown)
 
 
