@@ -45,7 +45,6 @@ class Page:
     activates: bool = False
 
 
-FIRST_DIGITS = "fgssl fit --config maskcon_digits --run.name first"
 PAGES = {
     "README.md": Page(["parsed", "long", "run"], activates=True),
     "CONTRIBUTING.md": Page(["parsed"]),
