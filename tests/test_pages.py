@@ -48,7 +48,6 @@ class Page:
     test: str = ""
 
 
-FIRST_DIGITS = "fgssl fit --config maskcon_digits --run.name first"
 PAGES = {
     "README.md": Page(["parsed", "long", "run"], activates=True),
     "CONTRIBUTING.md": Page(["parsed"]),
