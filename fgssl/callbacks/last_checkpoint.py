@@ -17,7 +17,7 @@ class LastCheckpoint(ModelCheckpoint):
     """Write ``last.ckpt`` every few epochs or optimiser steps, at the end, and on SIGTERM.
 
     Clusters send SIGTERM before they stop a job. If one process receives it, all processes finish the optimiser step,
-    write the checkpoint and end.
+    or the next one, write the checkpoint and end.
 
     Args:
         folder: Folder of the checkpoint.
@@ -44,6 +44,8 @@ class LastCheckpoint(ModelCheckpoint):
         if threading.current_thread() is threading.main_thread():  # Python sets handlers in the main thread only
             # Replaces Lightning's handler, which calls a collective inside the signal handler.
             self._previous = signal.signal(signal.SIGTERM, self._note_signal)
+            # Before each batch Lightning asks all processes for a SIGTERM, and waits for their devices to answer.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def _note_signal(self, *_) -> None:
         self._terminated = True
@@ -52,21 +54,24 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_batch_start(trainer, method, batch, batch_idx)
         if self._ending:  # here, after the metrics of the last step have been logged
             raise SIGTERMException
+        method.stop_requested = self._terminated
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
-        if between_steps:
-            self._end_if_asked(trainer, method)
+        # Several processes agree in the step's own check, which does not wait for the device, from the next step on.
+        asked = method.stop_agreed if trainer.world_size > 1 else self._terminated
+        if between_steps and asked:
+            self._end(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_end(trainer, method)
-        self._end_if_asked(trainer, method)
-
-    def _end_if_asked(self, trainer: Trainer, method) -> None:
         if any_rank(self._terminated, method.device):
-            self._ending = True
-            self.save_now(trainer)
+            self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
+        self._ending = True
+        self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, method) -> None:
         super().on_train_end(trainer, method)

@@ -56,18 +56,21 @@ class ProgressBar(RichProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_end(trainer, method)
         if not sys.stdout.isatty():
-            print_line(trainer, self.throughput)
+            print_line(trainer, method, self.throughput)
 
     def get_metrics(self, trainer: Trainer, method) -> dict:
         metrics = super().get_metrics(trainer, method)
         metrics.pop("v_num", None)  # the run's name, already in the folder
-        return {**metrics, **self.throughput.metrics()} if trainer.training else metrics
+        if not trainer.training:
+            return metrics
+        return {"train/loss": method.last_loss, **metrics, **self.throughput.metrics()}
 
 
 @rank_zero_only
-def print_line(trainer: Trainer, throughput: Throughput) -> None:
+def print_line(trainer: Trainer, method, throughput: Throughput) -> None:
     """Print one line for an epoch."""
-    figures = {name: f"{value:.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+    shown = {"train/loss": method.last_loss, **trainer.progress_bar_metrics}
+    figures = {name: f"{value:.4g}" for name, value in shown.items() if name != "v_num"}
     figures |= throughput.metrics()
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
     text = "  ".join(f"{name} {value}" for name, value in figures.items())

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,10 @@ class Batch(NamedTuple):
     coarse: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks a batch for
     draw: Tensor
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values that were computed on the CPU to a device, without waiting for its work."""
+    if device.type in ("cpu", "mps"):
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

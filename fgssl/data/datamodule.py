@@ -340,7 +340,11 @@ class DataModule(LightningDataModule):
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
         images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
         workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
-        return Loader(images, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **workers)
+        return Loader(images, sampler, num_workers=self.num_workers, pin_memory=self._pins(), **workers)
+
+    def _pins(self) -> bool:
+        """Whether batches go to a device that copies pinned memory without waiting."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type not in ("cpu", "mps")
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Images:
         """Data set of a loader; ``shared`` are the arguments of ``Images`` from ``seed`` on."""

@@ -121,7 +121,7 @@ def _place() -> str:
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
         if "site-packages" in file:
-            if "/torch/_dynamo/" not in file:
+            if "/torch/_" not in file:
                 library = library or f"{file.split('site-packages/')[1]}:{function}"
         elif "/fgssl/" in file and "/fgssl/cli/" not in file:
             return f"fgssl/{file.rsplit('/fgssl/', 1)[1]}:{function}"
