@@ -166,6 +166,25 @@ class Method(LightningModule):
                 f"other views, or omit data.views for the default of the method, {default}."
             )
 
+    def check_precision(self, precision: str) -> None:
+        """Refuse weights of 16 bits for a teacher that follows its student by a moving average.
+
+        A change of the teacher's weights below 0.2 % of them (bfloat16; float16: 0.02 %) would be rounded away, so that
+        with a momentum of 0.996 it stays as it is.
+
+        Args:
+            precision: ``trainer.precision``.
+
+        Raises:
+            UserError: names the precisions to take.
+        """
+        if precision in ("bf16-true", "16-true") and any(pair.every == "step" for pair in self.teachers()):
+            raise UserError(
+                f"trainer.precision {precision} has weights of 16 bits, in which the moving average of "
+                f"{type(self).__name__}'s teacher would be rounded away. Take {precision.replace('true', 'mixed')}, "
+                "or 32-true."
+            )
+
     def memories(self) -> dict[str, Memory]:
         """Memories among the modules of the method, by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
@@ -175,6 +194,8 @@ class Method(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
+        if stage == "fit":
+            self.check_precision(self.trainer.precision)
         datamodule = self.trainer.datamodule
         if stage == "fit" and self.default_views is not None and datamodule is not None:
             self.check_views(datamodule.views.crops)
