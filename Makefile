@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-ddp lint type bench clean
+.PHONY: help demo check test test-fast test-gpu test-ddp test-long lint type bench bench-gpu docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ test: $(READY)  ## the test suite
 test-fast: $(READY)  ## the tests that take no training run and no second process, under 3 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"
 
+test-long: $(READY)  ## make demo and the pages' commands at full size, about 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m long
+
+test-gpu: $(READY)  ## the tests that need a CUDA GPU; skipped with a reason where there is none
+	$(BIN)/python -m pytest -m gpu -rs
+
 test-ddp: $(READY)  ## the tests that start several processes
 	$(BIN)/python -m pytest -m ddp
 
@@ -40,7 +46,14 @@ type: $(READY)  ## mypy
 	$(BIN)/mypy
 
 bench: $(READY)  ## speed and memory, as ratios taken in one run
-	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in $(filter-out %/bench_gpu.py,$(wildcard tests/benchmarks/bench_*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+bench-gpu: $(READY)  ## speed and memory on the GPU of this machine, into docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.bench_gpu
+
+docs: $(READY)  ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

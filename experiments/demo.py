@@ -63,7 +63,7 @@ def demo() -> None:
         table.add_row(name, *bold)
     console = Console()
     console.print(table)
-    console.print(f"Nearest neighbours by MaskCon, as a picture: {rows['MaskCon']['folder'] / 'retrieval.png'}")
+    console.print(f"Nearest neighbours by MaskCon, as a picture: {rows['MaskCon']['folder'] / 'retrieval.jpg'}")
     console.print("Every run's configuration, log and checkpoint: " + str(RUNS))
 
 

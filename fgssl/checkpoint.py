@@ -1,7 +1,6 @@
 """Checkpoints: atomic writing, safe reading, and checks that a checkpoint fits the model."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,22 +126,6 @@ def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:
         raise UserError(f"{path} was not written by fgssl: it names no method.")
     if theirs != method:
         raise UserError(f"{path} is a checkpoint of {theirs}, but model is {method}. Use the configuration of its run.")
-
-
-def explain_differences(checkpoint: dict[str, Any], model: dict[str, Any]) -> Iterator[str]:
-    """Yield one line for each model argument that differs from the checkpoint's. The user's value is used."""
-    theirs = _flatten(checkpoint.get("config", {}).get("model", {}).get("init_args") or {})
-    ours = _flatten(model.get("init_args") or {})
-    for name in sorted(theirs.keys() & ours.keys()):
-        if theirs[name] != ours[name]:
-            yield f"model.{name}: {theirs[name]} in the checkpoint, {ours[name]} now. Using {ours[name]}."
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def check_fits(weights: dict[str, Any], model: nn.Module, path: str) -> None:

@@ -1,13 +1,23 @@
 """Collective operations over the ranks of torch.distributed; without several ranks they return their input."""
 
-from collections.abc import Sequence
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
+
+from fgssl.errors import UserError
+
+Plain = TypeVar("Plain")  # numbers, strings, lists and dictionaries
+POLL = 0.05  # s between two looks into the store
+_waits = itertools.count()  # names the waits in the store; equal on all ranks, which wait in the same order
 
 
 def is_distributed() -> bool:
@@ -113,6 +123,46 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
 def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
     """Whether ``flag`` is true on any rank, at once. All ranks must call it."""
     return AnyRank([flag], device).read()[0][0]
+
+
+def from_rank_zero(work: Callable[[], Plain]) -> Plain:
+    """Result of ``work``, which rank 0 alone calls. All ranks must call it.
+
+    The other ranks wait in the key-value store of the process group, not in a collective: work on rank 0 may take
+    longer than the timeout of collectives (``trainer.strategy.timeout``, 30 minutes by default).
+
+    Args:
+        work: function of plain values that JSON can hold; it must not use collectives.
+
+    Raises:
+        UserError: on the other ranks, if ``work`` failed.
+    """
+    if not is_distributed():
+        return work()
+    store, name = _get_default_store(), f"fgssl/rank_zero/{next(_waits)}"
+    if dist.get_rank() == 0:
+        try:
+            answer = json.dumps({"result": work()}, default=float)  # numpy's numbers
+        except BaseException as fault:
+            store.set(name, json.dumps({"fault": f"{type(fault).__name__}: {fault}"}))
+            raise
+        store.set(name, answer)
+    while not store.check([name]):
+        time.sleep(POLL)
+    told = json.loads(store.get(name))
+    if "fault" in told:
+        raise UserError(f"process {dist.get_rank()} ends because process 0 failed: {told['fault']}")
+    return told["result"]
+
+
+def wait_for_all_ranks() -> None:
+    """Wait until all ranks are here, without the timeout of collectives, as in ``from_rank_zero``."""
+    if not is_distributed():
+        return
+    store, name = _get_default_store(), f"fgssl/all/{next(_waits)}"
+    store.add(name, 1)
+    while store.add(name, 0) < dist.get_world_size():
+        time.sleep(POLL)
 
 
 def check_equal_on_ranks(values: dict[str, Tensor], step: int) -> None:

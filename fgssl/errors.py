@@ -10,11 +10,19 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest of ``known``, or an empty string when none is near."""
+    """Return ``" Did you mean 'x'?"`` for the nearest of ``known``, or an empty string when none is near.
+
+    Case, hyphens and underscores do not count: ``obd_sd`` is nearest to ``OBDSD``.
+    """
     import difflib
 
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    plain = {_plain(name): name for name in sorted(known, reverse=True)}
+    near = difflib.get_close_matches(_plain(word), sorted(plain), n=1, cutoff=0.6)
+    return f" Did you mean '{plain[near[0]]}'?" if near else ""
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "")
 
 
 def at_least(low: float, **values: float | None) -> None:

@@ -1,16 +1,22 @@
-"""Loggers of a run: ``metrics.csv`` in every run, Weights & Biases as an option."""
+"""Loggers of a run: ``metrics.csv`` in every run; Weights & Biases, TensorBoard and MLflow as options."""
 
 import csv
+import importlib.util
+import json
+import logging
 import os
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+import numpy as np
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from fgssl.errors import UserError
+
+NAMES = ("csv", "wandb", "tensorboard", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -169,3 +175,85 @@ def _earlier_wandb_id(folder: Path) -> str | None:
         return None
     earlier = sorted(folder.glob("wandb/*run-*"))
     return earlier[-1].name.rsplit("-", 1)[-1] if earlier else None
+
+
+class TensorBoard(TensorBoardLogger):
+    """Event files in ``<run folder>/tensorboard/``, with the pictures of an evaluation: ``tensorboard --logdir runs``.
+
+    Args:
+        folder: the run folder.
+        step: optimiser step at which a resumed run goes on; later events of its earlier start are hidden. None: a new
+            run.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int | None = None):
+        _require("tensorboard")
+        super().__init__(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[str]) -> None:
+        """Log PNG files under one name."""
+        from PIL import Image
+
+        for path in images:
+            self.experiment.add_image(key, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
+
+
+class MLflow(MLFlowLogger):
+    """A run of MLflow, in the experiment of the run folder, with the pictures of an evaluation.
+
+    The server is that of ``MLFLOW_TRACKING_URI``, or the file ``mlflow.db`` beside the experiments:
+    ``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db``. A resumed run goes on with its MLflow run, whose id is
+    in ``mlflow.json``. ``@`` in names of metrics, which MLflow does not accept, becomes ``_at_``.
+
+    Args:
+        folder: the run folder.
+        tags: tags of the MLflow run.
+
+    Raises:
+        UserError: MLflow is not installed.
+    """
+
+    def __init__(self, folder: Path, tags: dict[str, str]):
+        _require("mlflow")
+        runs = folder.parent.parent.resolve()
+        runs.mkdir(parents=True, exist_ok=True)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+        self._memory, self._earlier = folder / "mlflow.json", None
+        if self._memory.is_file() and (kept := json.loads(self._memory.read_text()))["uri"] == uri:
+            self._earlier = kept["run_id"]
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it says that it makes its tables
+        super().__init__(
+            experiment_name=folder.parent.name,
+            run_name=folder.name,
+            tracking_uri=uri,
+            artifact_location=(runs / "mlflow").as_uri() if uri.startswith("sqlite:") else None,
+            run_id=self._earlier,
+            tags=tags,
+        )
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log the configuration once: MLflow refuses changes by a resumed run."""
+        if self._earlier is None:
+            super().log_hyperparams(params)  # type: ignore[arg-type]
+            self._memory.write_text(json.dumps({"uri": self._tracking_uri, "run_id": self.run_id}))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        super().log_metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[str]) -> None:
+        """Log PNG files as artifacts."""
+        for path in images:
+            self.experiment.log_artifact(self.run_id, path)
+
+
+def _require(name: str) -> None:
+    """Refuse a logger whose package is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"--logger {name} needs the package {name}: pip install 'fgssl[{name}]'.")

@@ -3,20 +3,27 @@
 ``runs/<experiment>/<run>/`` holds ``config.yaml``, ``metrics.csv``, ``results.json`` and ``checkpoints/``.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fgssl import __version__
+from fgssl.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "faiss-gpu", "faiss-cpu", "numpy")
+
+GOING_ON = ("running", "trained")  # status of a run that has not ended
+PULSE, LOST = 60, 600  # s between two signs of life of a running process; s without one after which it counts as lost
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,21 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
+def shown(path: Path) -> str:
+    """A path as text, relative to the working directory where it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def default_name(seed: int, subcommand: str) -> str:
-    """``2026-01-31_120000_seed0``; the subcommand is appended unless it is fit. The same on all local ranks."""
+    """``2026-01-31_120000_seed0``; the subcommand is appended unless it is fit. The same on all local ranks.
+
+    The runs of a W&B agent have W&B's run id appended.
+    """
     if "LOCAL_RANK" in os.environ and "FGSSL_RUN_NAME" in os.environ:
         return os.environ["FGSSL_RUN_NAME"]  # set by local rank 0, which starts the others
     name = f"{datetime.now():%Y-%m-%d_%H%M%S}_seed{seed}" + ("" if subcommand == "fit" else f"_{subcommand}")
+    if "WANDB_SWEEP_ID" in os.environ:  # agents on several machines may start runs in the same second
+        name += f"_{os.environ.get('WANDB_RUN_ID', os.getpid())}"
     os.environ["FGSSL_RUN_NAME"] = name
     return name
 
@@ -62,6 +79,49 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as fault:
+        raise UserError(f"{path} is not valid JSON ({fault}).") from fault
+
+
+class SignsOfLife:
+    """Touches a file every minute in a thread, until ``stop`` or the end of the process, however it ends."""
+
+    def __init__(self, path: Path):
+        self._path, self._ended = path, threading.Event()
+        threading.Thread(target=self._touch, daemon=True).start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _touch(self) -> None:
+        while not self._ended.wait(PULSE):
+            with contextlib.suppress(OSError):  # the folder may be moved, the disk may be away
+                os.utime(self._path)
+
+
+def status_of(results: Path, content: dict[str, Any]) -> str | None:
+    """Status of a run.
+
+    Args:
+        results: path of ``results.json``.
+        content: its content.
+
+    Returns:
+        Its ``status``; ``lost`` if that is ``running`` or ``trained`` but the process gave no sign of life for 10
+        minutes: it was killed or aborted, or the machine stopped.
+    """
+    status = content.get("status")
+    return "lost" if status in GOING_ON and time.time() - results.stat().st_mtime > LOST else status
 
 
 def provenance() -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """The package: declared dependencies, package data, licence, citation, changelog, and use without W&B."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -31,8 +34,10 @@ DISTRIBUTIONS = {
 }
 # Declared without an import statement: faiss where there is no faiss-gpu; what torch.onnx imports for fgssl export;
 # losses and miners, imported by their names in nn/dml.py; torchmetrics, which Lightning needs.
-INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics"}
-TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml"}  # of the development, run and not imported
+INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics", "tensorboard", "mlflow"}
+DOCS = {"mkdocs", "mkdocs-material", "mkdocstrings", "latex2mathml"}  # make docs; docs/hooks.py
+# Of the development, run and not imported by tests
+TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools", *DOCS}
 
 
 def third_party(folder: str) -> set[str]:
@@ -73,18 +78,62 @@ def test_every_development_dependency_is_used():
     assert not names(EXTRAS["dev"]) - TOOLS - third_party("tests")
 
 
+FOLDERS = PYPROJECT["tool"]["setuptools"]["package-dir"]  # packages that are elsewhere in the checkout
+
+
+def folder_of(package: str) -> Path:
+    return ROOT / FOLDERS.get(package, package.replace(".", "/"))
+
+
 PATTERNS = [(name, p) for name, some in PYPROJECT["tool"]["setuptools"]["package-data"].items() for p in some]
 
 
 @pytest.mark.parametrize(("package", "pattern"), PATTERNS, ids=lambda value: str(value))
 def test_package_data_is_on_disk(package, pattern):
-    assert list((ROOT / package.replace(".", "/")).glob(pattern))
+    assert list(folder_of(package).glob(pattern))
 
 
-@pytest.mark.parametrize("file", ["py.typed", "report/published.csv", "data/hierarchies/cars196_names.json"])
+@pytest.mark.parametrize(
+    "file", ["py.typed", "report/published.csv", "report/page/index.html", "data/hierarchies/cars196_names.json"]
+)
 def test_file_that_is_read_at_run_time_is_package_data(file):
-    folders = [(ROOT / name.replace(".", "/"), pattern) for name, pattern in PATTERNS]
+    folders = [(folder_of(name), pattern) for name, pattern in PATTERNS]
     assert any(ROOT / "fgssl" / file in folder.glob(pattern) for folder, pattern in folders)
+
+
+def test_every_package_is_named_in_pyproject():
+    ours = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "fgssl").rglob("*.py")}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == ours | FOLDERS.keys()
+
+
+COMPOSE = """
+from fgssl.cli.compose import compose
+for name in ("maskcon_cub", "experiments/maskcon_cub.yaml"):
+    print(compose([name])["model"]["init_args"]["memory"])
+"""
+BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+
+
+@pytest.mark.slow
+def test_wheel_has_the_experiments_and_finds_them_by_name(tmp_path):
+    """Built from a copy, unpacked, and used from another folder without the checkout."""
+    source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("fgssl", "configs", "experiments"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, "-c", BUILD, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    for folder in ("experiments", "configs"):
+        ours = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.yaml")}
+        assert {path.relative_to(site / "fgssl") for path in (site / "fgssl" / folder).rglob("*.yaml")} == ours
+    done = subprocess.run(
+        [sys.executable, "-c", COMPOSE], cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [b"4096", b"4096"]
 
 
 @pytest.mark.parametrize("file", PROJECT["license-files"])

@@ -18,6 +18,7 @@ FLOORS = (
     ("callbacks",),
     ("methods",),
     ("tasks",),
+    ("inference",),
     ("cli",),
     ("commands",),
     ("__main__",),

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from fgssl.callbacks.evaluation import log_exactly
 from fgssl.callbacks.online import evaluating
 from fgssl.callbacks.retrieval import statistics_over_ranks
+from fgssl.distributed import from_rank_zero
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.embedding import Embeddings, embed_rows
 from fgssl.metrics.clustering import clustering_metrics
@@ -64,8 +65,7 @@ class BestOnTest(Callback):
         metrics = finish(statistics_over_ranks(rows, None, self.ks))
         measured = {f"recall@{k}": metrics[f"recall@{k}"] for k in self.ks}
         if self.nmi:
-            nmi = clustering_metrics(rows.embedding, rows.fine)["nmi"] if trainer.is_global_zero else 0.0
-            measured["nmi"] = trainer.strategy.broadcast(nmi)
+            measured["nmi"] = from_rank_zero(lambda: clustering_metrics(rows.embedding, rows.fine)["nmi"])
         return measured
 
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:

@@ -95,7 +95,8 @@ class BoxKNN(Evaluation):
         """Patches [n, 9, D] and classes [n] of the rows with a box."""
         boxes = trainer.datamodule.parts.index.boxes[rows.index.cpu().numpy()]  # type: ignore[attr-defined]
         has_box = torch.from_numpy(~np.isnan(boxes).any(axis=1)).to(rows.fine.device)
-        return rows.embedding[has_box].unflatten(1, (9, -1)), rows.fine[has_box]
+        embedding = rows.embedding if has_box.all() else rows.embedding[has_box]  # the bank, which has boxes only, is
+        return embedding.unflatten(1, (9, -1)), rows.fine[has_box]  # not copied
 
 
 def _seen(data: Any, row: int) -> tuple[int, int, int, int]:

@@ -6,6 +6,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
+from fgssl.data.datasets.objects import ObjectIndex
+from fgssl.distributed import from_rank_zero
 from fgssl.evaluation.detection import Found, average_precision, coco_results, gather
 from fgssl.run import write_json
 
@@ -34,14 +36,17 @@ class Detection(Evaluation):
             write_json(Path(trainer.loggers[0].log_dir or ".") / "detections.json", {"detections": entries})
 
     def evaluate(self, trainer: Trainer, method, outputs: list[Found], part: str) -> None:
-        found, metrics = _joined(outputs), {}
-        if trainer.is_global_zero:  # COCO's takes minutes: once is enough
-            try:
-                metrics = average_precision(trainer.datamodule.parts.index, found, method.masks)
-            except ValueError as fault:  # a few batches without an object
-                rank_zero_warn(f"no average precision: {fault}.")
-        metrics = trainer.strategy.broadcast(metrics)
-        log_exactly(method, part, metrics)
+        found, index = _joined(outputs), trainer.datamodule.parts.index
+        log_exactly(method, part, from_rank_zero(lambda: _scores(index, found, method.masks)))
+
+
+def _scores(index: ObjectIndex, found: Found, masks: bool) -> dict[str, float]:
+    """Average precision; empty where the rows show no object. COCO's takes minutes: on one rank."""
+    try:
+        return average_precision(index, found, masks)
+    except ValueError as fault:  # a few batches without an object
+        rank_zero_warn(f"no average precision: {fault}.")
+        return {}
 
 
 def _joined(outputs: list[Found]) -> Found:

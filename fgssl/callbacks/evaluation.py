@@ -42,6 +42,9 @@ class Evaluation(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, method) -> None:
+        if trainer.sanity_checking:  # a few batches before training
+            self.take()
+            return
         self.evaluate(trainer, method, self.take(), "val")
 
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:

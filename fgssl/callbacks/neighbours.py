@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image, ImageDraw
 
+from fgssl.distributed import from_rank_zero
 from fgssl.errors import at_least
 from fgssl.report.figures import QUERY, image_of, picture_rows
 from fgssl.report.pictures import log_picture
@@ -48,10 +49,11 @@ class Neighbours(Callback):
             return
         self._draw(trainer, method, "neighbours.png")
 
-    @torch.no_grad()
     def _draw(self, trainer: Trainer, method, name: str) -> None:
-        if not trainer.is_global_zero:
-            return
+        from_rank_zero(lambda: self._draw_here(trainer, method, name))
+
+    @torch.no_grad()
+    def _draw_here(self, trainer: Trainer, method, name: str) -> None:
         if not (hasattr(method, "nearest_entries") and method.memory.fill):
             rank_zero_warn("neighbours: no picture, only MLS has the dictionaries, and they have to be filled.")
             return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
-from fgssl.distributed import any_rank, mean_over_ranks
+from fgssl.distributed import any_rank, from_rank_zero, mean_over_ranks
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
 from fgssl.evaluation.knn import knn_accuracy
@@ -156,8 +156,6 @@ class OnlineKNN(OnlineEvaluation):
         if in_training and (trainer.current_epoch + 1) % self.every_n_epochs:
             return {}
         bank = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
-        accuracy = 0.0
-        if trainer.is_global_zero:
-            pair = (rows.embedding, rows.fine, bank.embedding, bank.fine)
-            accuracy = knn_accuracy(*pair, k=min(self.k, len(bank.fine)), temperature=self.temperature)
-        return {"knn_top1": trainer.strategy.broadcast(accuracy)}
+        pair = (rows.embedding, rows.fine, bank.embedding, bank.fine)
+        options: dict[str, Any] = {"k": min(self.k, len(bank.fine)), "temperature": self.temperature}
+        return {"knn_top1": from_rank_zero(lambda: knn_accuracy(*pair, **options))}

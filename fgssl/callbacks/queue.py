@@ -1,10 +1,15 @@
 """Updates the memories."""
 
+import itertools
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from fgssl.callbacks.progress import counted
+from fgssl.callbacks.stopping import stop_of
 from fgssl.distributed import check_equal_on_ranks, gather_rows
 
 CHECK_EVERY = 100  # optimiser steps between two comparisons of the memories over the ranks
@@ -47,20 +52,30 @@ def enqueue(method, entries: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
 def _prefill(trainer: Trainer, method) -> None:
     """Run the training images once through the method's key side until every memory is just full."""
     memories = list(method.memories().values())
-    rank_zero_info(f"Filling the memory with {max(memory.length for memory in memories)} keys.")
+    length = max(memory.length for memory in memories)
+    rank_zero_info(f"Filling the memory with {length} keys.")
     # Another order and other crops than the first epoch's; not the loader that the first epoch has already started.
     datamodule = trainer.datamodule
-    loader = datamodule.train_loader(epoch=-1) if datamodule is not None else trainer.train_dataloader
-    for batch in loader:
-        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-        with trainer.precision_plugin.forward_context():
-            entries = method.prefill(batch)
-        for name, rows in entries.items():
-            memory = method.get_submodule(name)
-            room = memory.length - memory.fill
-            memory.enqueue(*(row[:room] for row in gather_rows(*rows)))
-        if all(memory.fill == memory.length for memory in memories):
-            return
+    loader: Any = datamodule.train_loader(epoch=-1) if datamodule is not None else trainer.train_dataloader
+    if trainer.fast_dev_run:  # a memory that is filled in part works as well
+        loader = itertools.islice(loader, int(trainer.fast_dev_run))
+    with counted(trainer, "Filling the memory", length) as set_done:
+        for batch in loader:
+            stop = stop_of(trainer, method.device)
+            if stop is not None:
+                raise stop
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            with trainer.precision_plugin.forward_context():
+                entries = method.prefill(batch)
+            for name, rows in entries.items():
+                memory = method.get_submodule(name)
+                room = memory.length - memory.fill
+                memory.enqueue(*(row[:room] for row in gather_rows(*rows)))
+            set_done(max(memory.fill for memory in memories))
+            if all(memory.fill == memory.length for memory in memories):
+                return
+    if trainer.fast_dev_run:
+        return
     # One pass may end short of the memory, which the first steps then fill (Stanford Cars: 8,064 of 8,192 keys).
     longest = max(memories, key=lambda memory: memory.length)
     if longest.length > 2 * longest.fill:

@@ -1,6 +1,7 @@
 """Writes ``config.yaml`` at the start of a run, and ``results.json`` during the run and at its end."""
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
-from fgssl.run import provenance, write_json
+from fgssl.run import GOING_ON, SignsOfLife, provenance, write_json
 
 
 class Record(Callback):
@@ -27,13 +28,16 @@ class Record(Callback):
         self.folder, self.config = Path(folder), config
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
-        self._started = False
+        self._started = self._trained = False
+        self._signs: SignsOfLife | None = None
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         if trainer.is_global_zero and not self._started:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 keep_config(self.folder / "config.yaml", self.config)
+                if stage == "fit" and self.results.get("ckpt_path"):
+                    self._go_on()
             except OSError as fault:
                 raise UserError(f"run.root: nothing can be written to {self.folder} ({fault.strerror}).") from fault
             self._started = True
@@ -41,11 +45,20 @@ class Record(Callback):
                 logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
             self.results |= provenance() | {"processes": trainer.world_size}
             self._write()
+            self._signs = SignsOfLife(self.folder / "results.json")
+
+    def _go_on(self) -> None:
+        """Take duration and metrics of a resumed run's earlier start, which hold until they are measured again."""
+        path = self.folder / "results.json"
+        earlier = json.loads(path.read_text()) if path.is_file() else {}
+        self.results |= {name: earlier[name] for name in ("metrics", "epochs", "steps") if name in earlier}
+        self._began -= earlier.get("duration_s", 0)
 
     def on_fit_start(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
 
     def on_train_start(self, trainer: Trainer, method) -> None:
+        self._trained = True
         if trainer.global_step > 0:
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsLogger):
@@ -62,7 +75,7 @@ class Record(Callback):
 
     def on_validation_end(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
-        self._note(trainer)
+        self._note(trainer, status="validated" if trainer.state.fn == "validate" else None)
 
     def on_test_end(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
@@ -83,10 +96,12 @@ class Record(Callback):
     def _note(self, trainer: Trainer, status: str | None = None) -> None:
         self.results["status"] = status or self.results["status"]
         self.results["metrics"] |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and self._trained:
             self.results |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         self.results["duration_s"] = round(time.time() - self._began, 1)
         self._write()
+        if self._signs is not None and self.results["status"] not in GOING_ON:
+            self._signs.stop()
 
     def _write(self) -> None:
         write_json(self.folder / "results.json", self.results)

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
-from fgssl.distributed import is_distributed
+from fgssl.distributed import from_rank_zero, is_distributed
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
+from fgssl.evaluation.reranking import Rerank, expanded, reranked_keys
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
 from fgssl.metrics.retrieval import finish, retrieval_statistics
@@ -38,6 +39,8 @@ class Retrieval(Evaluation):
             the other metrics.
         clusters: number of clusters of k-means; null: number of evaluated classes (OBD-SD's code: number of training
             classes).
+        rerank: re-ranking of the neighbours, for the retrieval metrics alone; none by default. Such results stand in
+            tables of their own.
     """
 
     def __init__(
@@ -48,35 +51,42 @@ class Retrieval(Evaluation):
         extra: list[Extra] = [],  # noqa: B006
         extra_in_fit: bool = False,
         clusters: int | None = None,
+        rerank: Rerank = Rerank(),
     ):
         super().__init__()
         self.ks, self.gallery, self.grid = list(ks), gallery, grid
         self.extra, self.extra_in_fit, self.clusters = list(extra), extra_in_fit, clusters
+        self.rerank = rerank
         self.folder: Path | None = None  # run folder, set by the application; None: no files
 
-    on_predict_batch_end = Evaluation.on_validation_batch_end
+    def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:
+        if self.folder:  # without it, Lightning returns the predictions
+            self._outputs.append(outputs)
 
     def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
-        queries = collect(outputs)
-        if (queries.fine < 0).all():  # several labels per image, or none
+        queries = labelled(collect(outputs), part) if outputs else None
+        if queries is None:
             return
         gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
-        metrics = finish(statistics_over_ranks(queries, gallery, self.ks))
+        metrics = finish(statistics_over_ranks(queries, gallery, self.ks, self.rerank))
         if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):
             train = gallery
             if train is None and "cmd_code" in self.extra:
                 train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
-            measured = self._extra_metrics(queries, train) if trainer.is_global_zero else {}
-            metrics |= trainer.strategy.broadcast(measured)
+            metrics |= from_rank_zero(lambda: self._extra_metrics(queries, train))
         log_exactly(method, part, metrics)
-        if part == "test" and self.folder and self.grid and trainer.is_global_zero:
-            from fgssl.report.pictures import draw_retrieval  # imports matplotlib
+        if part == "test" and self.folder and self.grid:
+            from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
 
-            draw_retrieval(queries, gallery, trainer.datamodule.parts.index, self.folder, trainer.loggers, self.grid)
+            index, title = trainer.datamodule.parts.index, title_of(self.folder, metrics)
+            given = (queries, gallery, index, self.folder, trainer.loggers, self.grid, title)
+            from_rank_zero(lambda: draw_retrieval(*given))
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
+        if not self.folder:
+            return
         embeddings = collect(self.take())
-        if self.folder and trainer.is_global_zero:
+        if trainer.is_global_zero:
             arrays = {name: value.cpu().numpy() for name, value in embeddings._asdict().items()}
             paths = np.asarray(trainer.datamodule.parts.index.paths)[arrays["index"]]
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
@@ -98,24 +108,49 @@ class Retrieval(Evaluation):
         return metrics
 
 
-def statistics_over_ranks(queries: Embeddings, gallery: Embeddings | None, ks: list[int]) -> dict:
+def labelled(rows: Embeddings, part: str) -> Embeddings | None:
+    """The rows with a class label; None if there are none. Says what is left out."""
+    has_label = rows.fine >= 0
+    count, images = int(has_label.sum()), {"val": "validation images", "test": "test images"}[part]
+    if count == 0:
+        rank_zero_info(f"No retrieval metrics: none of the {len(rows.fine):,} {images} has a single class label.")
+        return None
+    if count == len(rows.fine):
+        return rows  # no copy
+    left_out = len(rows.fine) - count
+    rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
+    return Embeddings(*(column[has_label] for column in rows))
+
+
+def statistics_over_ranks(
+    queries: Embeddings, gallery: Embeddings | None, ks: list[int], rerank: Rerank = Rerank()
+) -> dict:
     """Retrieval statistics, summed over the ranks, each of which searches for its share of the queries.
 
     Args:
         queries: embeddings of all queries.
         gallery: embeddings to search; None: the queries, without the query itself.
         ks: values of K for Recall@K.
+        rerank: re-ranking.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
     mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)
     searched = gallery or queries
+    own = torch.arange(len(queries.fine), device=mine.device) if gallery is None else None
+    query_rows, gallery_rows, keys = queries.embedding, searched.embedding, None
+    if rerank.k_reciprocal:
+        of_all = reranked_keys(query_rows, gallery_rows, rerank, own)
+        keys = lambda query_B: of_all(mine[query_B])  # noqa: E731
+    elif rerank != Rerank():
+        query_rows, gallery_rows = expanded(query_rows, gallery_rows, rerank, own)
     statistics = retrieval_statistics(
-        queries.embedding[mine],
+        query_rows if world == 1 else query_rows[mine],  # no copy
         queries.fine[mine],
-        searched.embedding,
+        gallery_rows,
         searched.fine,
         exclude=mine if gallery is None else None,
         ks=ks,
+        keys=keys,
     )
     if is_distributed():
         for value in statistics.values():

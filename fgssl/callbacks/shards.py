@@ -1,6 +1,8 @@
 """Writes embeddings to files while they are computed."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
@@ -35,8 +37,10 @@ class Shards(Callback):
         self._write(trainer)
         if trainer.is_global_zero:
             index = trainer.datamodule.parts.index
-            names = {"fine_names": list(index.fine_names), "coarse_names": list(index.coarse_names)}
-            write_json(self.folder / "about.json", {"dataset": index.name, "part": self.part, **names})
+            about = {"dataset": index.name, "part": self.part, "network": _network_of(trainer, method)}
+            about |= {"fine_names": list(index.fine_names), "coarse_names": list(index.coarse_names)}
+            about["preprocessing"] = trainer.datamodule.preprocessing.to_dict()
+            write_json(self.folder / "about.json", about)
         trainer.strategy.barrier()  # rank 0 then reads the files of all ranks
 
     on_predict_epoch_end = on_test_epoch_end
@@ -52,3 +56,13 @@ class Shards(Callback):
         columns["paths"] = np.asarray(index.paths)[rows]
         write_shard(self.folder, f"{self.part}-{trainer.global_rank}-{self._written:05d}", columns)
         self._written += 1
+
+
+def _network_of(trainer: Trainer, method) -> dict[str, Any]:
+    """What ``fgssl.load`` builds the embedding network from: class, arguments, checkpoint and seed."""
+    return {
+        "class": f"{type(method).__module__}.{type(method).__qualname__}",
+        "arguments": method.arguments(),
+        "checkpoint": str(Path(trainer.ckpt_path).resolve()) if trainer.ckpt_path else None,
+        "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+    }

@@ -4,12 +4,15 @@ import logging
 import re
 import signal
 import subprocess
+import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,25 +29,28 @@ from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval
+from fgssl.callbacks.stopping import Stopped, Stopping
 from fgssl.checkpoint import (
     AtomicCheckpointIO,
     check_fits,
     check_method,
     checkpoint_file,
-    explain_differences,
     read_checkpoint,
 )
 from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.parser import ExperimentParser, clean
+from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
-from fgssl.errors import UserError, at_least
-from fgssl.loggers import MetricsLogger, Wandb, wandb_logger
-from fgssl.methods.base import Method
-from fgssl.nn.backbones import from_checkpoint
+from fgssl.errors import UserError, at_least, did_you_mean
+from fgssl.loggers import NAMES, MetricsLogger, MLflow, TensorBoard, Wandb, wandb_logger
+from fgssl.methods.base import Method, check_global_batch
+from fgssl.nn.backbones import check_size, from_checkpoint
+from fgssl.nn.compiled import compile_networks, to_channels_last
+from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
-from fgssl.run import Run, default_name, folder_of_checkpoint
+from fgssl.run import Run, default_name, folder_of_checkpoint, shown
 
 
 class Application(LightningCLI):
@@ -64,7 +70,11 @@ class Application(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=None,  # Record keeps the configuration
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,  # Monitor says the size; Lightning's table counts no FLOPs for us
+            },
             parser_class=ExperimentParser,
             auto_configure_optimizers=False,
             args=args,
@@ -99,13 +109,35 @@ class Application(LightningCLI):
             "--logger",
             type=str | Wandb,
             default="csv",
-            help="csv: metrics.csv only. wandb, or a mapping of its options: Weights & Biases in addition.",
+            help="csv: metrics.csv only. In addition to it: wandb (Weights & Biases; or a mapping of its options), "
+            "tensorboard, or mlflow.",
+        )
+        parser.add_argument("--quiet", action="store_true", help="Print warnings, errors and the results only.")
+        parser.add_argument(
+            "--trainer.compile",
+            type=bool | dict[str, Any],
+            default=False,
+            help="Compile the backbones with torch.compile: true, or a mapping of its arguments such as {mode: "
+            "max-autotune}. The first step of each image size takes minutes.",
+        )
+        parser.add_argument(
+            "--trainer.channels_last",
+            type=bool,
+            default=False,
+            help="Store the weights of convolutions channels-last, which is faster for convolutions in half precision.",
         )
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
-        parser.link_arguments("data.num_coarse", "model.init_args.num_coarse", apply_on="instantiate")
-        parser.link_arguments("data.num_fine", "model.init_args.num_fine", apply_on="instantiate")
-        parser.link_arguments("data.train_classes", "model.init_args.train_classes", apply_on="instantiate")
+        for option in ("num_coarse", "num_fine", "train_classes"):
+            count = partial(self._class_count, option)
+            parser.link_arguments("data", f"model.init_args.{option}", count, apply_on="instantiate")
+
+    def _class_count(self, option: str, data: DataModule) -> Any:
+        """Class count of the data; in an evaluation that of the checkpoint, whose network may see any other data."""
+        kept = (self.checkpoint or {}).get("hyper_parameters")
+        if self.config.subcommand != "fit" and kept:
+            return kept.get(option)  # None: the method has no such argument
+        return getattr(data, option)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
@@ -148,6 +180,8 @@ class Application(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.options
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING if options.quiet else logging.INFO)
         self.checkpoint = None
         if self.config.subcommand == "fit" and options.run.resume and not options.get("ckpt_path"):
             options.ckpt_path = self._last_checkpoint()
@@ -156,10 +190,23 @@ class Application(LightningCLI):
             self.checkpoint = read_checkpoint(options.ckpt_path)
             method = options.model.class_path.rsplit(".", 1)[-1]
             check_method(self.checkpoint, method, options.ckpt_path)
-            for line in explain_differences(self.checkpoint, options.model.as_dict()):
-                rank_zero_info(line)
         self._resolve_normalisation()
+        if self.checkpoint is not None:
+            self._compare_with_checkpoint(self.checkpoint.get("config") or {})
         self.folder = self._choose_folder()
+
+    def _compare_with_checkpoint(self, theirs: dict[str, Any]) -> None:
+        """Print the options that differ from those of the checkpoint; refuse to resume on other training images."""
+        command, path = self.config.subcommand, self.options.ckpt_path
+        differing = differences(theirs, yaml.safe_load(self._plain_config()), command)
+        if command == "fit":
+            check_rows(differing, path)
+        for line in explain(differing):
+            rank_zero_info(line)
+
+    def _plain_config(self) -> str:
+        """The resolved options of the command as YAML text."""
+        return self._parser(self.subcommand).dump(self.options, skip_none=False)
 
     def _resolve_normalisation(self) -> None:
         """Replace null in ``data.mean`` and ``data.std`` by the values of the checkpoint or of the starting weights."""
@@ -188,22 +235,60 @@ class Application(LightningCLI):
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
         if command == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
             raise UserError(
-                f"{folder} already holds a run. Resume it with --ckpt_path {folder}, or choose another --run.name."
+                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
+                "another run with this configuration."
             )
         return folder
 
     def after_instantiate_classes(self) -> None:
+        if self.config.subcommand == "validate" and not self.datamodule.has_validation:
+            raise UserError(
+                "there are no validation rows to evaluate. Set --data.protocol.val_fraction as in the training, or "
+                "evaluate the test rows with fgssl test."
+            )
+        self._check_sizes()
         if self.checkpoint is not None:
             check_fits(self.checkpoint["state_dict"], self.model, self.options.ckpt_path)
+            if self.config.subcommand == "fit":
+                self._check_position(self.checkpoint)
+        trainer = self.options.trainer
+        if trainer.channels_last:
+            to_channels_last(self.model)
+        if trainer.compile is not False:
+            compile_networks(self.model, **({} if trainer.compile is True else trainer.compile))
+
+    def _check_sizes(self) -> None:
+        """Refuse views that the backbones do not take."""
+        if self.model.default_views is None:  # detection and segmentation
+            return
+        data = self.datamodule
+        crops = [*data.eval_view.crops, *(data.views.crops if self.config.subcommand == "fit" else ())]
+        for network in self.model.backbones().values():
+            for size in sorted({crop.size for crop in crops}):
+                check_size(network, size)
+
+    def _check_position(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume where the schedule or the position in an epoch would be wrong; nothing is written yet."""
+        check_global_batch(checkpoint, self.datamodule, self.trainer.accumulate_grad_batches)
+        position = checkpoint.get(type(self.datamodule).__qualname__)
+        if position is not None:
+            said = check_epochs(position["epoch"], self.options.trainer.max_epochs, self.options.ckpt_path)
+            if said:
+                rank_zero_info(said)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.options
         config = {**self._get(self.config_init, "trainer"), **kwargs}
+        del config["compile"], config["channels_last"]  # ours, not the Trainer's
         config["logger"] = self._loggers()
-        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        own = [AtomicCheckpointIO(), *([SyncBatchNorm()] if config.get("sync_batchnorm") else [])]
+        config["plugins"] = [*(config.get("plugins") or []), *own]
+        config["enable_model_summary"] = bool(config.get("enable_model_summary"))  # null in runs of version 0.2.0
         config["enable_checkpointing"] = self.config.subcommand == "fit"
         asked = config.get("callbacks") or []
         config["callbacks"] = [*(asked if isinstance(asked, list) else [asked]), *self._callbacks()]
+        if options.quiet:
+            config["enable_progress_bar"] = False
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar(self.monitor.throughput))
         if options.trainer.max_epochs is None and options.trainer.max_steps == -1 and self.config.subcommand == "fit":
@@ -221,14 +306,14 @@ class Application(LightningCLI):
             "seed": options.seed_everything,
             "ckpt_path": options.get("ckpt_path"),
             "gallery": options.retrieval.gallery,
+            "reranking": self._get(self.config_init, "retrieval").rerank.name,
         }
         options.run.experiment = self.folder.parent.name  # null becomes the name of the configuration file
-        config = self._parser(self.subcommand).dump(options, skip_none=False)
-        self.record = Record(self.folder, config, facts)
+        self.record = Record(self.folder, self._plain_config(), facts)
         self.retrieval = self._get(self.config_init, "retrieval")
         self.retrieval.folder = self.folder
         self.monitor = Monitor()
-        callbacks = [*([self.retrieval] if self.model.embeds else []), self.record, self.monitor]
+        callbacks = [Stopping(), *([self.retrieval] if self.model.embeds else []), self.record, self.monitor]
         return callbacks + (self._checkpoints() if self.config.subcommand == "fit" else [])
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
@@ -243,15 +328,21 @@ class Application(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         options = self.options
-        loggers: list[Logger] = [MetricsLogger(self.folder)]
-        if options.logger != "csv":
-            if isinstance(options.logger, str) and options.logger != "wandb":
-                raise UserError(f"logger: '{options.logger}' is neither csv nor wandb.")
-            chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
-            method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
-            dataset, command = self.datamodule.dataset.name, self.config.subcommand
-            loggers.append(wandb_logger(chosen, self.folder, method, dataset, command))
-        return loggers
+        method = label(options.model.class_path.rsplit(".", 1)[-1], getattr(self.model, "variant", None))
+        dataset = self.datamodule.dataset.name
+        own: list[Logger] = [MetricsLogger(self.folder)]
+        if options.logger == "csv":
+            return own
+        if options.logger == "tensorboard":
+            resumed = self.checkpoint if self.config.subcommand == "fit" else None
+            return [*own, TensorBoard(self.folder, resumed["global_step"] if resumed else None)]
+        if options.logger == "mlflow":
+            return [*own, MLflow(self.folder, {"method": method, "dataset": dataset})]
+        if isinstance(options.logger, str) and options.logger != "wandb":
+            hint = did_you_mean(options.logger, NAMES)
+            raise UserError(f"logger: '{options.logger}' is none of {', '.join(NAMES)}.{hint}")
+        chosen = Wandb() if options.logger == "wandb" else self._get(self.config_init, "logger")
+        return [*own, wandb_logger(chosen, self.folder, method, dataset, self.config.subcommand)]
 
     # ---- run ----------------------------------------------------------------------------------------------------
 
@@ -260,8 +351,25 @@ class Application(LightningCLI):
             super()._run_subcommand(subcommand)
         except RuntimeError as fault:
             raise self.datamodule.explain(fault) or fault from fault
+        except (SystemExit, KeyboardInterrupt) as stop:
+            self._explain_stop(stop)
+            raise
         finally:
             self._end_other_processes()
+
+    @rank_zero_only
+    def _explain_stop(self, stop: BaseException) -> None:
+        """Print what stopped the command and how to go on."""
+        number = stopping_signal(stop)
+        if number is None:
+            return
+        by = "Ctrl-C" if number == signal.SIGINT else number.name
+        kept = (self.folder / "checkpoints" / "last.ckpt").is_file()
+        if self.config.subcommand == "fit" and kept:
+            print(f"Stopped by {by}. To go on: fgssl fit --ckpt_path {shown(self.folder)}", flush=True)
+        else:
+            trained = "; no checkpoint was written yet" if self.config.subcommand == "fit" else ""
+            print(f"Stopped by {by}{trained}.", flush=True)
 
     def _end_other_processes(self) -> None:
         """Wait for the local ranks that this process started, so that their messages are complete; kill after 10 s."""
@@ -280,15 +388,40 @@ class Application(LightningCLI):
 
     @rank_zero_only
     def after_test(self) -> None:
-        print_summary(self.record.results, self.folder)
+        print_summary(self.record.results, shown(self.folder))
 
     after_validate = after_test
 
 
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
+_CLUTTER = re.compile(  # messages of Lightning that repeat what we say, or advertise
+    "Tip: For seamless|configure_callbacks. will override|[GT]PU available|Seed set to|LOCAL_RANK: |"
+    "`Trainer.fit` stopped: `max_|Restor(ing|ed) |Loaded model weights|Detected KeyboardInterrupt"
+)
+
+
+class _CurrentStderr(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is now: while a bar is shown, rich prints such lines above it."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        """Ignore the stream of the constructor."""
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not _CLUTTER.search(record.getMessage())
+
+
 def _quieten() -> None:
     """Suppress warnings of libraries that do not help the user."""
-    unwanted = re.compile("Tip: For seamless|configure_callbacks. will override|TPU available")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: not unwanted.search(r.getMessage()))
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_is_wanted)
+    for logger in map(logging.getLogger, LOGGERS):
+        logger.handlers = [_CurrentStderr() for _ in logger.handlers]
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # teachers and frozen statistics
@@ -299,6 +432,16 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
+
+
+def stopping_signal(stop: BaseException) -> signal.Signals | None:
+    """The signal that ended a command: SIGTERM, SIGINT (Ctrl-C), or None for an exit of another cause."""
+    if isinstance(stop, Stopped):
+        return stop.signal
+    if isinstance(stop, SIGTERMException):
+        return signal.SIGTERM
+    causes = (stop, stop.__context__)  # Lightning raises SystemExit for a KeyboardInterrupt
+    return signal.SIGINT if any(isinstance(cause, KeyboardInterrupt) for cause in causes) else None
 
 
 def run(
@@ -322,10 +465,13 @@ def run(
     torch.set_float32_matmul_precision("high")
     try:
         application = kind(args, experiment, method)
-    except SIGTERMException:
-        rank = getattr(rank_zero_only, "rank", 0)
-        rank_zero_info("Stopped by SIGTERM. Resume with --ckpt_path and the run folder, or with --run.resume true.")
-        return 128 + signal.SIGTERM if rank == 0 else 0
+    except (SystemExit, KeyboardInterrupt) as stop:
+        number = stopping_signal(stop)
+        if number is None:
+            raise
+        if number == signal.SIGINT:  # Lightning leaves it ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return 128 + number if getattr(rank_zero_only, "rank", 0) == 0 else 0
     except MisconfigurationException as fault:
         raise UserError(str(fault)) from fault
     except torch.OutOfMemoryError as fault:

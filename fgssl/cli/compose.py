@@ -16,11 +16,13 @@ from typing import Any
 
 import yaml
 
+from fgssl.cli.shipped import find
+from fgssl.data.datasets import ALL
 from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
 # Options of a command that belong to no section; a saved configuration contains them.
-FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "quiet")
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,25 +47,28 @@ _Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-4 as a string
 
 
 def read_section(path: str | Path) -> dict[str, Any]:
-    """Read one section from a file such as ``configs/data/cub.yaml``.
+    """Read one section from a file such as ``configs/data/cub.yaml``, of the working folder or of fgssl.
 
     Raises:
         UserError: the file is missing or is not YAML, or a key is given twice.
     """
     section: dict[str, Any] = {}
-    _merge(section, read_yaml(Path(path)))
+    _merge(section, read_yaml(find(path)))
     return section
 
 
 def compose(paths: Sequence[str | Path]) -> dict[str, Any]:
     """Read experiment files in order and merge them into one configuration.
 
+    Args:
+        paths: files, or names of experiments (``maskcon_cub``).
+
     Raises:
         UserError: a file is missing or is not YAML, a key is given twice, or a section is unknown.
     """
     config: dict[str, Any] = {}
     for path in paths:
-        _apply_file(config, Path(path))
+        _apply_file(config, find(path))
     return config
 
 
@@ -221,6 +226,9 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
     for key, value in sorted(given_options, key=lambda option: not _comes_first(option[0])):
+        if key == "data" and not isinstance(value, dict):
+            dataset = ALL[value.lower()].__name__ if str(value).lower() in ALL else "NAME"
+            raise UserError(f"--data takes a mapping, not '{value}'. Did you mean '--data.dataset {dataset}'?")
         if key.endswith(".options"):  # arguments of a timm network: the flag replaces those of the files
             assign(config, key, None)
         if key in ("model", "model.class_path") and isinstance(config.get("model"), dict):

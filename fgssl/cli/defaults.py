@@ -9,13 +9,13 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import fgssl.methods
 import fgssl.tasks  # noqa: F401  (import registers the short names of the classes)
-from fgssl.checkpoint import checkpoint_file
 from fgssl.cli.compose import class_of, network_of
+from fgssl.cli.shipped import experiments
 from fgssl.data.normalisation import difference, normalisation
-from fgssl.methods.base import Method
-from fgssl.methods.registry import method_class
-from fgssl.nn.backbones import Backbone
-from fgssl.nn.weights import normalisation_of
+from fgssl.data.views import Views
+from fgssl.errors import UserError
+from fgssl.methods.base import Method, trained_normalisation
+from fgssl.methods.registry import method_class, subclasses
 
 
 def method_of(config: dict[str, Any]) -> type[Method] | None:
@@ -25,13 +25,19 @@ def method_of(config: dict[str, Any]) -> type[Method] | None:
         UserError: there is no such class.
     """
     named = class_of(config.get("model"))[0]
-    return method_class(named) if named else None
+    try:
+        return method_class(named) if named else None
+    except UserError as fault:
+        ours = any(name.startswith(str(named).lower()) for name in experiments())
+        if "Did you mean" in str(fault) or not ours:
+            raise
+        raise UserError(f"{fault} '{named}' is a setting of a method: fgssl list experiments {named}.") from None
 
 
 def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = None) -> dict[str, Any]:
     """Complete a configuration by the method's defaults, in a copy.
 
-    - Options of ``former`` that ``method`` does not have are removed.
+    - Options of ``former`` that ``method`` does not have are removed, and those of its views.
     - ``data.views`` without a class becomes the method's ``default_views`` with the given options.
     - If ``model.backbone.name`` is another network than the method's default, ``model.backbone.options`` of that
       default do not apply.
@@ -49,6 +55,7 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
         accepted = {parameter.name for parameter in get_signature_parameters(method, None)}
         for option in arguments.keys() - accepted:
             class_of(config["model"])[1].pop(option, None)
+        _leave_views(config, method)
     if method.default_views is not None:
         section = config.setdefault("data", {})
         section["views"] = with_class(section.get("views"), method.default_views)
@@ -60,6 +67,19 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
     ):
         chosen.setdefault("options", {})
     return config
+
+
+def _leave_views(config: dict[str, Any], method: type[Method]) -> None:
+    """Remove options of views without a class that the views of ``method`` do not have, in place."""
+    views = (config.get("data") or {}).get("views")
+    if method.default_views is None or not isinstance(views, dict) or "class_path" in views:
+        return
+    classes = {cls.__name__: cls for cls in subclasses(Views)}
+    accepted = {
+        parameter.name for parameter in get_signature_parameters(classes[method.default_views["class_path"]], None)
+    }
+    for option in views.keys() - accepted:
+        del views[option]
 
 
 def with_class(views: Any, default: dict[str, Any]) -> Any:
@@ -88,12 +108,6 @@ def set_normalisation(data: Any, model: dict[str, Any]) -> str | None:
     Returns:
         A warning if given values differ from those of the starting weights, else None.
     """
-    arguments = model.get("init_args") or {}
-    backbone, start = arguments.get("backbone"), arguments.get("init_from")
-    trained, fields = None, {field.name for field in dataclasses.fields(Backbone)}
-    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a user's method may have another type of backbone
-        trained = Backbone(**backbone).normalisation()
-    if start:
-        trained = normalisation_of(checkpoint_file(start, "--model.init_from"), "--model.init_from")
+    trained = trained_normalisation(model.get("init_args") or {})
     data["mean"], data["std"] = normalisation(data["mean"], data["std"], trained)
     return difference(data["mean"], data["std"], trained)

@@ -5,49 +5,22 @@
 
 import importlib
 import os
+import select
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import yaml
 
+from fgssl.cli import help
 from fgssl.cli.compose import apply_flags, class_of, compose, split_config_files
+from fgssl.cli.help import COMMANDS, OWN
+from fgssl.cli.shipped import find
 from fgssl.errors import UserError, did_you_mean
 
-COMMANDS = {
-    "fit": "train a method, then test its last weights",
-    "validate": "evaluate on the validation rows (data.protocol.val_fraction)",
-    "test": "evaluate on the test rows; without --ckpt_path the untrained network",
-    "predict": "write the embeddings of the test rows to embeddings.npz",
-    "data": "list the data sets, or check one on disk (fgssl data --help)",
-    "compare": "tables and plots of runs: mean and standard deviation over seeds, beside the papers' numbers",
-    "embed": "write embeddings, labels and paths of a checkpoint or a public network, and evaluate it",
-    "probe": "linear probe of a checkpoint, a public or an untrained network: top-1 and top-5 accuracy",
-    "search": "nearest neighbours of images among the embeddings of fgssl embed",
-    "davis": "video object segmentation by label propagation (DAVIS 2017) with a checkpoint or a public network",
-    "maps": "activations, GradCAM, attention or patch similarity of a network, drawn over images",
-    "export": "write a trained network for timm, torch.export, ONNX or MoCo v2, with a model card",
-    "sweep": "fit over a grid of options, finished cells are skipped; draws a heat map",
-}
-# Commands that are files in fgssl/commands/ with a function ``main(arguments)``.
-OWN = ("data", "compare", "embed", "probe", "search", "davis", "maps", "export", "sweep")
-
-HELP = """\
-usage: fgssl <command> [--config FILE ...] [--ckpt_path FILE] [--section.option VALUE ...]
-
-Fine-grained and self-supervised visual learning: published methods, one evaluation.
-
-commands:
-{commands}
-
-first steps:
-  fgssl fit --config experiments/maskcon_digits.yaml       train on the digits that ship with scikit-learn
-  fgssl fit --config FILE --model.tau 0.05                 override an option
-  fgssl fit --config FILE --print_config                   print the whole resolved configuration
-  fgssl fit --config FILE --ckpt_path RUN_FOLDER           resume from a run's last checkpoint
-  fgssl compare runs/maskcon_digits --plots runs/plots     tables and plots of the runs
-  fgssl fit --help                                         all options of a command
-"""
+# Names that other programs have for our commands.
+OTHER_NAMES = {"train": "fit", "eval": "test", "evaluate": "test", "infer": "predict", "finetune": "fit"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,18 +29,45 @@ def main(argv: list[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own package
     try:
-        return _dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 128 + signal.SIGPIPE
     except UserError as mistake:
         if os.environ.get("FGSSL_TRACEBACK"):
             raise
         print(f"fgssl: {mistake}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe whose reader has ended, such as ``| head``; it then leads to nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # a stream of a test, say
+        return False
+    pipe = select.poll()
+    pipe.register(output, 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-        print(HELP.format(commands=commands))
+        print(help.top())
+        return 0
+    if argv[0].partition("=")[0] == "--print_completion":
+        from fgssl.cli.completion import script
+
+        print(script(argv[0].partition("=")[2] or (argv[1] if len(argv) > 1 else "")))
         return 0
     if argv[0] == "--version":
         from fgssl import __version__
@@ -76,7 +76,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     command, *arguments = argv
     if command not in COMMANDS:
-        raise UserError(f"unknown command '{command}'.{did_you_mean(command, COMMANDS)} See fgssl --help.")
+        other = OTHER_NAMES.get(command)
+        hint = f" Did you mean '{other}'?" if other else did_you_mean(command, COMMANDS)
+        raise UserError(f"unknown command '{command}'.{hint} See fgssl --help.")
     if command in OWN:
         return importlib.import_module(f"fgssl.commands.{command}").main(arguments)
     return _run(command, arguments)
@@ -84,10 +86,31 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     files, flags = split_config_files(arguments)
-    return start(command, compose(files), flags, Path(files[-1]).stem if files else "fgssl")
+    if help.asked_group(flags) == "":
+        print(help.page(command))
+        return 0
+    run = value_of("--ckpt_path", flags)
+    if run and not files:
+        from fgssl.cli.saved import configuration_of_run
+
+        config = configuration_of_run(command, run)
+        return start(command, config, flags, config["run"]["experiment"])
+    return start(command, compose(files), flags, find(files[-1]).stem if files else "fgssl")
 
 
-def start(command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None) -> int:
+def value_of(option: str, flags: list[str]) -> str | None:
+    """Value of ``--option VALUE`` or ``--option=VALUE``; None if it is not given."""
+    for place, flag in enumerate(flags):
+        if flag == option:
+            return next(iter(flags[place + 1 :]), None)
+        if flag.startswith(f"{option}="):
+            return flag.partition("=")[2]
+    return None
+
+
+def start(
+    command: str, config: dict, flags: list[str], experiment: str, kind: type | None = None, needs_data: bool = True
+) -> int:
     """Check the data set and run fit, validate, test or predict; returns the exit status.
 
     Args:
@@ -96,11 +119,13 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         flags: options of the command line, which override ``config``.
         experiment: name of the folder above the run folder, unless ``run.experiment`` is set.
         kind: subclass of ``Application`` to run.
+        needs_data: refuse missing files of the data set. False: ``kind`` reads no data.
     """
     former = config.get("model")
     config, flags = apply_flags(config, flags)
     if not any(asks_for_help(flag.split("=")[0]) for flag in flags):
-        check_data(config)
+        check_data(config, files=needs_data)
+    flags = help_of_method(config, flags)
     from fgssl.cli.application import Application, run  # torch and Lightning take seconds to import
     from fgssl.cli.defaults import fill_in, method_of
 
@@ -117,13 +142,36 @@ def start(command: str, config: dict, flags: list[str], experiment: str, kind: t
         return run([command, *first, *flags], experiment, kind or Application, method)
 
 
+def help_of_method(config: dict, flags: list[str]) -> list[str]:
+    """Put the configured method into ``--help model`` and ``--model.help``.
+
+    Raises:
+        UserError: no method is named.
+    """
+    asked = [i for i, flag in enumerate(flags) if flag == "--model.help"]
+    named_there = asked and flags[asked[0] + 1 : asked[0] + 2] and not flags[asked[0] + 1].startswith("-")
+    if help.asked_group(flags) != "model" and (not asked or named_there):
+        return flags
+    name = class_of(config.get("model"))[0]
+    if name is None:
+        raise UserError(
+            "the options of which method? Give --config NAME --help model, or --model.help=NAME, such as "
+            "--model.help=MaskCon. fgssl list methods has the names."
+        )
+    return [f"--model.help={name}"]
+
+
 def asks_for_help(flag: str) -> bool:
     """Whether a flag only prints help or the configuration, which needs no data set."""
     return flag in ("-h", "--help", "--print_config") or (flag.startswith("--") and flag.endswith(".help"))
 
 
-def check_data(config: dict) -> None:
+def check_data(config: dict, files: bool = True) -> None:
     """Refuse a missing data set or an unknown name before torch is imported.
+
+    Args:
+        config: composed configuration.
+        files: look for the files of the data set too.
 
     Raises:
         UserError: no data set is named, its name is unknown, or its files are missing.
@@ -144,7 +192,8 @@ def check_data(config: dict) -> None:
         dataset = known[name](**options)
     except TypeError:
         return  # a wrong option is reported by the parser
-    dataset.check_files()
+    if files:
+        dataset.check_files()
 
 
 if __name__ == "__main__":

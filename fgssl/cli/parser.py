@@ -1,16 +1,22 @@
 """Parser of fit, validate, test and predict: Lightning's, with one-line errors that suggest the nearest name."""
 
+import argparse
 import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from jsonargparse import DefaultHelpFormatter
+from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._common import parser_context
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
+from fgssl.cli.help import GROUPS, NOTES, page
+from fgssl.cli.shipped import experiments
 from fgssl.data.datasets import ALL
 from fgssl.data.views import Views
 from fgssl.errors import UserError, did_you_mean
@@ -35,11 +41,79 @@ class ExperimentParser(LightningArgumentParser):
     suggests = False
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"formatter_class": Formatter, **options, "add_help": False})
+        self.add_argument("-h", "--help", action=GroupHelp, help="Show one page, or all options of a group, and exit.")
         self.allow_abbrev = False
+
+    def format_help(self, *args: Any) -> str:
+        if getattr(self, "_inner_parser", False):  # of --model.help=CMD: its usage would repeat all options
+            self.usage = argparse.SUPPRESS
+        return super().format_help(*args)
+
+    def format_group(self, group: str) -> str:
+        """The options of one of ``GROUPS`` with their help."""
+        shown = [action for action in self._actions if group_of(action) == group and is_documented(action)]
+        formatter = Formatter(prog=self.prog, width=WIDTH)
+        formatter.start_section(f"{group} ({GROUPS[group]})")
+        with parser_context(parent_parser=self):
+            formatter.add_arguments(shown)
+            formatter.end_section()
+            text = formatter.format_help()
+        return "\n".join([text, *([NOTES[group]] if group in NOTES else [])])
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().parse_args(*args, **options)
+        except UserError as fault:  # of a parser inside this one, which does not suggest
+            raise UserError(suggest(str(fault), self) if self.suggests else str(fault)) from None
 
     def error(self, message: str, ex: Exception | None = None):
         raise UserError(suggest(clean(message), self) if self.suggests else clean(message))
+
+
+WIDTH = 80  # of the help, in columns
+# Instead of the libraries' texts, which describe what fgssl replaces.
+OUR_HELP = {
+    "config": "Experiment: a file, or a name (fgssl list experiments). May be repeated; later ones win.",
+    "ckpt_path": "Run folder or .ckpt file: fit resumes from it, the others load its weights.",
+}
+
+
+class Formatter(DefaultHelpFormatter):
+    """Help of options with types and defaults; without the import paths of all classes that could be given."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{**options, "width": WIDTH})
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = OUR_HELP.get(action.dest) or super()._expand_help(action)
+        text = re.sub(r", known subclasses: [^)]*", "", text)
+        return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text.replace("``", ""))
+
+
+class GroupHelp(argparse._HelpAction):
+    """``--help`` prints one page, ``--help GROUP`` the options of a group."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.nargs = "?"
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        command = parser.prog.split()[-1]
+        print(parser.format_group(values) if values else page(command))
+        parser.exit()
+
+
+def group_of(action: argparse.Action) -> str:
+    """The group of ``--help GROUP`` that an option belongs to."""
+    section, dot, _ = action.dest.partition(".")
+    return section if section in GROUPS and (dot or section == "logger") else "command"
+
+
+def is_documented(action: argparse.Action) -> bool:
+    """Whether an option is shown: not the help of a class, nor a file for a section, nor what fgssl sets itself."""
+    hidden = action.dest.endswith(".help") or action.dest in ("help", "model", "trainer.logger", "weights_only")
+    return not hidden and not isinstance(action, _ActionConfigLoad)
 
 
 # Prefixes of message lines that repeat the enclosing options of a nested option.
@@ -66,17 +140,64 @@ def clean(message: str) -> str:
     return f"{text}. Got value: {given}" if is_value else text
 
 
+# Names that other programs have for our options.
+OTHER_NAMES = {
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "gpus": "trainer.devices",
+    "nodes": "trainer.num_nodes",
+    "seed": "seed_everything",
+    "learning_rate": "model.optim.lr",
+    "optimizer": "model.optim.name",
+    "temperature": "model.tau",
+    "batch": "data.batch_size",
+    "bs": "data.batch_size",
+    "workers": "data.num_workers",
+    "image_size": "data.views.size",
+    "img_size": "data.views.size",
+    "checkpoint": "ckpt_path",
+    "ckpt": "ckpt_path",
+    "resume": "ckpt_path",
+    "wandb": "logger wandb",
+    "output": "run.root",
+    "output_dir": "run.root",
+    "arch": "model.backbone.name",
+    "backbone": "model.backbone.name",
+    "conf": "config",
+    "method": "model",
+}
+
+
 def suggest(message: str, parser: ExperimentParser) -> str:
     """Append the nearest valid name to a message about an unknown class, choice or option."""
     if "Did you mean" in message:  # suggested for an inner option
         return message
-    if found := re.search(r"^(?:model: )?([\w.]+): unknown class '([\w.]+)'", message):
-        choices = classes_at(found[1])
-        known = f" Known: {', '.join(sorted(choices))}." if choices else ""
-        return sentence(message) + did_you_mean(found[2].rpartition(".")[2], choices) + known
+    if found := re.search(r"^(?:model: )?(?:--)?([\w.]+?)(?:\.help)?: .*?unknown class '([\w.]+)'", message):
+        place, name = found.groups()
+        choices = classes_at(place)
+        every = f" Known: {', '.join(sorted(choices))}." if choices else ""
+        return f"{place}: unknown class '{name}'." + did_you_mean(name.rpartition(".")[2], choices) + every
     if found := re.search(r"one of \[(.*?)\].*Got value: (\S+)$", message):
         return sentence(message) + did_you_mean(found[2], re.findall(r"'(.*?)'", found[1]))
-    return sentence(message) + nearest_option(unknown_option(message), known_options(parser))
+    known = known_options(parser)
+    if found := re.search(r"^([\w.]+): Unable to load config '(\S+)'", message):
+        section, value = found.groups()
+        hint = f" Did you mean '--{section}.name {value}'?" if f"{section}.name" in known else ""
+        return f"--{section} takes a YAML file or a mapping, not '{value}'.{hint}"
+    if found := re.search(r"^[Uu]nrecognized arguments: ([^-\s]\S*)", message):
+        return sentence(message) + option_without_dashes(found[1], known)
+    option = unknown_option(message)
+    if message.startswith("Option "):  # of a class in a section: the same option of another class is no help
+        known = {name for name in known if name.rpartition(".")[2] != option}
+    return sentence(message) + nearest_option(option, known)
+
+
+def option_without_dashes(word: str, known: set[str]) -> str:
+    """Hint for a word without dashes: an option such as ``model.tau=3``, or the name of an experiment."""
+    if word.partition("=")[0] in known:
+        return f" Did you mean '--{word}'?"
+    near = did_you_mean(word.removesuffix(".yaml").removeprefix("experiments/"), experiments())
+    return near.replace("mean '", "mean '--config ")
 
 
 def sentence(message: str) -> str:
@@ -102,7 +223,7 @@ def unknown_option(message: str) -> str | None:
         r"^(?:(?P<place>[\w.]+): )?Option '(?P<option>[\w.]+)' is not accepted",
         r"^(?:(?P<place>[\w.]+): )?Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'",
         r"^Subcommand '\w+' does not accept option '(?P<option>[\w.]+)'",
-        r"^(?:(?P<place>[\w.]+): )?[Uu]nrecognized arguments: --(?P<option>[\w.]+)",
+        r"^(?:(?P<place>[\w.]+): )?[Uu]nrecognized arguments: --?(?P<option>[\w.-]+)",
     )
     for pattern in patterns:
         if found := re.search(pattern, message):
@@ -115,20 +236,32 @@ def nearest_option(option: str | None, known: set[str]) -> str:
     """``" Did you mean '--model.optim.lr'?"`` for an unknown option, or an empty string when none is near."""
     if option is None:
         return ""
+    option = option.replace("-", "_")
     leaf = option.rpartition(".")[2]
+    other = OTHER_NAMES.get(leaf)
+    if other and other.split()[0] in known:
+        return f" Did you mean '--{other}'?"
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
-    near = difflib.get_close_matches(option, same_leaf or sorted(known), n=1, cutoff=0.0 if same_leaf else 0.75)
-    if not near:  # such as --epochs for --trainer.max_epochs
+    begun = [name for name in known if name.startswith(option)]
+    if same_leaf or begun:  # nothing is abbreviated, but it can be meant so: --trainer.max_ep
+        near = difflib.get_close_matches(option, same_leaf or begun, n=1, cutoff=0.0)
+    else:
+        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.75)
+    if not near:
         leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
         near = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f" Did you mean '--{near[0]}'?" if near else ""
 
 
 def known_options(parser: ExperimentParser) -> set[str]:
-    """All options of the command, dotted, including those of the method."""
+    """All options of the command, dotted, including those of the method, the views and the data sets."""
     inner = parser._subcommands_action.choices.values() if parser._subcommands_action else ()
     every = [action for each in (parser, *inner) for action in each._actions]
-    options = {action.dest for action in every if action.dest not in ("config", "help", "print_config", "subcommand")}
+    options = {action.dest for action in every if action.dest not in ("help", "subcommand")}
+    for section, classes in (("data.views", subclasses(Views)), ("data.dataset", ALL.values())):
+        options |= {
+            f"{section}.{parameter.name}" for cls in classes for parameter in get_signature_parameters(cls, None)
+        }
     for parameter in get_signature_parameters(parser.method, None) if parser.method else ():
         options.add(f"model.{parameter.name}")
         if dataclasses.is_dataclass(parameter.default):

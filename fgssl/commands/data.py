@@ -5,10 +5,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from rich.console import Console
+from rich.table import Table
 
 from fgssl.cli.command_parser import CommandParser
-from fgssl.data.check import check, list_table
+from fgssl.data.check import SHOWN, Seen, check, list_table
 from fgssl.data.datasets import ALL, DataSet
+from fgssl.data.sheet import write_pairs
 from fgssl.errors import UserError
 
 
@@ -23,6 +25,8 @@ def main(argv: list[str]) -> int:
     """
     if argv[:1] == ["check"]:  # CUB is the name of the class, cub that of the data set
         argv = ["check", *(name.lower() for name in argv[1:2]), *argv[2:]]
+    if argv[:1] and argv[0].lower() in ALL:
+        raise UserError(f"data: unknown command '{argv[0]}'. Did you mean 'fgssl data check {argv[0].lower()}'?")
     args = _parser().parse_args(argv)
     console = Console(highlight=False, markup=False)
     if args.command == "list":
@@ -31,7 +35,10 @@ def main(argv: list[str]) -> int:
     cls = ALL[args.name]
     try:
         dataset = cls(**{option.name: getattr(args, option.name) for option in get_signature_parameters(cls, None)})
-        return 0 if check(dataset, console, args.sheet) else 1
+        seen = check(dataset, console, args.sheet)
+        if args.duplicates:
+            show_duplicates(seen, console, args.duplicate_sheet)
+        return 1 if seen.faults else 0
     except UserError as error:
         console.print(f"fault: {error}", soft_wrap=True)
         return 1
@@ -47,7 +54,53 @@ def _parser() -> argparse.ArgumentParser:
         options = names.add_parser(name, help=cls.folder)
         _add_options(options, cls)
         options.add_argument("--sheet", metavar="FILE.png", help="picture to write: images of some classes")
+        options.add_argument(
+            "--duplicates",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="look for test images that are also training images, or nearly",
+        )
+        options.add_argument(
+            "--duplicate_sheet", metavar="FILE.png", help="picture to write: the first pairs of duplicates"
+        )
     return parser
+
+
+def show_duplicates(seen: Seen, console: Console, sheet: str | None) -> None:
+    """Print the test images that are also training images, and draw the first pairs.
+
+    Args:
+        seen: hashes and thumbnails of the images.
+        console: console to print on.
+        sheet: PNG file for the pairs, or None.
+    """
+    index = seen.index
+    if not {"train", "test"} <= set(index.split):
+        return
+    from fgssl.evaluation.duplicates import find_duplicates  # imports torch
+
+    pairs = find_duplicates(index, seen.digests, seen.thumbnails_NT)
+    exact = sum(pair.exact for pair in pairs)
+    console.print(
+        f"test images that are also training images: {exact:,} exact, {len(pairs) - exact:,} near (by thumbnail)"
+        if pairs
+        else "no test image is also a training image (by pixels and by thumbnail)",
+        soft_wrap=True,
+    )
+    if not pairs:
+        return
+    table = Table("test image", "training image", "correlation", "classes")
+    for pair in pairs[:SHOWN]:
+        names = [index.fine_names[f] if (f := index.fine[row]) >= 0 else "-" for row in (pair.test, pair.train)]
+        classes = names[0] if names[0] == names[1] else f"{names[0]} / {names[1]}"
+        value = "exact" if pair.exact else f"{pair.correlation:.4f}"
+        table.add_row(str(index.paths[pair.test]), str(index.paths[pair.train]), value, classes)
+    console.print(table)
+    if len(pairs) > SHOWN:
+        console.print(f"and {len(pairs) - SHOWN:,} more pairs")
+    if sheet:
+        write_pairs(index, [(pair.test, pair.train) for pair in pairs], sheet)
+        console.print(f"picture of the pairs: {sheet}", soft_wrap=True)
 
 
 def _add_options(parser: argparse.ArgumentParser, cls: type[DataSet]) -> None:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
     from fgssl.data.augment import normalise
     from fgssl.report.summary import print_summary
-    from fgssl.run import provenance, write_json
+    from fgssl.run import provenance, shown, write_json
 
     began = time.time()
     config = network_configuration(args)
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         yaml.safe_dump({"davis": {**vars(args), "root": options.root}, "model": config.get("model")})
     )
     write_json(folder / "results.json", results)
-    print_summary(results, folder)
+    print_summary(results, shown(folder))
     return 0
 
 

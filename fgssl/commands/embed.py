@@ -38,12 +38,14 @@ def main(argv: list[str]) -> int:
     take_backbone(config, args)
     name_run(config, args, "embed", "" if args.part == "test" else args.part)
 
+    import numpy as np
     import torch
 
     from fgssl.callbacks.shards import Shards
     from fgssl.cli.application import Application
     from fgssl.evaluation.embedding import Embeddings
     from fgssl.evaluation.store import read_embeddings
+    from fgssl.run import shown
 
     class Embedding(Application):
         """Writes embeddings; the test rows are also evaluated."""
@@ -56,13 +58,17 @@ def main(argv: list[str]) -> int:
             return [*kept, Shards(folder, args.part, args.rows)]
 
         def test(self, **options: Any) -> None:
+            data = self.datamodule
+            if args.part == "test" and len(data.parts.test) == 0:
+                raise UserError(f"{data.dataset.name} has no test images. Embed all images with --part all.")
             if args.part == "test":
                 self.trainer.test(**options)
                 return
-            data = self.datamodule
             if args.part == "val" and not data.has_validation:
                 raise UserError("--part val: there are no validation rows. Set data.protocol.val_fraction above 0.")
-            data.predict_dataloader = data.gallery_loader if args.part == "train" else data.val_dataloader
+            every = np.arange(len(data.parts.index))
+            loaders = {"train": data.gallery_loader, "val": data.val_dataloader}
+            data.predict_dataloader = loaders.get(args.part) or (lambda: data.gallery_loader(every))
             self.trainer.predict(self.model, data, ckpt_path=self.options.get("ckpt_path"), return_predictions=False)
 
         def after_test(self) -> None:
@@ -70,7 +76,7 @@ def main(argv: list[str]) -> int:
                 super().after_test()
                 self._draw()
             if self.trainer.is_global_zero:
-                print(f"embeddings: {self.folder / 'embeddings'}")
+                print(f"embeddings: {shown(self.folder / 'embeddings')}")
 
         def _draw(self) -> None:
             if not (self.retrieval.grid and self.trainer.is_global_zero):
@@ -109,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_network_flags(parser)
     add_data_flag(parser)
-    parser.add_argument("--part", choices=("test", "train", "val"), default="test", help="rows to embed; default test")
+    parser.add_argument(
+        "--part", choices=("test", "train", "val", "all"), default="test", help="rows to embed; default test"
+    )
     parser.add_argument(
         "--points",
         type=int,

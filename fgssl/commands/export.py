@@ -21,9 +21,11 @@ from fgssl.commands.networks import (
 )
 from fgssl.errors import UserError
 from fgssl.report.runs import flatten
+from fgssl.run import write_json
 
 FORMATS = ("timm", "torch", "onnx", "moco")
 TOLERANCE = 1e-5  # of the largest feature
+INFERENCE = ("with torch.inference_mode():", "    features = model(images)")
 MAIN_METRICS = ("test/recall@1", "test/recall@10", "test/map", "test/map@r", "test/nmi")
 
 
@@ -48,9 +50,10 @@ def main(argv: list[str]) -> int:
     take_backbone(asked, args)
     if args.model:
         without_data(asked)
-    application = restore(asked, [])
+    application = restore(asked, [], needs_data=False)
     data, method = application.datamodule, application.model
-    size = data.eval_view.crops[0].size
+    preprocessing = data.preprocessing
+    size = preprocessing.size
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
 
     class Embed(nn.Module):
@@ -71,7 +74,7 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     config = flatten(application.config[application.config.subcommand].as_dict())
     wanted = {
-        "timm": lambda: write_timm(folder, backbone, config, size, data),
+        "timm": lambda: write_timm(folder, backbone, config, preprocessing),
         "torch": lambda: write_torch(folder, embed, images),
         "onnx": lambda: write_onnx(folder, embed, images),
         "moco": lambda: write_for_moco(folder, backbone, getattr(method, "query", None), config),
@@ -85,8 +88,10 @@ def main(argv: list[str]) -> int:
                     reference = backbone(images)
             difference = check(read_back(images), reference, file)
             print(f"{file}: read back, largest relative difference of features {difference:.1e}")
+    built = {"name": config["model.backbone.name"], "options": options_of(config), **own_parts(config)}
+    write_json(folder / "fgssl.json", {"preprocessing": preprocessing.to_dict(), "backbone": built})
     results = results_of(args.ckpt_path) if args.ckpt_path and not args.network else {}  # of the evaluated network
-    (folder / "README.md").write_text(card(results, config, size, data, args.formats, expected.shape[1]))
+    (folder / "README.md").write_text(card(results, config, data, args.formats, expected.shape[1]))
     print(f"model card: {folder / 'README.md'}")
     return 0
 
@@ -143,7 +148,7 @@ def check(found: Any, expected: Any, file: Path) -> float:
 Written = tuple[Path, Callable[[Any], Any]]  # a file, and a function that loads it and computes features of images
 
 
-def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, data: Any) -> Written:
+def write_timm(folder: Path, backbone: Any, config: dict[str, Any], preprocessing: Any) -> Written:
     """Write ``model.safetensors``, and timm's ``config.json`` if timm can build the network (no ``own_parts``)."""
     import timm
     import torch
@@ -157,10 +162,7 @@ def write_timm(folder: Path, backbone: Any, config: dict[str, Any], size: int, d
         timm.models.save_for_hf(backbone, str(folder), model_args=options_of(config), safe_serialization=True)
         described = json.loads((folder / "config.json").read_text())
         # timm has written tag, licence, paper and input size of its pretrained weights, which these are not.
-        described["pretrained_cfg"] = {
-            "input_size": [3, size, size], "mean": list(data.mean), "std": list(data.std), "num_classes": 0,
-            "crop_pct": 1.0, "interpolation": data.eval_view.crops[0].resample,
-        }  # fmt: skip
+        described["pretrained_cfg"] = preprocessing.timm_config() | {"num_classes": 0}
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
 
     def read_back(images: Any) -> Any:
@@ -250,7 +252,6 @@ def results_of(ckpt_path: str) -> dict[str, Any]:
 def card(
     results: dict[str, Any],
     config: dict[str, Any],
-    size: int,
     data: Any,
     formats: list[str],
     features: int,
@@ -277,33 +278,28 @@ def card(
     if metrics:
         lines += ["", f"## Result on {_part(results, 'test')}", "", "| metric | % |", "|---|---|"]
         lines += [f"| {name.removeprefix('test/')} | {100 * value:.2f} |" for name, value in metrics.items()]
-    lines += ["", "## Use", "", f"Images: RGB, {size} x {size} px, scaled to 0 to 1, then"]
-    lines += [
-        f"minus {[round(m, 4) for m in data.mean]} and divided by {[round(s, 4) for s in data.std]} per channel.",
-        "",
-    ]
-    code = []
     own = own_parts(config)
+    lines += ["", "## Use", "", data.preprocessing.words(), "", "```python"]
+    lines += ["from PIL import Image", *data.preprocessing.code(), ""]
+    lines += ['images = preprocess(Image.open("photo.jpg").convert("RGB"))[None]  # float32 [B, 3, H, W]']
     if "timm" in formats and not own:
-        code += ["import timm", "", 'model = timm.create_model("local-dir:.", pretrained=True).eval()']
+        lines += ["", "import timm", "", 'model = timm.create_model("local-dir:.", pretrained=True).eval()', *INFERENCE]
     elif "timm" in formats:
-        code += ["from safetensors.torch import load_file", "from fgssl.nn.backbones import Backbone", ""]
+        lines += ["", "from safetensors.torch import load_file", "from fgssl.nn.backbones import Backbone", ""]
         arguments = ", ".join([repr(network), f"options={options_of(config)}", *(f"{k}={v!r}" for k, v in own.items())])
-        code += [f"model = Backbone({arguments}).build().eval()"]
-        code += ['model.load_state_dict(load_file("model.safetensors"))']
+        lines += [f"model = Backbone({arguments}).build().eval()"]
+        lines += ['model.load_state_dict(load_file("model.safetensors"))', *INFERENCE]
     if "torch" in formats:
-        code += ["", "import torch", "", 'model = torch.export.load("model.pt2").module()']
+        lines += ["", 'model = torch.export.load("model.pt2").module()', *INFERENCE]
     if "onnx" in formats:
-        code += ["", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("model.onnx")']
-        code += ['features = session.run(["features"], {"images": images})[0]  # float32 [B, 3, H, W]']
+        lines += ["", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("model.onnx")']
+        lines += ['features = session.run(["features"], {"images": images.numpy()})[0]']
+    lines += ["```", ""]
     lines += [
-        "```python",
-        *code,
-        "```",
-        "",
-        f"Paths are relative to this folder. `model.pt2` and `model.onnx` return the {features} evaluated features;",
+        f"Paths are relative to this folder. `model.pt2` and `model.onnx` return the {features} evaluated features;"
     ]
-    lines += ["`model.safetensors` holds the backbone only. Compare features by cosine similarity.", ""]
+    lines += ["`model.safetensors` holds the backbone only. Compare features by cosine similarity."]
+    lines += ["`fgssl.json` holds network and preprocessing as values, which `fgssl.load` reads.", ""]
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.networks import (
@@ -16,10 +17,9 @@ from fgssl.commands.networks import (
     public_name,
     without_data,
 )
+from fgssl.data.images import read_image
 from fgssl.errors import UserError
-
-SIDE = 224  # side of an image in the picture, px
-RED = (214, 39, 40)
+from fgssl.report.maps import Line, Panel, draw_panels
 
 
 class Net(NamedTuple):
@@ -34,20 +34,6 @@ class Net(NamedTuple):
     method: Any
     backbone: Any
     whose: Literal["student", "teacher"]
-
-
-class Panel(NamedTuple):
-    """A map drawn over the image.
-
-    Attributes:
-        title: text above the picture.
-        heat_HW: [H, W] non-negative values of any scale, drawn as a heat map; None: no heat map.
-        marked_HW: [H, W] bool, patches to frame in red; None: no frames.
-    """
-
-    title: str
-    heat_HW: np.ndarray | None = None
-    marked_HW: np.ndarray | None = None
 
 
 def main(argv: list[str]) -> int:
@@ -66,24 +52,40 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from fgssl.report.figures import QUERY, picture_rows
-
     torch.manual_seed(0)
-    lines: list[list[tuple[np.ndarray, str, str]]] = []
+    photographs = [read_image(image) for image in args.images]
+    lines: list[Line] = []
     for number, flags in enumerate(asked):
-        net, seen_B3SS, images_B3SS = load(flags, args.images)
-        shown = [image.permute(1, 2, 0).numpy() for image in seen_B3SS]
-        panels = KINDS[args.kind](net, images_B3SS)
-        if not lines:
-            lines = [[(s, Path(image).stem, QUERY)] for s, image in zip(shown, args.images, strict=True)]
+        net, view, images_B3SS = load(flags, args.images)
         which = f"{'AB'[number]}: " if args.beside else ""
-        for line, image, of_image in zip(lines, shown, panels, strict=True):
-            line += [(paint(image, panel), which + panel.title, "black") for panel in of_image]
+        found = lines_of(args.images, photographs, view, KINDS[args.kind](net, images_B3SS), which)
+        lines = [a._replace(panels=a.panels + b.panels) for a, b in zip(lines, found, strict=True)] if lines else found
     names = [name_of(flags) for flags in asked]
     title = f"{args.kind}: {names[0]}" if len(names) == 1 else f"{args.kind}\nA: {names[0]}\nB: {names[1]}"
-    picture_rows(lines, title, Path(args.out))
+    draw_panels(lines, title, Path(args.out))
     print(f"picture: {args.out}")
     return 0
+
+
+def lines_of(
+    paths: list[str], photographs: list[Image.Image], view: Any, maps: list[list[list[Panel]]], which: str
+) -> list[Line]:
+    """Lines of the picture.
+
+    Args:
+        paths: the image files.
+        photographs: their images.
+        view: evaluation view of the network, for the part of a photograph that it saw.
+        maps: panels of each line of each image.
+        which: text before the title of each panel, for one of two networks.
+    """
+    (numbers,) = view.numbers(0, np.array([-1]))
+    return [
+        Line(Path(path).stem, photograph, view.boxes(photograph.size, numbers)[0], titled)
+        for path, photograph, of_image in zip(paths, photographs, maps, strict=True)
+        for panels in of_image
+        for titled in [[panel._replace(title=which + panel.title) for panel in panels]]
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,14 +108,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
-    """A network, and images through its evaluation view, [B, 3, S, S]: as uint8, and normalised."""
+    """A network, its evaluation view, and images through the view, [B, 3, S, S], normalised."""
     from fgssl.commands.restore import look, restore
 
     config = network_configuration(args)
     if args.model:
         without_data(config)
-    application = restore(config, [])
-    return network_of(application.model, None if args.model else args.network), *look(application.datamodule, images)
+    application = restore(config, [], needs_data=False)
+    net = network_of(application.model, None if args.model else args.network)
+    return net, application.datamodule.eval_view, look(application.datamodule, images)[1]
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -131,10 +134,10 @@ def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:
     return Net(method, method.backbone_of(whose), whose)
 
 
-# ---- kinds of maps: (network, [B, 3, S, S]) to the panels of each image ----------------------------------------------
+# ---- kinds of maps: (network, [B, 3, S, S]) to image, line, panel ----------------------------------------------------
 
 
-def activated(net: Net, images: Any) -> list[list[Panel]]:
+def activated(net: Net, images: Any) -> list[list[list[Panel]]]:
     """Activated instances of CMD (Fig. 7): patches with the same most probable prototype as their image.
 
     The first panel frames these patches; the other three show the posterior of the three most probable prototypes of
@@ -156,7 +159,7 @@ def activated(net: Net, images: Any) -> list[list[Panel]]:
         own = (p_TK.argmax(dim=1) == largest[0]).view(height, width).numpy()
         heats = [p_TK[:, k].view(height, width).numpy() for k in largest]
         titles = [f"k = {k}, {100 * share:.0f} %" for k, share in zip(largest, shares, strict=True)]
-        found.append([Panel("activated", None, own), *(Panel(t, h) for t, h in zip(titles, heats, strict=True))])
+        found.append([[Panel("activated", None, own), *(Panel(t, h) for t, h in zip(titles, heats, strict=True))]])
     return found
 
 
@@ -183,7 +186,7 @@ def patch_posteriors(net: Net) -> Callable:
     return lambda x: posterior(head(x), center=center, tau=method.tau_t_end)
 
 
-def gradcam(net: Net, images: Any) -> list[list[Panel]]:
+def gradcam(net: Net, images: Any) -> list[list[list[Panel]]]:
     """GradCAM of the last features (CMD, Fig. 6).
 
     The score is the logit of the most probable prototype of the image-level head; without such a head, half the
@@ -206,22 +209,25 @@ def gradcam(net: Net, images: Any) -> list[list[Panel]]:
     (gradient,) = torch.autograd.grad(score_B.sum(), raw)
     map_BFHW, gradient_BFHW = (as_map(net.backbone, x.detach(), images) for x in (raw, gradient))
     heat_BHW = (gradient_BFHW.mean(dim=(2, 3), keepdim=True) * map_BFHW).sum(dim=1).relu()
-    return [[Panel("GradCAM", heat.numpy())] for heat in heat_BHW]
+    return [[[Panel("GradCAM", heat.numpy())]] for heat in heat_BHW]
 
 
-def similarity(net: Net, images: Any) -> list[list[Panel]]:
+def similarity(net: Net, images: Any) -> list[list[list[Panel]]]:
     """Aggregated similarity scores of the patches of a ViT, per layer (FLSL, Fig. 3)."""
     from fgssl.report.token_maps import similarity_maps
 
     maps = similarity_maps(net.backbone, images)
     return [
-        [Panel(f"layer {layer}", map_BHW[place].numpy()) for layer, map_BHW in maps.items()]
+        [[Panel(f"layer {layer}", map_BHW[place].numpy()) for layer, map_BHW in maps.items()]]
         for place in range(len(images))
     ]
 
 
-def attention(net: Net, images: Any) -> list[list[Panel]]:
-    """Attention of three framed patches in the last block of a ViT (FLSL, Fig. 4a)."""
+def attention(net: Net, images: Any) -> list[list[list[Panel]]]:
+    """Attention of three framed patches in the last block of a ViT: mean over the heads, and each head (FLSL, Fig. 4a).
+
+    One line for each patch.
+    """
     from fgssl.nn.feature_map import token_grid
     from fgssl.report.token_maps import attention_maps, depth_of, query_patches
 
@@ -230,39 +236,21 @@ def attention(net: Net, images: Any) -> list[list[Panel]]:
     queries = query_patches(grid)
     frames = [(np.arange(grid[0] * grid[1]) == query).reshape(grid) for query in queries]
     return [
-        [Panel("attention", map_HW, frame) for map_HW, frame in zip(maps_QHW.numpy(), frames, strict=True)]
-        for maps_QHW in attention_maps(net.backbone, images, queries)
+        [_of_heads(map_AHW.numpy(), frame) for map_AHW, frame in zip(maps_QAHW, frames, strict=True)]
+        for maps_QAHW in attention_maps(net.backbone, images, queries)
     ]
 
 
-KINDS: dict[str, Callable[[Net, Any], list[list[Panel]]]] = {
+def _of_heads(map_AHW: np.ndarray, frame: np.ndarray) -> list[Panel]:
+    heads = [Panel(f"head {head}", map_HW, frame) for head, map_HW in enumerate(map_AHW, 1)]
+    if len(heads) == 1:
+        return heads
+    return [Panel(f"attention, mean of {len(heads)} heads", map_AHW.mean(axis=0), frame), *heads]
+
+
+KINDS: dict[str, Callable[[Net, Any], list[list[list[Panel]]]]] = {
     "activated": activated,
     "attention": attention,
     "gradcam": gradcam,
     "similarity": similarity,
 }
-
-
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-
-def paint(image_HW3: np.ndarray, panel: Panel) -> np.ndarray:
-    """Image [SIDE, SIDE, 3] with the heat map of a panel, scaled to a maximum of 1, and its frames."""
-    from matplotlib import colormaps
-    from PIL import Image, ImageDraw
-
-    image = Image.fromarray(image_HW3).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    if panel.heat_HW is not None:
-        heat = np.asarray(panel.heat_HW, dtype=np.float32)
-        heat = heat / max(float(heat.max()), 1e-12)
-        smooth = Image.fromarray(heat).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        colours = colormaps["jet"](np.asarray(smooth))[..., :3] * 255
-        image = Image.fromarray((0.5 * np.asarray(image) + 0.5 * colours).astype(np.uint8))
-    if panel.marked_HW is not None:
-        height, width = panel.marked_HW.shape
-        draw = ImageDraw.Draw(image)
-        for row, column in np.argwhere(panel.marked_HW).tolist():
-            x0, x1 = (SIDE * edge // width for edge in (column, column + 1))
-            y0, y1 = (SIDE * edge // height for edge in (row, row + 1))
-            draw.rectangle((x0, y0, x1 - 2, y1 - 2), outline=RED, width=3)
-    return np.asarray(image)

@@ -107,7 +107,7 @@ def network_configuration(args: argparse.Namespace, flags: list[str] = []) -> di
         args: flags of ``add_network_flags``, and of ``add_data_flag`` if the command has it.
         flags: other options of the command line; options of the ``data`` section override those of a public network.
     """
-    from fgssl.commands.restore import configuration
+    from fgssl.cli.saved import configuration
 
     config = configuration(args.ckpt_path, args.config)
     if getattr(args, "data", None):
@@ -155,13 +155,14 @@ def take_backbone(config: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: list[str]) -> None:
-    """Set a timm network as the method, and size, crop, mean and standard deviation of its training, in place."""
+    """Set a timm network as the method, and its own size, crop, interpolation, mean and deviation, in place."""
+    from fgssl.data.preprocessing import Preprocessing
     from fgssl.nn.backbones import Backbone, timm_with_ours
 
     timm = timm_with_ours()
     family, _, name = args.model.partition("/")
     if family != "timm" or not name:
-        raise UserError(f"--model: '{args.model}' is not of the form timm/NAME, such as timm/resnet50.a1_in1k.")
+        raise UserError(f"--model: '{args.model}' is not of the form timm/NAME. Did you mean 'timm/{args.model}'?")
     backbone = {"name": name, "pretrained": args.pretrained == "true" and not args.weights}
     backbone |= {"weights": args.weights, "weights_of": args.network if args.weights else None}
     config["model"] = {"class_path": "Frozen", "init_args": {"backbone": backbone}}
@@ -169,9 +170,9 @@ def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: 
     trained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if trained is None:
         return  # an unknown name is refused when the network is built
-    size, (mean, std) = trained.input_size[-1], of_weights or (trained.mean, trained.std)
-    options: dict[str, Any] = {"eval_size": size, "eval_resize": round(size / (trained.crop_pct or 1))}
-    options |= {"mean": list(mean), "std": list(std)}
+    seen = Preprocessing.of_timm(trained, of_weights)
+    options: dict[str, Any] = {"eval_size": seen.size, "eval_resize": seen.resize, "eval_resample": seen.resample}
+    options |= {"mean": list(seen.mean), "std": list(seen.std)}
     for option, value in options.items():
         if not any(flag.split("=")[0] == f"--data.{option}" for flag in flags):
             assign(config, f"data.{option}", value)

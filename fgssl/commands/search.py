@@ -1,6 +1,7 @@
 """``fgssl search``: nearest neighbours of images among the embeddings of ``fgssl embed``, as table and picture."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
+
+RERANK = ("query_expansion", "database_augmentation", "alpha", "k_reciprocal", "k1", "k2", "lam")
 
 
 class Query(NamedTuple):
@@ -27,45 +30,32 @@ class Query(NamedTuple):
 def main(argv: list[str]) -> int:
     """Run ``fgssl search <argv>``."""
     args = _parser().parse_args(argv)
-    folder = Path(args.folder)
     if not args.images and not args.row:
         raise UserError("no query is given. Give image files, or --row with rows of the embedded data set.")
     for image in args.images:
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
-    run = folder.parent if (folder / "about.json").is_file() else folder
 
-    import torch
+    from fgssl.evaluation.reranking import Rerank
+    from fgssl.inference.index import Index
 
-    from fgssl.commands.restore import configuration, restore
-    from fgssl.evaluation.search import search
-    from fgssl.evaluation.store import read_embeddings
-
-    stored = read_embeddings(folder)
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} has no config.yaml, which names the network. Keep embeddings/ in its run folder.")
-    positions = positions_of(args.row, stored.index, folder)
-    most = len(stored.index) - bool(args.row)
+    rerank = Rerank(**{name: getattr(args, name) for name in RERANK})
+    index = Index.load(args.folder)
+    positions = index.positions(args.row)
+    most = len(index) - bool(args.row)
     if not 1 <= args.k <= most:
-        raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {folder} holds {len(stored.index)} images.")
-    application = restore(configuration(None, [str(run / "config.yaml")]), [])
-    index = application.datamodule.parts.index
-
-    from fgssl.report.figures import image_of
-
-    gallery = torch.from_numpy(stored.embedding)
+        raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {args.folder} holds {len(index)} images.")
+    stored, image_at = index.stored, pictures_of(index, Path(args.folder))
     queries = [Query(image, *read(image)) for image in args.images]
-    queries += [
-        Query(str(stored.paths[p]), image_of(index, int(stored.index[p])), int(stored.fine[p])) for p in positions
-    ]
-    found = [search(embed(application, args.images), gallery, args.k)] if args.images else []
+    queries += [Query(str(stored.paths[p]), image_at(p), int(stored.fine[p])) for p in positions]
+    found = [index.search_features(index.model.embed(args.images), args.k, rerank)] if args.images else []
     if positions:
-        rows = torch.tensor(positions)
-        found.append(search(gallery[rows], gallery, args.k, exclude=rows))
-    cosine_Qk, ids_Qk = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        found.append(index.search_positions(positions, args.k, rerank))
+    cosine_Qk, ids_Qk = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
-    draw(queries, cosine_Qk, ids_Qk, stored, index, Path(args.out))
+    order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
+    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, Path(args.out))
     print(f"picture: {args.out}")
     return 0
 
@@ -88,22 +78,44 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default="neighbours.png", metavar="FILE.png", help="picture to write; default neighbours.png"
     )
+    expand = parser.add_argument_group("re-ranking", "Off by default; the cosine decides.")
+    expand.add_argument(
+        "--query_expansion", type=int, default=0, metavar="N", help="add the N nearest neighbours to each query"
+    )
+    expand.add_argument(
+        "--database_augmentation", type=int, default=0, metavar="N", help="add its N nearest neighbours to each image"
+    )
+    expand.add_argument(
+        "--alpha", type=float, default=3.0, help="weight of an added neighbour: its cosine to this power; default 3"
+    )
+    expand.add_argument(
+        "--k_reciprocal", action="store_true", help="k-reciprocal encoding (CVPR 2017); queries are neighbours too"
+    )
+    expand.add_argument("--k1", type=int, default=20, help="neighbours that may be k-reciprocal; default 20")
+    expand.add_argument("--k2", type=int, default=6, help="neighbours whose encodings are averaged; default 6")
+    expand.add_argument("--lam", type=float, default=0.3, help="weight of the original distance, 0 to 1; default 0.3")
     return parser
 
 
-def positions_of(rows: list[int], index: np.ndarray, folder: Path) -> list[int]:
-    """Positions of data-set rows among the embedded rows.
+def pictures_of(index, folder: Path) -> Callable[[int], np.ndarray]:
+    """Function from a position in the index to its image [H, W, 3] uint8.
 
-    Raises:
-        UserError: a row is not embedded.
+    The image is read from its path. Images that are in no file come from the data set of the run's configuration.
     """
-    place = {int(row): position for position, row in enumerate(index)}
-    missing = [row for row in rows if row not in place]
-    if missing:
-        raise UserError(
-            f"--row: {missing[0]} is not one of the {len(index)} embedded rows of {folder} (the first is {index[0]})."
-        )
-    return [place[row] for row in rows]
+    from fgssl.report.figures import image_of
+
+    if all(Path(path).is_file() for path in index.stored.paths[:1]):
+        return lambda position: read(str(index.stored.paths[position]))[0]
+    config = (folder.parent if (folder / "about.json").is_file() else folder) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{index.stored.paths[0]} is no file, and {config}, which names its data set, is missing.")
+
+    from fgssl.cli.compose import read_section
+    from fgssl.data.datamodule import DataModule
+    from fgssl.methods.base import build
+
+    rows = build(DataModule, read_section(str(config))["data"]).parts.index
+    return lambda position: image_of(rows, int(index.stored.index[position]))
 
 
 def read(path: str) -> tuple[np.ndarray, int]:
@@ -111,17 +123,6 @@ def read(path: str) -> tuple[np.ndarray, int]:
     from fgssl.data.images import read_image
 
     return np.asarray(read_image(path)), -1
-
-
-def embed(application, paths: list[str]):
-    """Features [Q, F] of image files, preprocessed like the embedded images."""
-    import torch
-
-    from fgssl.commands.restore import look
-
-    _, images = look(application.datamodule, paths)
-    with torch.no_grad():
-        return application.model.embed(images)
 
 
 def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:
@@ -144,9 +145,11 @@ def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray,
     console.print(table)
 
 
-def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, index, path: Path) -> None:
+def draw(
+    queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, image_at, order: str, path: Path
+) -> None:
     """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown)."""
-    from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, image_of, picture_rows
+    from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, picture_rows
 
     names = stored.about["fine_names"]
     lines = []
@@ -156,8 +159,8 @@ def draw(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored
             label = int(stored.fine[found])
             colour = UNKNOWN if query.label < 0 else RIGHT if label == query.label else WRONG
             name = f"{names[label]}\n{cosine:.2f}" if label >= 0 else f"{cosine:.2f}"
-            line.append((image_of(index, int(stored.index[found])), name, colour))
+            line.append((image_at(int(found)), name, colour))
         lines.append(line)
     known = any(query.label >= 0 for query in queries)
     reading = " (green: same class, red: another class, grey: unknown class)" if known else ""
-    picture_rows(lines, f"query, then its nearest neighbours by cosine similarity{reading}", path)
+    picture_rows(lines, f"query, then its nearest neighbours {order}{reading}", path)

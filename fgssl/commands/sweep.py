@@ -1,7 +1,7 @@
-"""``fgssl sweep``: fit over a grid of options on this machine. Reads W&B sweep files (``wandb sweep FILE``).
+"""``fgssl sweep``: fit over a grid of options. Reads W&B sweep files (``wandb sweep FILE``).
 
 Each cell of the grid is a run of ``fgssl fit`` in ``<runs>/<sweep>/<cell>/``. Finished cells are skipped, interrupted
-ones resume from their last checkpoint.
+ones resume from their last checkpoint. With ``--cell N`` one cell is run, as a job of any scheduler.
 """
 
 import argparse
@@ -14,15 +14,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.compose import read_yaml
+from fgssl.cli.shipped import find
 from fgssl.errors import UserError
+from fgssl.run import GOING_ON, write_json
 
+LINES = 8  # of a failed cell's log, shown at the end
 SEED = "seed_everything"  # not an axis of the heat map, which shows means over seeds
 
 
@@ -34,7 +37,8 @@ class Sweep:
         name: name of the sweep file.
         fit: arguments of ``fgssl fit`` for all cells.
         axes: varied options and their values.
-        metric: metric of the heat map.
+        metric: metric of table and heat map. A validation metric (``val/...``) marks the best cell. Any other is
+            of the test part, which chooses nothing: the cells are shown as a paper's table shows them.
     """
 
     name: str
@@ -50,19 +54,26 @@ class Sweep:
 def main(argv: list[str]) -> int:
     """Run ``fgssl sweep <argv>``."""
     args, flags = _parser().parse_known_args(argv)
-    sweep = read_sweep(Path(args.file))
+    sweep = read_sweep(find(args.file))
+    if args.metric:
+        sweep = replace(sweep, metric=args.metric)
     folder = Path(args.runs) / (args.name or f"sweep_{sweep.name}")
     commands = {name_of(cell): command(sweep, folder, cell, flags) for cell in sweep.cells()}
+    if args.cell is not None:
+        return run_one(commands, folder, args)
     done = {name for name, flags in commands.items() if is_finished(folder / name, flags)}
     print(f"{len(commands)} cells in {folder}, {len(done)} already finished.")
     if args.dry_run:
-        for name, arguments in commands.items():
-            print(f"{'finished' if name in done else 'to run'}: fgssl {shlex.join(arguments)}")
+        for number, (name, arguments) in enumerate(commands.items()):
+            print(f"cell {number}, {'finished' if name in done else 'to run'}: fgssl {shlex.join(arguments)}")
         return 0
     failed = run_cells({name: flags for name, flags in commands.items() if name not in done}, folder, args.devices)
     report(sweep, folder)
     for name in failed:
-        print(f"failed: {name}; see {folder / 'logs' / f'{name}.txt'}", file=sys.stderr)
+        log = folder / "logs" / f"{name}.txt"
+        print(f"failed: {name}; the last lines of {log}:", file=sys.stderr)
+        for line in last_lines(log):
+            print(f"    {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -73,14 +84,27 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit. W&B runs the same file: "
         "wandb sweep FILE, then wandb agent.",
     )
-    parser.add_argument("file", help="W&B sweep file with method grid, such as experiments/sweeps/maskcon_digits.yaml")
+    parser.add_argument("file", help="W&B sweep file with method grid, or a name of ours such as sweeps/maskcon_digits")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs; default runs")
     parser.add_argument("--name", help="name of the folder of the sweep in --runs; default sweep_<file>")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="metric of table and heat map, such as val/recall@1 or map; default: that of the file, else recall@1 of "
+        "the test part",
+    )
     parser.add_argument(
         "--devices",
         nargs="+",
         metavar="GPU",
         help="GPUs that run one cell each in parallel; default: one cell at a time",
+    )
+    parser.add_argument(
+        "--cell",
+        type=int,
+        metavar="N",
+        help="run only this cell, from 0, as --dry_run numbers them; its output is not redirected. For job arrays: see "
+        "experiments/cluster/sweep.sbatch",
     )
     parser.add_argument(
         "--dry_run",
@@ -150,6 +174,27 @@ def is_finished(run: Path, arguments: Sequence[str]) -> bool:
     return results.get("status") == "finished"
 
 
+def run_one(commands: Mapping[str, list[str]], folder: Path, args: argparse.Namespace) -> int:
+    """Run cell ``args.cell``, in place of this process: it receives the scheduler's signals and has its exit status.
+
+    Cells that run at the same time on any machines share no file but the data cache, which is locked while it is built.
+
+    Raises:
+        UserError: there is no such cell, or it was started with other options, or ``args.devices`` is set.
+    """
+    if args.devices:
+        raise UserError("--cell and --devices exclude each other: a job runs its cell on the GPUs that it is given.")
+    if not 0 <= args.cell < len(commands):
+        raise UserError(f"--cell {args.cell}: {args.file} has {len(commands)} cells, 0 to {len(commands) - 1}.")
+    name = list(commands)[args.cell]
+    arguments, finished = commands[name], is_finished(folder / name, commands[name])
+    state = "finished" if finished else "to run"
+    print(f"cell {args.cell} of {len(commands)}, {state}: fgssl {shlex.join(arguments)}", flush=True)
+    if finished or args.dry_run:
+        return 0
+    os.execv(sys.executable, [sys.executable, "-m", "fgssl", *arguments])
+
+
 def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[str] | None) -> list[str]:
     """Run the cells, one at a time or one per GPU; returns the names of those that failed."""
     places: Sequence[str | None] = devices or [None]
@@ -167,11 +212,18 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
             free.put(device)
         if status:
             failed.append(name)
+            note_death(folder / name / "results.json", status)
         said = f"failed with status {status}" if status else "finished"
         print(f"[{number}/{len(commands)}] {name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
 
-    with ThreadPoolExecutor(len(places)) as pool:
+    pool = ThreadPoolExecutor(len(places))
+    try:
         list(pool.map(run, enumerate(commands, 1)))
+    except KeyboardInterrupt:  # the running cells receive it too, and write their checkpoints
+        print("Ctrl-C: no further cell is started. The same command goes on with the sweep.", flush=True)
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     return failed
 
 
@@ -184,6 +236,19 @@ def run_cell(arguments: Sequence[str], log: Path, device: str | None) -> int:
     return done.returncode
 
 
+def last_lines(log: Path, count: int = LINES) -> list[str]:
+    """The last lines of a log that are not empty."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def note_death(results: Path, exit_status: int) -> None:
+    """Write the status ``failed`` for a process that ended without doing so itself, such as by an abort."""
+    content = json.loads(results.read_text()) if results.is_file() else {}
+    if content.get("status") in GOING_ON:
+        write_json(results, content | {"status": "failed", "error": f"the process ended with status {exit_status}"})
+
+
 def report(sweep: Sweep, folder: Path) -> None:
     """Print the table of the finished cells and draw their heat map."""
     from fgssl.report.compare import compare
@@ -192,7 +257,8 @@ def report(sweep: Sweep, folder: Path) -> None:
 
     runs, faults = read_runs([str(folder)])
     metric = sweep.metric.removeprefix("test/")
-    tables, notes = compare(runs, [metric])
+    chosen_by_validation = metric.startswith("val/")
+    tables, notes = compare(runs, [metric, metric.removeprefix("val/")] if chosen_by_validation else [metric])
     write(tables, "table", notes + [f"left out: {fault}" for fault in faults])
 
     axes = {option: values for option, values in sweep.axes.items() if len(values) > 1 and option != SEED}
@@ -207,7 +273,8 @@ def report(sweep: Sweep, folder: Path) -> None:
     names = list(axes) if len(axes) == 2 else ["", *axes]
     rows, columns = (axes[name] if name else [""] for name in names)
     values = cell_means(sweep, {run.folder.name: run.metric(metric) for run in runs}, names, rows, columns)
-    figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, f"{folder.name}: mean over seeds")
+    title = f"{folder.name}: mean over seeds"
+    figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, title, mark_best=chosen_by_validation)
     figure.savefig(folder / "heatmap.png")
     print(f"picture: {folder / 'heatmap.png'}")
 

@@ -58,7 +58,8 @@ class AnnotatedData(DataModule):
         batch_size: images in a training batch over all processes; each process takes an equal share. An optimiser step
             sees ``batch_size`` x ``trainer.accumulate_grad_batches`` images.
         eval_batch_size: images in an evaluation batch of one process; null: a process's share of ``batch_size``.
-        num_workers: loader processes of each training process; 0 reads in the training process itself.
+        num_workers: loader processes of each training process; 0 reads in the training process itself. ``auto``: the
+            cores that the job may use on this machine, divided by its training processes.
         prefetch: batches that each loader process reads ahead.
         on_error: ``error`` stops the run at an unreadable image and names its path; ``skip`` takes the next row instead
             and reports it at the end of the epoch.
@@ -78,7 +79,7 @@ class AnnotatedData(DataModule):
         flip: float = 0.5,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = 4,
         prefetch: int = 2,
         on_error: Literal["error", "skip"] = "error",
         mean: Channels | None = None,

@@ -1,17 +1,20 @@
 """Photometric augmentation of whole batches on their device, outside the loader.
 
-Each image has its own parameters, drawn on the CPU from (seed, draw, view). On one CPU core at 224 px the blur takes
-0.8 ms per image (two 1-D passes), PIL's 1.1 to 2.1 ms and torchvision's dense 23 x 23 kernel 10 ms or more.
+Each image has its own parameters, drawn on the CPU from (seed, draw, view). Views of one size are augmented together:
+ten crops of two sizes are two calls. On one CPU core at 224 px the blur takes 0.5 ms per image (two 1-D passes), PIL's
+1.1 to 2.1 ms and torchvision's dense 23 x 23 kernel 10 ms or more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fgssl.data.batch import empty_images
 from fgssl.data.draws import uniform
 
 Channels = tuple[float, float, float]  # values of red, green and blue
@@ -21,6 +24,7 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
 DISTORTION = 0.5  # of the random perspective: corners move by up to a quarter of the side
 SIGMA = (0.1, 2.0)  # range of the blur in pixels (MoCo v2, DINO, MaskCon)
 BLUR_RADIUS = 6  # three times the largest sigma; the truncated weights sum to less than 0.3 %
+SMALLEST_WEIGHT = 1e-7  # taps of the blur that are lighter for every image of a chunk are left out
 THRESHOLD = 128 / 255  # of solarisation
 CPU_CHUNK = 224 * 224  # pixels processed at a time on the CPU: 600 kB of float32 fit into a core's cache
 
@@ -57,63 +61,103 @@ class Photometric:
 
 @torch.no_grad()
 def augment(
-    images: Tensor,
-    photometric: Photometric,
+    views: Sequence[Tensor],
+    photometrics: Sequence[Photometric],
     *,
     seed: int,
     draws: np.ndarray,
-    stream: int,
+    streams: Sequence[int],
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
-) -> Tensor:
-    """Augment and normalise a batch of crops.
+) -> list[Tensor]:
+    """Augment and normalise the views of a batch.
+
+    Views of one size are augmented together on a GPU, where each call costs the launches of its kernels. On the CPU, a
+    few images are processed at a time, so that they stay in the core's cache.
 
     Args:
-        images: [B, 3, H, W] uint8.
-        photometric: changes and their probabilities.
+        views: V views, each [B, 3, H, W] uint8; sizes may differ.
+        photometrics: changes of each view and their probabilities.
         seed: seed of the run.
         draws: [B] int64 serial numbers of the samples.
-        stream: number of the random stream, see ``draws.uniform``.
+        streams: number of the random stream of each view, see ``draws.uniform``.
         mean: channel means, 0 to 1.
         std: channel standard deviations.
 
     Returns:
-        [B, 3, H, W] float32.
+        V views, each [B, 3, H, W] float32.
     """
-    height, width = images.shape[-2:]
+    results: dict[int, Tensor] = {}
+    for numbers in _together(views):
+        height, width = views[numbers[0]].shape[-2:]
+        images = torch.cat([views[n] for n in numbers]) if len(numbers) > 1 else views[numbers[0]]
+        drawn = [draw(photometrics[n], seed, draws, streams[n], width, height) for n in numbers]
+        chosen, parameters = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        result = _augment(images, chosen, parameters, mean, std)
+        results.update(zip(numbers, result.split(len(draws)), strict=True))
+    return [results[number] for number in range(len(views))]
+
+
+def _together(views: Sequence[Tensor]) -> list[list[int]]:
+    """Numbers of the views that are augmented in one call."""
+    return [[number] for number in range(len(views))] if views[0].device.type == "cpu" else _by_size(views)
+
+
+def _by_size(views: Sequence[Tensor]) -> list[list[int]]:
+    sizes = [view.shape for view in views]
+    return [[number for number, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
+
+
+def draw(
+    photometric: Photometric, seed: int, draws: np.ndarray, stream: int, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw which changes are made to B images, and their parameters.
+
+    Returns:
+        [B, 5] bool: perspective, jitter, grey, blur, solarise. [B, 22] float32: the parameters of the first (9), the
+        second (6) and the fourth (7).
+    """
     numbers = uniform(seed, draws, stream, 19)
     chance, amount, corners, half = numbers[:, :5], numbers[:, 5:10], numbers[:, 10:18], numbers[:, 18]
     p = photometric
     probabilities = np.tile([p.perspective, p.jitter, p.grey, p.blur, p.solarise], (len(numbers), 1))
     if p.other_half is not None:
         probabilities[half < 0.5, 3:] = p.other_half
-    chosen = chance < probabilities
+    matrices = np.zeros((len(numbers), 3, 3))
+    if p.perspective:
+        matrices = of_grid(homographies(corners, width, height), width, height)
     factors = (2 * amount[:, :4] - 1) * [p.brightness, p.contrast, p.saturation, p.hue] + [1, 1, 1, 0]
-    sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * amount[:, 4]
-    parameters = [
-        torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
-        for values in (homographies(corners, width, height), factors, sigma)
-    ]
-    result = torch.empty(images.shape, device=images.device)
-    chunk = max(1, CPU_CHUNK // (height * width)) if images.device.type == "cpu" else len(images)
+    weights = blur_weights(SIGMA[0] + (SIGMA[1] - SIGMA[0]) * amount[:, 4], min(width, height))
+    parameters = [matrices.reshape(-1, 9), of_colours(factors), weights]
+    return chance < probabilities, np.concatenate(parameters, axis=1, dtype=np.float32)
+
+
+def _augment(images: Tensor, chosen: np.ndarray, parameters: np.ndarray, mean: Channels, std: Channels) -> Tensor:
+    """``images`` [N, 3, H, W] uint8, changed and normalised."""
+    on_cpu, pixels = images.device.type == "cpu", images.shape[2] * images.shape[3]
+    chunk = max(1, CPU_CHUNK // pixels) if on_cpu else len(images)
+    options: Any = {"dtype": torch.float32, "device": images.device}
+    result = empty_images(images.shape, np.float32) if on_cpu else torch.empty(images.shape, **options)
+    on_device = torch.from_numpy(parameters).to(images.device, non_blocking=True)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
-        changed = _augment(images[part], chosen[part], *(values[part] for values in parameters))
-        result[part] = normalise(changed, mean, std)
+        x = images[part].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        taps = taps_needed(parameters[part, -BLUR_RADIUS - 1 :])
+        normalise(_change(x, chosen[part], on_device[part], taps), mean, std, out=result[part])
     return result
 
 
-def _augment(images: Tensor, chosen: np.ndarray, matrices: Tensor, factors: Tensor, sigma: Tensor) -> Tensor:
-    warped, jittered, greyed, blurred, solarised = (np.flatnonzero(column) for column in chosen.T)
-    x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    x = _change(x, warped, perspective, matrices)
-    x = _change(x, jittered, jitter, factors)
-    x = _change(x, greyed, grey)
-    x = _change(x, blurred, gaussian_blur, sigma)
-    return _change(x, solarised, solarise)
+def _change(x: Tensor, chosen: np.ndarray, parameters: Tensor, taps: int) -> Tensor:
+    matrices, colours, weights = parameters.split((9, 6, 7), dim=1)
+    changes: list[tuple[Any, ...]] = [
+        (perspective, matrices), (jitter, colours), (grey,), (gaussian_blur, weights[:, :taps]), (solarise,)
+    ]  # fmt: skip
+    for column, (change, *own) in zip(chosen.T, changes, strict=True):
+        x = _change_rows(x, np.flatnonzero(column), change, *own)
+    return x
 
 
-def _change(x: Tensor, rows: np.ndarray, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+def _change_rows(x: Tensor, rows: np.ndarray, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """Replace the images ``rows`` of ``x`` by ``change(images, *parameters)``."""
     if len(rows) == 0:
         return x
@@ -125,14 +169,21 @@ def _change(x: Tensor, rows: np.ndarray, change: Callable[..., Tensor], *paramet
     return x
 
 
-def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """Subtract the mean and divide by the standard deviation of each channel, in place ([B, 3, H, W] in 0 .. 1)."""
-    for channel_BHW, m, s in zip(images.unbind(1), mean, std, strict=True):
-        channel_BHW.sub_(m).div_(s)
-    return images
+def normalise(images: Tensor, mean: Channels, std: Channels, out: Tensor | None = None) -> Tensor:
+    """Subtract the mean of each channel and divide by its standard deviation.
+
+    Args:
+        images: [B, 3, H, W] float in 0 to 1.
+        mean: channel means, 0 to 1.
+        std: channel standard deviations.
+        out: tensor for the result; None: a new one.
+    """
+    mean_311, std_311 = torch.tensor([mean, std]).to(images, non_blocking=True).view(2, 3, 1, 1)
+    return torch.sub(images, mean_311, out=out).div_(std_311)
 
 
-# ---- changes: [n, 3, H, W] float32 in 0 to 1 and one parameter per image -> the same shape --------------------------
+# ---- changes: [n, 3, H, W] float32 in 0 to 1 and parameters [n, ...] of each image -> the same shape ----------------
+# Parameters are worked out in float64 on the CPU; on a GPU each small product of them would be a kernel.
 
 
 def homographies(corners: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -166,26 +217,47 @@ def solve_homographies(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.concatenate([solution, np.ones((len(solution), 1))], axis=1).reshape(-1, 3, 3)
 
 
+def of_grid(matrices: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Factors of column, row and 1 (counted from 0) in a position of the source, of -1 to 1 as in ``grid_sample``.
+
+    Args:
+        matrices: [n, 3, 3] from pixels of the result to pixels of the source; the middle of the first pixel is 0.5.
+        width: width of the images, px.
+        height: height of the images, px.
+
+    Returns:
+        [n, 3, 3] the same for x and y, which remain to be divided by the third row's plane.
+    """
+    middle = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    spread = np.array([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])
+    return spread @ matrices @ middle
+
+
 def perspective(x: Tensor, matrices: Tensor) -> Tensor:
-    """Warp by [n, 3, 3] matrices from pixels of the result to pixels of the source; bilinear, black outside."""
-    n, _, height, width = x.shape
-    u, v, depth = matrices.unbind(1)  # [n, 3] factors of x, y and 1
-    u, v = u * (2 / width) - depth, v * (2 / height) - depth  # pixels to -1 .. 1, as grid_sample wants them
-    column = torch.arange(width, device=x.device) + 0.5
-    row = torch.arange(height, device=x.device)[:, None] + 0.5
-
-    def plane(factors_n3: Tensor) -> Tensor:
-        a, b, c = factors_n3.view(-1, 3, 1, 1).unbind(1)
-        return (b * row + c) + a * column  # [n, H, W]
-
-    depth = plane(depth)
-    grid = x.new_empty(n, height, width, 2)
-    torch.div(plane(u), depth, out=grid[..., 0])
-    torch.div(plane(v), depth, out=grid[..., 1])
-    return F.grid_sample(x, grid, align_corners=False)
+    """Warp by the matrices of ``of_grid``, [n, 3, 3] or [n, 9]; bilinear, black outside."""
+    height, width = x.shape[2:]
+    a_n311, b_n311, c_n311 = matrices.view(-1, 3, 3, 1, 1).unbind(2)
+    row_H1, column_W = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
+    planes_n3HW = (a_n311 * column_W + c_n311) + b_n311 * row_H1
+    grid_n2HW = planes_n3HW[:, :2] / planes_n3HW[:, 2:]
+    return F.grid_sample(x, grid_n2HW.permute(0, 2, 3, 1), align_corners=False)
 
 
-def jitter(x: Tensor, factors: Tensor) -> Tensor:
+def of_colours(factors: np.ndarray) -> np.ndarray:
+    """Parameters of ``jitter``.
+
+    Args:
+        factors: [n, 4] brightness b, contrast c and saturation s; hue shift in turns.
+
+    Returns:
+        [n, 6] factors of pixel, grey value and mean grey value; hue shift less the hue of red, green and blue.
+    """
+    b, c, s, turns = factors.T
+    shifts = turns[:, None] - np.array([0, 1, 2]) / 3
+    return np.stack([b * c * s, b * c * (1 - s), b * (1 - c), *(shifts - np.round(shifts)).T], axis=1)
+
+
+def jitter(x: Tensor, colours: Tensor) -> Tensor:
     """Brightness, contrast and saturation in one linear map, then hue.
 
     torchvision applies the four in random order and clips after each. Without clipping the first three commute, so that
@@ -193,32 +265,35 @@ def jitter(x: Tensor, factors: Tensor) -> Tensor:
 
     Args:
         x: [n, 3, H, W].
-        factors: [n, 4] brightness, contrast and saturation factors, hue shift in turns.
+        colours: [n, 6] from ``of_colours``.
     """
-    b, c, s, hue = factors.view(-1, 4, 1, 1, 1).unbind(1)  # [n, 1, 1, 1] each
+    of_pixel, of_grey, of_mean = colours[:, :3].reshape(-1, 3, 1, 1, 1).unbind(1)  # [n, 1, 1, 1] each
     grey_n1HW = luma(x)
-    mean_n111 = grey_n1HW.mean(dim=(2, 3), keepdim=True)
-    x = (x * (b * c * s)).add_(grey_n1HW.mul_(b * c * (1 - s)).add_(b * (1 - c) * mean_n111)).clamp_(0, 1)
-    return shift_hue(x, hue[:, 0])
+    mean_n111 = grey_n1HW.mean(dim=(2, 3), keepdim=True).mul_(of_mean)
+    x = torch.addcmul(grey_n1HW.mul_(of_grey).add_(mean_n111), x, of_pixel).clamp_(0, 1)
+    return shift_hue(x, colours[:, 3:])
 
 
-def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Shift the hue (of HSV) by ``turns`` [n, 1, 1] in -0.5 to 0.5; each pixel keeps its largest and smallest channel.
+def shift_hue(x: Tensor, shifts: Tensor) -> Tensor:
+    """Shift the hue (of HSV); each pixel keeps its largest and smallest channel.
 
-    With red at 0, green at 2 and blue at 4 sixths of the colour circle, the stretched value of a channel is 1 up to one
-    sixth from its colour and falls to 0 at two sixths. The distance of a hue from red is therefore (1 - R) + G + B of
-    the stretched pixel, towards green or blue. No masks are used: on the CPU one costs four times a sum.
+    A channel has the largest value up to one sixth of the colour circle from its colour, and the smallest from two
+    sixths on; between them it falls linearly. The distance of a hue from red is therefore one sixth of (1 - R) + G + B
+    of the pixel stretched to 0 .. 1, towards green or blue. No masks are used: on the CPU one costs four times a sum.
+
+    Args:
+        x: [n, 3, H, W].
+        shifts: [n, 3] shift less the hue of red, green and blue, in turns of -0.5 to 0.5.
     """
     r, g, b = x.unbind(1)  # [n, H, W] each
     top, bottom = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     spread = top - bottom
-    distance = (g + b).sub_(r).add_(top).sub_(bottom, alpha=2).div_(spread.add(1e-12))  # 0 .. 3 sixths from red
-    hue = torch.copysign(distance, g - b).div_(6).add_(turns + 1).frac_().mul_(6)  # 0 .. 6
-    shares = (hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()
-    result = torch.empty_like(x)
-    for channel, share in zip(result.unbind(1), shares, strict=True):
-        torch.addcmul(bottom, share.clamp_(0, 1), spread, out=channel)
-    return result
+    slope = spread * 6  # of a channel, per turn
+    distance = (g + b).sub_(r).add_(top).sub_(bottom, alpha=2).div_(slope.add(1e-12))  # 0 .. 1/2 turn from red
+    hue = torch.copysign(distance, g - b)
+    apart_n3HW = hue[:, None] + shifts[:, :, None, None]  # turns from the three colours
+    apart_n3HW = apart_n3HW.sub_(apart_n3HW.round()).abs_().clamp_(1 / 6, 1 / 3)
+    return torch.addcmul(top.add_(spread)[:, None], slope[:, None], apart_n3HW, value=-1)
 
 
 def luma(x: Tensor) -> Tensor:
@@ -227,18 +302,30 @@ def luma(x: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Grey images with three equal channels in separate memory, since ``normalise`` changes them in place."""
+    """Grey images with three equal channels in separate memory, since later changes write into it."""
     return luma(x).repeat(1, 3, 1, 1)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with ``sigma`` [n] px: 13 taps along columns, then along rows; mirrored borders."""
-    radius = min(BLUR_RADIUS, x.shape[2] - 1, x.shape[3] - 1)
-    taps = torch.arange(radius + 1, device=x.device)
-    half_n7 = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)  # from the middle tap outwards
-    half_n7 = half_n7 / (2 * half_n7.sum(1, keepdim=True) - 1)
+def blur_weights(sigma: np.ndarray, side: int) -> np.ndarray:
+    """[n, BLUR_RADIUS + 1] weights of a Gaussian with ``sigma`` [n] px, from the middle tap outwards.
+
+    The whole kernel, with both sides, sums to 1. Where the shorter ``side`` of the images, px, has no place for the
+    outer taps, they are 0.
+    """
+    taps = np.arange(BLUR_RADIUS + 1)
+    half = np.exp(-0.5 * (taps / sigma[:, None]) ** 2) * (taps < side)
+    return half / (2 * half.sum(axis=1, keepdims=True) - 1)
+
+
+def taps_needed(weights: np.ndarray) -> int:
+    """Number of taps, from the middle one on, that are not negligible in all of the kernels [n, taps]."""
+    return int(np.flatnonzero((weights > SMALLEST_WEIGHT).any(axis=0))[-1]) + 1
+
+
+def gaussian_blur(x: Tensor, weights: Tensor) -> Tensor:
+    """Gaussian blur by ``weights`` [n, taps] from the middle tap outwards, along columns and rows; mirrored borders."""
     for dim in (2, 3):
-        x = _blur_along(x, dim, half_n7)
+        x = _blur_along(x, dim, weights)
     return x
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,3 +32,12 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type in ("cpu", "mps"):
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def empty_images(shape: tuple[int, ...], dtype: type[np.generic]) -> Tensor:
+    """Uninitialised tensor on the CPU for the images of a batch.
+
+    Its memory comes from NumPy, which asks Linux for pages of 2 MB. With torch's pages of 4 kB, the first write to two
+    views of 224 px takes 0.4 ms an image, a quarter of their augmentation.
+    """
+    return torch.from_numpy(np.empty(shape, dtype))

@@ -1,12 +1,14 @@
 """List of the data sets, and check of a copy on disk."""
 
+import hashlib
 import os
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -14,12 +16,29 @@ from rich.table import Table
 from fgssl.data.datasets import ALL, DataSet
 from fgssl.data.datasets.ade20k import MaskIndex
 from fgssl.data.datasets.base import Published
-from fgssl.data.images import read_image
+from fgssl.data.images import read_row
 from fgssl.data.index import Index, rows_hash
 from fgssl.data.sheet import write_sheet
 from fgssl.errors import UserError
 
 SHOWN = 20  # unreadable images that are named; the rest are counted
+THUMBNAIL = 16  # px
+
+
+class Seen(NamedTuple):
+    """What was seen of the N images of a data set.
+
+    Attributes:
+        index: the data set.
+        faults: messages on the images that cannot be used.
+        digests: hash of the pixels of each image; empty for an unreadable one.
+        thumbnails_NT: [N, T] uint8 grey thumbnails.
+    """
+
+    index: Index  # type: ignore[assignment]  # hides tuple.index
+    faults: list[str]
+    digests: list[bytes]
+    thumbnails_NT: np.ndarray
 
 
 def list_table() -> Table:
@@ -45,7 +64,7 @@ def _counts(published: Published | None) -> str:
     return "\n".join(lines + ([f"{published.coarse} coarse"] if published.coarse else []))
 
 
-def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
+def check(dataset: DataSet, console: Console, sheet: str | None = None) -> Seen:
     """Read the label files of a data set, decode every image and print a summary.
 
     Args:
@@ -54,7 +73,7 @@ def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
         sheet: PNG file for a sheet of sample images, or None.
 
     Returns:
-        True if all images can be read.
+        Faults, hashes and thumbnails of the images.
 
     Raises:
         UserError: the label files are missing or contradict each other.
@@ -70,7 +89,8 @@ def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
     if sizes := sizes_line(index):
         console.print(sizes, soft_wrap=True)
 
-    faults = list(image_faults(index, console))
+    seen = look(index, console)
+    faults = seen.faults
     for fault in faults[:SHOWN]:
         console.print(f"fault: {fault}", soft_wrap=True)
     if len(faults) > SHOWN:
@@ -81,7 +101,7 @@ def check(dataset: DataSet, console: Console, sheet: str | None = None) -> bool:
     console.print(
         f"{len(faults):,} of {len(index):,} images missing or unreadable" if faults else "all images readable"
     )
-    return not faults
+    return seen
 
 
 def balance_table(index: Index) -> Table:
@@ -126,25 +146,25 @@ def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:
     return np.bincount(labels[labels >= 0], minlength=len(index.fine_names))
 
 
-def image_faults(index: Index, console: Console) -> Iterator[str]:
-    """Decode every image file and mask on all cores; yield a message for each that cannot be used."""
-    if index.pixels is not None:
-        return
+def look(index: Index, console: Console) -> Seen:
+    """Decode every image and mask on all cores."""
     with ThreadPool(os.cpu_count()) as pool:  # threads suffice: the decoder releases the GIL
-        faults = pool.imap(partial(_fault_of, index), range(len(index)), chunksize=16)
-        for fault in track(faults, "reading images", total=len(index), console=console):
-            if fault:
-                yield fault
+        found = pool.imap(partial(_look_at, index), range(len(index)), chunksize=16)
+        looks = list(track(found, "reading images", total=len(index), console=console))
+    thumbnails_NT = np.stack([thumbnail for _, _, thumbnail in looks])
+    return Seen(index, [fault for fault, _, _ in looks if fault], [digest for _, digest, _ in looks], thumbnails_NT)
 
 
-def _fault_of(index: Index, row: int) -> str | None:
+def _look_at(index: Index, row: int) -> tuple[str | None, bytes, np.ndarray]:
+    """Fault of an image, hash of its pixels, and thumbnail [T]."""
     try:
         if isinstance(index, MaskIndex):
             from fgssl.data.segmentation import read_pair  # torch takes seconds to import
 
             read_pair(index, row)
-        else:
-            read_image(index.paths[row])
+        image = read_row(index, row)
     except UserError as error:
-        return str(error)
-    return None
+        return str(error), b"", np.zeros(THUMBNAIL**2, dtype=np.uint8)
+    digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode(), digest_size=16).digest()
+    small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).convert("L")
+    return None, digest, np.asarray(small).reshape(-1)

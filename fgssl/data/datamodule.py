@@ -4,25 +4,31 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fgssl.data.augment import Channels, augment, normalise
-from fgssl.data.batch import Batch
+from fgssl.data.batch import Batch, empty_images
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
-from fgssl.data.images import open_image
+from fgssl.data.images import open_row
 from fgssl.data.index import Index
-from fgssl.data.normalisation import normalisation
+from fgssl.data.normalisation import Trained, normalisation
+from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
-from fgssl.data.views import EvalView, PairViews, Views, decode
+from fgssl.data.views import EvalView, PairViews, Views
+from fgssl.data.workers import workers_of_process
+from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
 SLOTS = 2**15  # the row that each worker process reads is kept at its process number modulo SLOTS
@@ -68,7 +74,7 @@ class Images(Dataset):
         """
         positions, draws = pairs.T
         numbers = self.views.numbers(self.seed, draws)
-        batch = [torch.empty(len(pairs), 3, c.size, c.size, dtype=torch.uint8) for c in self.views.crops]
+        batch = [empty_images((len(pairs), 3, c.size, c.size), np.uint8) for c in self.views.crops]
         rows = np.empty_like(positions)
         for i, position in enumerate(positions):
             try:
@@ -96,12 +102,10 @@ class Images(Dataset):
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
         image_3HW = self._decoded(row)
-        if image_3HW is not None:
-            boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
-        else:
-            with open_image(self.index.paths[row]) as file:
-                boxes = self.views.boxes(file.size, numbers)
-                image_3HW, boxes = decode(file, boxes, self.views.crops)
+        if image_3HW is None:
+            with open_row(self.index, row) as file:
+                return self.views.read(file, numbers)
+        boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
         return self.views.cut(image_3HW, boxes, numbers)
 
     def _decoded(self, row: int) -> Tensor | None:
@@ -115,12 +119,16 @@ class Loader:
     """DataLoader whose items are whole batches; raises the UserError that a worker process returns.
 
     No subclass of DataLoader: with several processes, and to predict, Lightning replaces the sampler of those.
+
+    Attributes:
+        waited: seconds that ``next`` has taken since the loader was made, over all passes.
     """
 
     def __init__(self, dataset: Images, sampler: Sampler, **options: Any):
         self.dataset = dataset
         self.sampler, self.batch_sampler = sampler, None  # Lightning reads both, and sets the sampler's epoch
-        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_sigterm, **options)
+        self.loader = DataLoader(dataset, sampler=sampler, batch_size=None, worker_init_fn=_outlive_signals, **options)
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -136,7 +144,16 @@ class Loader:
 
     def __iter__(self):
         batches = iter(self.loader)  # here, so that the worker processes start before the first batch is asked for
-        return (_raised(batch) for batch in batches)
+        return self._pass(batches)
+
+    def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield _raised(batch)
 
 
 def _raised(batch: Batch | UserError) -> Batch:
@@ -145,11 +162,13 @@ def _raised(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Let SIGTERM end a worker process only when its parent sends it.
+def _outlive_signals(worker: int) -> None:
+    """Let SIGTERM end a worker process only when its parent sends it, and let Ctrl-C not end it.
 
-    A cluster sends SIGTERM to all processes of a job, and the workers are needed until the checkpoint is written.
+    A cluster sends SIGTERM to all processes of a job, a terminal sends SIGINT, and the workers are needed until the
+    checkpoint is written.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -181,7 +200,8 @@ class DataModule(LightningDataModule):
         images_per_class: images of each class in a class-balanced batch (OBD-SD: 2); null: shuffle the images.
         replacement: draw the classes of a class-balanced batch and their images with replacement (OBD-SD's released
             code); false: without.
-        num_workers: loader processes of each training process; 0 reads in the training process itself.
+        num_workers: loader processes of each training process; 0 reads in the training process itself. ``auto``: the
+            cores that the job may use on this machine, divided by its training processes.
         prefetch: batches that each loader process reads ahead.
         cache: folder of a cache of decoded images, 0.2 MB per image, which is built at the first use and read in
             training; null: read the files. Evaluation always reads the files.
@@ -209,7 +229,7 @@ class DataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         images_per_class: int | None = None,
         replacement: bool = False,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = 4,
         prefetch: int = 2,
         cache: str | None = None,
         cache_side: int = SIDE,
@@ -223,13 +243,15 @@ class DataModule(LightningDataModule):
         at_least(1, batch_size=batch_size, eval_size=eval_size, prefetch=prefetch)
         optional = {"eval_batch_size": eval_batch_size, "images_per_class": images_per_class}
         at_least(1, **{name: value for name, value in optional.items() if value is not None})
-        at_least(0, num_workers=num_workers)
+        if num_workers != "auto":
+            at_least(0, num_workers=num_workers)
         self.dataset, self.protocol, self.views = dataset, protocol, views
         self.eval_view = EvalView(eval_size, eval_resize, eval_resample)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.images_per_class, self.replacement = images_per_class, replacement
         self.num_workers, self.prefetch, self.on_error = num_workers, prefetch, on_error
         self.cache, self.cache_side = cache, cache_side
+        self.given_normalisation = mean, std
         self.mean, self.std = normalisation(mean, std, trained=None)
         self.seed = seed
         self._parts: Parts | None = None
@@ -247,6 +269,29 @@ class DataModule(LightningDataModule):
     def num_coarse(self) -> int:
         """Number of coarse classes, 0 for none."""
         return self.dataset.num_coarse
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How evaluation turns an image into the network's input."""
+        view = self.eval_view
+        return Preprocessing(view.size, view.resize, view.resample, self.mean, self.std)
+
+    def use_normalisation(self, trained: Trained | None) -> None:
+        """Take the mean and deviation of a method's weights where neither was given to the constructor."""
+        self.mean, self.std = normalisation(*self.given_normalisation, trained)
+
+    def __str__(self) -> str:
+        rows = "not read yet"
+        if self._parts is not None:
+            parts = {"training": self._parts.train, "validation": self._parts.val, "test": self._parts.test}
+            rows = ", ".join(f"{len(rows):,} {name}" for name, rows in parts.items()) + " images"
+        return (
+            f"{type(self).__name__} of {self.dataset.name} ({self.protocol.split} split): {rows}; batches of "
+            f"{self.batch_size}, {len(self.views.crops)} views of {self.views.crops[0].size} px; evaluation at "
+            f"{self.eval_view.size} px"
+        )
+
+    __repr__ = __str__
 
     @property
     def parts(self) -> Parts:
@@ -299,6 +344,7 @@ class DataModule(LightningDataModule):
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()
+        wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
 
     def train_dataloader(self) -> Loader:
         """Training loader, starting at the position of a restored checkpoint."""
@@ -314,6 +360,8 @@ class DataModule(LightningDataModule):
         return self._eval_loader(self.parts.val) if self.has_validation else []
 
     def test_dataloader(self) -> Loader:
+        if len(self.parts.test) == 0:
+            rank_zero_info(f"No test metrics: {self.dataset.name} has no test images.")
         return self._eval_loader(self.parts.test)
 
     predict_dataloader = test_dataloader
@@ -339,8 +387,10 @@ class DataModule(LightningDataModule):
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
         images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
-        workers = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if self.num_workers else {}
-        return Loader(images, sampler, num_workers=self.num_workers, pin_memory=self._pins(), **workers)
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        workers = workers_of_process(processes) if self.num_workers == "auto" else self.num_workers
+        options = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if workers else {}
+        return Loader(images, sampler, num_workers=workers, pin_memory=self._pins(), **options)
 
     def _pins(self) -> bool:
         """Whether batches go to a device that copies pinned memory without waiting."""
@@ -352,7 +402,8 @@ class DataModule(LightningDataModule):
 
     def _open_cache(self) -> Cache | None:
         """The cache, built at the first call; None where there is none."""
-        if self.cache is None or self.parts.index.pixels is not None:
+        index = self.parts.index
+        if self.cache is None or index.pixels is not None or index.images is not None:
             return None
         largest = max(crop.size for crop in self.views.crops)
         if largest > self.cache_side:
@@ -396,17 +447,18 @@ class DataModule(LightningDataModule):
         if batch.views[0].is_floating_point():
             return batch
         self._report_skipped()
-        training = bool(batch.draw[0] >= 0)
-        views = [self._finish(view, number, batch.draw, training) for number, view in enumerate(batch.views)]
+        views = self._finish(batch)
         dtype = self.trainer.lightning_module.dtype if self.trainer is not None else torch.float32
         return batch._replace(views=[view.to(dtype) for view in views])  # 64-true and bf16-true ask for their own
 
-    def _finish(self, view: Tensor, number: int, draw: Tensor, training: bool) -> Tensor:
-        if not training:
-            return normalise(view.float().div_(255), self.mean, self.std)
-        photometric = self.views.crops[number].photometric
-        draws, stream = draw.cpu().numpy(), 2 * number + 1  # the even streams are those of Views.numbers
-        return augment(view, photometric, seed=self.seed, draws=draws, stream=stream, mean=self.mean, std=self.std)
+    def _finish(self, batch: Batch) -> list[Tensor]:
+        """Augmented, normalised views of a training batch; normalised ones of an evaluation batch."""
+        if batch.draw[0] < 0:
+            return [normalise(view.float().div_(255), self.mean, self.std) for view in batch.views]
+        photometrics = [crop.photometric for crop in self.views.crops]
+        streams = range(1, 2 * len(photometrics), 2)  # the even ones are those of Views.numbers
+        constants: Any = {"seed": self.seed, "mean": self.mean, "std": self.std}
+        return augment(batch.views, photometrics, draws=batch.draw.cpu().numpy(), streams=streams, **constants)
 
     def _report_skipped(self) -> None:
         """Warn at the end of an epoch of the images that could not be read."""

@@ -4,10 +4,12 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fgssl.data.index import Index
 from fgssl.errors import UserError
 
 
@@ -22,6 +24,55 @@ def read_image(path: str | Path) -> Image.Image:
     """
     with open_image(path) as image:
         return to_rgb(image)
+
+
+def read_row(index: Index, row: int) -> Image.Image:
+    """Image of a row of a data set, RGB with 8 bits per channel; from its file or from memory.
+
+    Raises:
+        UserError: as in ``read_image``.
+    """
+    with open_row(index, row) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def open_row(index: Index, row: int) -> Iterator[Image.Image]:
+    """Open the image of a row of a data set, of any mode.
+
+    Raises:
+        UserError: as in ``read_image``.
+    """
+    if index.images is not None:
+        yield image_of_item(index.images, row, index.paths[row])
+    elif index.pixels is not None:
+        yield Image.fromarray(index.pixels[row])
+    else:
+        with open_image(index.paths[row]) as image:
+            yield image
+
+
+def image_of_item(images: Any, row: int, name: str) -> Image.Image:
+    """Image of an item (image, label) of a torch Dataset.
+
+    Raises:
+        UserError: the image is neither a PIL image nor uint8 pixels.
+    """
+    try:
+        image = images[row][0]
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"unreadable image: {name} ({error})") from error
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:  # a tensor [3, H, W]
+        array = array.transpose(1, 2, 0)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise UserError(
+            f"{name}: {array.dtype} of shape {array.shape} is no image. The data set must give PIL images, or uint8 "
+            "pixels [H, W, 3] or [3, H, W]: leave out its transform, data.views does its work."
+        )
+    return Image.fromarray(array)
 
 
 @contextmanager

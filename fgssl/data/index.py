@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ class Index:
 
     Attributes:
         name: short name of the data set, as in ``fgssl data list``.
-        paths: [N] absolute image paths (str), or image names where ``pixels`` holds the images.
+        paths: [N] absolute image paths (str), or image names where ``pixels`` or ``images`` hold the images.
         fine: [N] int64 fine labels, positions in ``fine_names``; -1 for images without a label.
         fine_names: fine class names, in label order.
         split: [N] str, official part of each row: ``"train"``, ``"val"`` or ``"test"``.
@@ -22,6 +23,7 @@ class Index:
         coarse_names: coarse class names, in label order.
         boxes: [N, 4] float32 bounding boxes (x0, y0, x1, y1) in pixels of the stored image, or None.
         pixels: [N, H, W, 3] uint8 images held in memory (digits, CIFAR batches), or None for files.
+        images: sequence of N (image, label) items, such as a torch Dataset, that holds the images; or None for files.
         targets: [N, C] uint8 of several classes an image (VOC): 1 for present, 0 for absent, DIFFICULT; or None.
     """
 
@@ -35,6 +37,7 @@ class Index:
     boxes: np.ndarray | None = None
     pixels: np.ndarray | None = None
     targets: np.ndarray | None = None
+    images: Any = None
 
     def __len__(self) -> int:
         return len(self.fine)

@@ -3,11 +3,12 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fgssl.data.images import read_image
+from fgssl.data.images import read_row
 from fgssl.data.index import Index
 from fgssl.errors import UserError
 
 ROWS, COLUMNS = 12, 8
+PAIRS = 4  # pairs of duplicates in a line
 TILE = 96  # px
 GAP = 4  # px between images
 LABEL_WIDTH = 260  # px
@@ -30,6 +31,24 @@ def write_sheet(index: Index, file: str) -> None:
                 sheet.paste(_tile(index, row), (LABEL_WIDTH + x * step, y * step))
             except UserError:
                 continue
+    _save(sheet, file)
+
+
+def write_pairs(index: Index, pairs: list[tuple[int, int]], file: str) -> None:
+    """Write a sheet of up to 48 pairs of rows, four pairs in a line, with a line around each pair."""
+    pairs, tile = pairs[: ROWS * PAIRS], TILE + GAP
+    width, height = 2 * tile + GAP, tile + GAP
+    sheet = Image.new("RGB", (PAIRS * width, -(-len(pairs) // PAIRS) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, pair in enumerate(pairs):
+        x, y = place % PAIRS * width, place // PAIRS * height
+        for column, row in enumerate(pair):
+            sheet.paste(_tile(index, row), (x + GAP + column * tile, y + GAP))
+        draw.rectangle([x + 1, y + 1, x + width - 2, y + height - 2], outline="grey")
+    _save(sheet, file)
+
+
+def _save(sheet: Image.Image, file: str) -> None:
     try:
         sheet.save(file)
     except (OSError, ValueError) as error:
@@ -58,7 +77,7 @@ def _spread(items: np.ndarray, count: int) -> np.ndarray:
 
 
 def _tile(index: Index, row: int) -> Image.Image:
-    image = read_image(index.paths[row]) if index.pixels is None else Image.fromarray(index.pixels[row])
+    image = read_row(index, row)
     if index.boxes is not None and not np.isnan(index.boxes[row]).any():
         line = max(1, max(image.size) // 100)
         ImageDraw.Draw(image).rectangle([float(side) for side in index.boxes[row]], outline="red", width=line)

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from fgssl.data.augment import Photometric
 from fgssl.data.auto_augment import auto_augment
 from fgssl.data.draws import uniform
 from fgssl.data.images import to_rgb
-from fgssl.errors import at_least
+from fgssl.errors import UserError, at_least
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 outside
 
@@ -83,35 +84,65 @@ class Views:
         """The V views of a uint8 image, each [3, size, size] uint8."""
         return [_cut(image_3HW, *view) for view in zip(self.crops, boxes, numbers, strict=True)]
 
+    def read(self, file: Image.Image, numbers: np.ndarray) -> list[Tensor]:
+        """The V views of an opened image file, which is decoded no larger than they need."""
+        image_3HW, boxes = decode(file, self.boxes(file.size, numbers), self.crops)
+        return self.cut(image_3HW, boxes, numbers)
+
 
 class EvalView(Views):
     """Plain view of evaluation: resize, central crop.
+
+    It equals torchvision's ``v2.Resize(..., antialias=True)`` and ``v2.CenterCrop`` of the fully decoded uint8 image,
+    bit for bit, so that an exported network can be used without this package.
 
     Args:
         size: side of the result, px.
         resize: length to which the shorter side is resized before the central crop, px (OBD-SD, CMD, MLS: 256 for 224);
             None: resize the whole image to ``size`` x ``size`` (MaskCon).
-        resample: interpolation of the resizing.
+        resample: interpolation of the resizing, with antialiasing.
+
+    Raises:
+        UserError: ``resize`` is below ``size``.
     """
 
     def __init__(
         self, size: int = 224, resize: int | None = None, resample: Literal["bilinear", "bicubic"] = "bilinear"
     ):
         super().__init__([Crop(size, flip=0.0, resample=resample)])
-        at_least(1, resize=1 if resize is None else resize)
+        if resize is not None and resize < size:
+            raise UserError(f"data.eval_resize is {resize}, but the crop, data.eval_size, is {size}. Raise it.")
         self.size, self.resize, self.resample = size, resize, resample
-        self.share = None if resize is None else size / resize
 
     def numbers(self, seed: int, draws: np.ndarray) -> np.ndarray:
         return np.ones((len(draws), 1, NUMBERS))  # not random; the probability of a flip is 0
 
     def boxes(self, size: tuple[int, int], numbers: np.ndarray) -> list[Box]:
+        """The part of an image of ``size`` (width, height) that the view shows, to whole pixels."""
         width, height = size
-        if self.share is None:
+        if self.resize is None:
             return [(0, 0, width, height)]
-        side = min(width, height, round(self.share * min(width, height)))
+        side = round(self.size / self.resize * min(width, height))
         x, y = round((width - side) / 2), round((height - side) / 2)
         return [(x, y, x + side, y + side)]
+
+    def cut(self, image_3HW: Tensor, boxes: list[Box], numbers: np.ndarray) -> list[Tensor]:
+        """The view [3, size, size] of a uint8 image: the image is resized whole, then cropped."""
+        height, width = image_3HW.shape[1:]
+        shape = (self.size, self.size)
+        if self.resize is not None:
+            shorter = min(height, width)
+            shape = (self.resize * height // shorter, self.resize * width // shorter)
+        resized_3HW = F.interpolate(image_3HW[None], size=shape, mode=self.resample, antialias=True)[0]
+        top, left = (round((side - self.size) / 2) for side in shape)
+        return [resized_3HW[:, top : top + self.size, left : left + self.size]]
+
+    def read(self, file: Image.Image, numbers: np.ndarray) -> list[Tensor]:
+        """The view of an opened image file, decoded in full: a JPEG decoded at half its size gives other features."""
+        image_3HW = _whole_jpeg(file)
+        if image_3HW is None:
+            image_3HW = torch.from_numpy(np.array(to_rgb(file))).permute(2, 0, 1)
+        return self.cut(image_3HW, [], numbers)
 
 
 # ---- the views of the methods ---------------------------------------------------------------------------------------
@@ -289,12 +320,31 @@ def decode(image: Image.Image, boxes: list[Box], crops: list[Crop]) -> tuple[Ten
     shrink = min(min(x1 - x0, y1 - y0) / crop.size for (x0, y0, x1, y1), crop in zip(boxes, crops, strict=True))
     if shrink >= 2:
         image.draft(None, (math.ceil(width / shrink), math.ceil(height / shrink)))  # no effect on other formats
-    rgb = np.array(image if image.mode == "RGB" else to_rgb(image))
-    image_3HW = torch.from_numpy(rgb).permute(2, 0, 1)
-    if rgb.shape[:2] != (height, width):
-        fx, fy = rgb.shape[1] / width, rgb.shape[0] / height
+    image_3HW = _whole_jpeg(image) if image.size == (width, height) else None
+    if image_3HW is None:
+        rgb = np.array(image if image.mode == "RGB" else to_rgb(image))
+        image_3HW = torch.from_numpy(rgb).permute(2, 0, 1)
+    if image.size != (width, height):
+        fx, fy = image.width / width, image.height / height
         boxes = [(round(x0 * fx), round(y0 * fy), round(x1 * fx), round(y1 * fy)) for x0, y0, x1, y1 in boxes]
     return image_3HW, boxes
+
+
+def _whole_jpeg(image: Image.Image) -> Tensor | None:
+    """[3, H, W] uint8 of an opened colour JPEG; None for other images, and for those that torchvision cannot decode.
+
+    The pixels are PIL's: both use libjpeg-turbo, but PIL's way from there to an array takes a quarter of the time.
+    """
+    from torchvision.io import decode_jpeg  # takes a second to import
+
+    file = image.fp if isinstance(image, ImageFile) else None
+    if file is None or image.format != "JPEG" or image.mode != "RGB":
+        return None
+    file.seek(0)
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8))
+    except RuntimeError:  # a damaged file: PIL says in which way
+        return None
 
 
 def _cut(image_3HW: Tensor, crop: Crop, box: Box, numbers: np.ndarray) -> Tensor:

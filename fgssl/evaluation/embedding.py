@@ -25,14 +25,30 @@ class Embeddings(NamedTuple):
 
 
 def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
-    """Concatenate the batches of all ranks and remove the repeated rows that pad the ranks to equal length."""
-    embedding = torch.cat([output["embedding"].float() for output in outputs])
-    fine = torch.cat([output["fine"] for output in outputs])
-    index = torch.cat([output["index"] for output in outputs])
-    embedding, fine, index = gather_rows(embedding, fine, index)
+    """Concatenate the batches of all ranks and remove the repeated rows that pad the ranks to equal length.
+
+    Peak memory is that of the outputs of this rank plus that of the result: one batch is gathered at a time.
+
+    Args:
+        outputs: ``embedding`` [B, F], ``fine`` and ``index`` [B] of each batch, as many and of the same sizes on every
+            rank. The list is emptied, so that the memory of a batch is free once it is copied.
+    """
+    fine, index = gather_rows(*(torch.cat([output[name] for output in outputs]) for name in ("fine", "index")))
     rows, first = np.unique(index.cpu().numpy(), return_index=True)
-    chosen = torch.from_numpy(first).to(embedding.device)
-    return Embeddings(embedding[chosen], fine[chosen], torch.from_numpy(rows).to(index))
+    chosen = torch.from_numpy(first).to(index.device)
+    place = torch.full_like(index, -1).index_put((chosen,), torch.arange(len(rows)).to(index))  # of each gathered row
+    place = place.unflatten(0, (-1, sum(len(output["index"]) for output in outputs)))  # [ranks, rows of a rank]
+    embedding, start = None, 0
+    outputs.reverse()
+    while outputs:
+        (batch,) = gather_rows(outputs.pop()["embedding"].float())
+        here = place[:, start : start + len(batch) // len(place)].flatten()
+        if embedding is None:
+            embedding = batch.new_empty(len(rows), *batch.shape[1:])
+        embedding[here[here >= 0]] = batch[here >= 0]
+        start += len(batch) // len(place)
+    assert embedding is not None
+    return Embeddings(embedding, fine[chosen], torch.from_numpy(rows).to(index))
 
 
 @torch.no_grad()

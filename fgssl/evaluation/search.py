@@ -3,19 +3,31 @@
 Shapes: Q queries, B queries per block, G gallery rows, D dimensions, C candidates.
 """
 
+import warnings
+
 import faiss
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fgssl.metrics.checks import check_embeddings
-from fgssl.metrics.ranking import cosine, fixed_point, key_blocks, keys_from_dots
+from fgssl.metrics.ranking import (
+    Rows,
+    cosine,
+    float32_error,
+    keys_of,
+    keys_of_pairs,
+    queries_at_once,
+    scores_in_float32,
+    slices,
+)
 
-SPARE = 32  # additional candidates of FAISS, so that near-ties at rank k are resolved exactly
+SPARE = 32  # additional candidates, so that near-ties at rank k are resolved exactly
 LONG = 128  # largest k for which FAISS with re-scoring is faster than torch
 GPU_LIMIT = 2048  # largest number of neighbours of a GPU index of FAISS
-BLOCK = 2**24  # elements of candidate vectors in memory at a time: 128 MiB
+FEW = 128  # keys of candidates take less time than those of all rows if the gallery has this many rows a candidate
+PAIRS = 2**20  # candidates that are compared by their keys at a time
+AT_ONCE = 2**16  # rows that are copied to FAISS's index on a GPU at a time
 
 
 def search(
@@ -49,80 +61,125 @@ def search(
     if backend not in ("auto", "faiss", "torch"):
         raise ValueError(f"backend must be 'auto', 'faiss' or 'torch', got {backend!r}")
 
-    x_QD, inverse_length_Q = fixed_point(queries)
-    g_GD, inverse_length_G = fixed_point(gallery)
+    rows_G = Rows(gallery)
+    rows_Q = rows_G if queries is gallery else Rows(queries)
     exclude_Q = torch.full((len(queries),), -1) if exclude is None else exclude
-    exclude_Q = exclude_Q.to(x_QD.device)
+    exclude_Q = exclude_Q.to(rows_G.device)
+    count = min(k + 1 + SPARE, len(gallery))  # one candidate may be excluded
     if backend == "auto":
-        faiss_serves = x_QD.device.type == "cpu" or _on_gpu(x_QD.device, k)
-        backend = "faiss" if faiss_serves and k <= LONG else "torch"
-    if backend == "torch":
-        keys_Qk, ids_Qk = _torch_search(x_QD, g_GD, inverse_length_G, k, exclude_Q)
+        served = rows_G.device.type == "cpu" or _on_gpu(rows_G.device, count)
+        backend = "faiss" if served and k <= LONG else "torch"
+    if backend == "faiss":
+        candidates = _faiss_candidates(rows_Q, rows_G, count)
+        error = float32_error(rows_G.dim, chunk=rows_G.dim)
+        keys_Qk, ids_Qk = _best_candidates(*candidates, error, rows_Q, rows_G, k, exclude_Q)
+    elif count * FEW < len(gallery):
+        candidates = _torch_candidates(rows_Q, rows_G, count)
+        keys_Qk, ids_Qk = _best_candidates(*candidates, float32_error(rows_G.dim), rows_Q, rows_G, k, exclude_Q)
     else:
-        keys_Qk, ids_Qk = _faiss_search(x_QD, inverse_length_Q, g_GD, inverse_length_G, k, exclude_Q)
-    return cosine(keys_Qk, inverse_length_Q[:, None]).to(queries.device), ids_Qk.to(queries.device)
+        keys_Qk, ids_Qk = _best_of_all(torch.arange(len(queries), device=rows_G.device), rows_Q, rows_G, k, exclude_Q)
+    return cosine(keys_Qk, rows_Q.inverse_length_N[:, None]).to(queries.device), ids_Qk.to(queries.device)
 
 
-def _torch_search(
-    x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] from the full matrix of keys, computed in blocks."""
-    row_G = torch.arange(len(g_GD), device=g_GD.device)
+def _best_of_all(query_N: Tensor, queries: Rows, gallery: Rows, k: int, exclude_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and rows [N, k] of the nearest gallery rows by the keys of all."""
     found = []
-    for rows, keys_QG in key_blocks(x_QD, g_GD, inverse_length_G, torch.arange(len(x_QD), device=x_QD.device)):
-        keys_QG.masked_fill_(row_G == exclude_Q[rows, None], -torch.inf)
-        found.append(keys_QG.topk(k, dim=1))
+    for query_B in query_N.split(queries_at_once(gallery)):
+        keys_BG = keys_of(queries, query_B, gallery)
+        has_one = exclude_Q[query_B] >= 0
+        keys_BG[has_one.nonzero()[:, 0], exclude_Q[query_B][has_one]] = -torch.inf
+        found.append(keys_BG.topk(k, dim=1))
     return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
 
-def _faiss_search(
-    x_QD: Tensor, inverse_length_Q: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
+def _best_candidates(
+    score_QC: Tensor,
+    id_QC: Tensor,
+    error: float,
+    queries: Rows,
+    gallery: Rows,
+    k: int,
+    exclude_Q: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] of FAISS's candidates, re-scored exactly; from torch where a candidate may be missing."""
-    index = _flat_index(g_GD, k)
-    score, candidate = index.search(_unit_rows(x_QD), min(k + 1 + SPARE, len(g_GD)))
-    score_QC, candidate_QC = torch.from_numpy(score).to(x_QD.device), torch.from_numpy(candidate).to(x_QD.device)
+    """Keys and rows [Q, k] of the nearest candidates by their keys; from all rows where a candidate may be missing.
 
-    keys_Qk, ids_Qk = _best_of(candidate_QC, x_QD, g_GD, inverse_length_G, k, exclude_Q)
-    if candidate_QC.shape[1] == len(g_GD):
-        return keys_Qk, ids_Qk
-    # Rows that FAISS did not return score at most as the last candidate plus the error of a float32 dot product.
-    error = (x_QD.shape[1] + 4) * 2**-24
-    rest = (cosine(keys_Qk[:, -1], inverse_length_Q) <= score_QC[:, -1] + error).nonzero()[:, 0]
+    Args:
+        score_QC: float32 cosines of the candidates of each query, descending.
+        id_QC: gallery rows of the candidates.
+        error: bound of the error of the scores.
+        queries: all queries.
+        gallery: the gallery.
+        k: number of neighbours.
+        exclude_Q: gallery row to leave out for each query, or -1.
+    """
+    candidates = id_QC.shape[1]
+    keys_Qk = queries.inverse_length_N.new_empty(len(queries), k)
+    ids_Qk = id_QC.new_empty(len(queries), k)
+    sure_Q = torch.ones(len(queries), dtype=torch.bool, device=id_QC.device)
+    for some in slices(len(queries), PAIRS // candidates):
+        id_BC = id_QC[some]
+        query_B = torch.arange(some.start, some.start + len(id_BC), device=id_BC.device)
+        query_P = query_B.repeat_interleave(candidates)
+        keys_BC = keys_of_pairs(queries, query_P, gallery, id_BC.flatten()).view_as(id_BC)
+        cosine_BC = cosine(keys_BC, queries.inverse_length_N[some, None])
+        keys_BC.masked_fill_(id_BC == exclude_Q[some, None], -torch.inf)
+        keys_Qk[some], place_Bk = keys_BC.topk(k, dim=1)
+        ids_Qk[some] = id_BC.gather(1, place_Bk)
+        if candidates < len(gallery):
+            # The other rows score at most as the last candidate; a larger error is one of a reduced precision.
+            last_B = cosine(keys_Qk[some, -1], queries.inverse_length_N[some])
+            sure_Q[some] = last_B > score_QC[some, -1] + error
+            sure_Q[some] &= ((cosine_BC - score_QC[some]).abs() <= error).all(dim=1)
+    rest = (~sure_Q).nonzero()[:, 0]
     if len(rest):
-        keys_Qk[rest], ids_Qk[rest] = _torch_search(x_QD[rest], g_GD, inverse_length_G, k, exclude_Q[rest])
+        keys_Qk[rest], ids_Qk[rest] = _best_of_all(rest, queries, gallery, k, exclude_Q)
     return keys_Qk, ids_Qk
 
 
-def _best_of(
-    candidate_QC: Tensor, x_QD: Tensor, g_GD: Tensor, inverse_length_G: Tensor, k: int, exclude_Q: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Keys and rows [Q, k] of the nearest candidates by exact dot products."""
-    keys_Qk = x_QD.new_empty(len(x_QD), k)
-    ids_Qk = candidate_QC.new_empty(len(x_QD), k)
-    at_once = max(1, BLOCK // (candidate_QC.shape[1] * x_QD.shape[1]))
-    for rows in torch.arange(len(x_QD), device=x_QD.device).split(at_once):
-        ids_BC = candidate_QC[rows]
-        dots_BC = torch.einsum("bd,bcd->bc", x_QD[rows], g_GD[ids_BC])
-        keys_BC = keys_from_dots(dots_BC, inverse_length_G[ids_BC], ids_BC)
-        keys_BC.masked_fill_(ids_BC == exclude_Q[rows, None], -torch.inf)
-        keys_Qk[rows], place_Bk = keys_BC.topk(k, dim=1)
-        ids_Qk[rows] = ids_BC.gather(1, place_Bk)
-    return keys_Qk, ids_Qk
+def _torch_candidates(queries: Rows, gallery: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """Cosines in float32 and rows [Q, count] of the gallery rows with the highest scores, descending."""
+    found = [
+        scores_in_float32(queries, query_B, gallery).topk(count, dim=1)
+        for query_B in torch.arange(len(queries), device=gallery.device).split(queries_at_once(gallery))
+    ]
+    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
 
-def _flat_index(g_GD: Tensor, k: int) -> faiss.Index:
-    index: faiss.Index = faiss.IndexFlatIP(g_GD.shape[1])
-    if _on_gpu(g_GD.device, k):
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), g_GD.device.index, index)
-    index.add(_unit_rows(g_GD))
-    return index
+def _faiss_candidates(queries: Rows, gallery: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """As ``_torch_candidates``, from FAISS: on the GPU of the rows, or on the CPU where it cannot have the memory."""
+    found = _gpu_candidates(queries, gallery, count) if _on_gpu(gallery.device, count) else None
+    if found is None:
+        unit_QD, unit_GD = (rows.unit_ND.cpu().numpy() for rows in (queries, gallery))
+        found = faiss.knn(unit_QD, unit_GD, count, metric=faiss.METRIC_INNER_PRODUCT)
+    score_QC, id_QC = (torch.from_numpy(array).to(gallery.device) for array in found)
+    return score_QC, id_QC
 
 
-def _on_gpu(device: torch.device, k: int) -> bool:
-    """Whether FAISS can search on this GPU."""
-    return device.type == "cuda" and device.index < faiss.get_num_gpus() and k + 1 + SPARE <= GPU_LIMIT
+def _gpu_candidates(queries: Rows, gallery: Rows, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores and rows [Q, count] from an index on the GPU; None, with one warning a process, if it fails."""
+    torch.cuda.empty_cache()  # FAISS cannot use memory that torch keeps for itself
+    try:
+        resources, device = faiss.StandardGpuResources(), gallery.device.index
+        index = faiss.index_cpu_to_gpu(resources, device, faiss.IndexFlatIP(gallery.dim))
+        for some in slices(len(gallery), AT_ONCE):
+            index.add(gallery.unit_ND[some].cpu().numpy())
+        parts = [index.search(queries.unit_ND[some].cpu().numpy(), count) for some in slices(len(queries), AT_ONCE)]
+    except RuntimeError as fault:
+        _warn_once(str(fault))
+        return None
+    return np.concatenate([score for score, _ in parts]), np.concatenate([ids for _, ids in parts])
 
 
-def _unit_rows(vectors_ND: Tensor) -> np.ndarray:
-    return F.normalize(vectors_ND).float().cpu().numpy()
+_warned = False
+
+
+def _warn_once(reason: str) -> None:
+    global _warned
+    if not _warned:
+        warnings.warn(f"FAISS searches on the CPU: its search on the GPU failed ({reason}).", stacklevel=2)
+    _warned = True
+
+
+def _on_gpu(device: torch.device, count: int) -> bool:
+    """Whether FAISS can search for ``count`` neighbours on this GPU."""
+    return device.type == "cuda" and device.index < faiss.get_num_gpus() and count <= GPU_LIMIT

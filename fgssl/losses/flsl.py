@@ -36,13 +36,17 @@ def intra_view(z: Tensor, modes: Tensor) -> Tensor:
     return (F.normalize(z, dim=-1) - F.normalize(modes, dim=-1)).square().sum(dim=-1).mean()
 
 
-def inter_view(student_logits: Tensor, teacher_logits: Tensor, *, tau_s: float, tau_t: float) -> Tensor:
+def inter_view(student_log_probs: Tensor, teacher_probs: Tensor) -> Tensor:
     """Cross-entropy of teacher assignments against student log-assignments [..., K] (first term of Eq. 11).
 
-    Mean over all rows, nats. No gradient flows to the teacher.
+    Args:
+        student_log_probs: [..., K], log-softmax of the student's logits over tau_s.
+        teacher_probs: [..., K], softmax of the teacher's logits over tau_t.
+
+    Returns:
+        Scalar, nats, mean over all rows. No gradient flows to the teacher.
     """
-    p_plus = (teacher_logits.detach() / tau_t).softmax(dim=-1)
-    return -(p_plus * (student_logits / tau_s).log_softmax(dim=-1)).sum(dim=-1).mean()
+    return -(teacher_probs.detach() * student_log_probs).sum(dim=-1).mean()
 
 
 def volume(student_probs: Tensor) -> Tensor:

@@ -4,11 +4,16 @@ A subclass builds its networks in ``__init__`` and implements ``step`` and ``emb
 ``teachers`` and ``teacher_momentum``; with a memory it fills ``StepResult.enqueue`` and implements ``prefill``.
 """
 
+import dataclasses
+import importlib
 import math
 import os
+import sys
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -18,16 +23,20 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.queue import QueueUpdate
+from fgssl.callbacks.retrieval import Retrieval
 from fgssl.callbacks.teacher import TeacherUpdate
+from fgssl.checkpoint import check_fits, check_method, checkpoint_file, read_checkpoint
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.draws import seed_of
 from fgssl.data.views import Crop
 from fgssl.distributed import AnyRank
 from fgssl.errors import UserError
+from fgssl.nn.backbones import Backbone, from_checkpoint
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
+from fgssl.nn.weights import normalisation_of
 from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_linear, warmup_steps
 
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
@@ -84,6 +93,8 @@ class Method(LightningModule):
 
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
         super().__init__()
+        self.save_hyperparameters(logger=False)  # those of the subclass too
+        self.preprocessing: dict[str, Any] | None = None  # of the checkpoint that the weights were loaded from
         self.optim, self.max_skips = optim, max_skips
 
     # ---- implemented by subclasses ------------------------------------------------------------------------------
@@ -95,6 +106,10 @@ class Method(LightningModule):
     def embed(self, images: Tensor) -> Tensor:
         """Features [B, F] of images [B, 3, H, W], for evaluation."""
         raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, F] of preprocessed images [B, 3, H, W], as ``embed``."""
+        return self.embed(images)
 
     def patch_map(self, images: Tensor) -> Tensor:
         """Patch features [B, F, H', W'] of images [B, 3, H, W], from the backbone that ``evaluates`` names."""
@@ -140,13 +155,79 @@ class Method(LightningModule):
         """Rows that ``step`` would enqueue, without training. Fills the memories before the first epoch."""
         raise NotImplementedError
 
+    def labels_needed(self) -> set[Literal["fine", "coarse"]]:
+        """Labels that ``step`` needs of each training image; empty: none, so that images without labels will do."""
+        return set()
+
+    # ---- from and to a checkpoint -------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the constructor as plain values; arguments that are objects of other classes are left out."""
+        accepted = self.accepted()
+        values = {name: _plain(value) for name, value in self.hparams.items() if name in accepted}
+        return {name: value for name, value in values.items() if value is not _NOT_PLAIN}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path, map_location=None, **arguments: Any):  # type: ignore[override]
+        """Method with the weights of a checkpoint, which reads no data and no starting weights.
+
+        Args:
+            checkpoint_path: checkpoint of this class (of any method, if called on ``Method``), or run folder, of which
+                the last checkpoint is taken.
+            map_location: device to move the method to; None: CPU.
+            arguments: arguments of the constructor that override the checkpoint's.
+
+        Raises:
+            UserError: there is no such file, it is a checkpoint of another class, or its weights do not fit.
+        """
+        path = checkpoint_file(str(checkpoint_path), option="checkpoint_path")
+        content = read_checkpoint(str(path))
+        named = content.get("class_path") or content.get("config", {}).get("model", {}).get("class_path")
+        if cls is Method and named:
+            cls = class_of_path(named, str(path))
+        check_method(content, cls.__name__, str(path))
+        with from_checkpoint():
+            method = build(cls, cls._arguments_in(content) | arguments)
+        check_fits(content["state_dict"], method, str(path))
+        method.load_state_dict(content["state_dict"])
+        method.on_load_checkpoint(content)
+        return method if map_location is None else method.to(map_location)
+
+    @classmethod
+    def _arguments_in(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the constructor that a checkpoint was written with."""
+        if "hyper_parameters" in content:
+            return content["hyper_parameters"]
+        config = content["config"]  # up to version 0.2.0: class counts come from the data set
+        data = build(cls.data_module, config["data"])
+        counts = cls.accepted() & {"num_coarse", "num_fine", "train_classes"}
+        return config["model"]["init_args"] | {option: getattr(data, option) for option in counts}
+
+    @classmethod
+    def accepted(cls) -> set[str]:
+        """Names of the arguments of the constructor, those of the base classes included."""
+        return {parameter.name for parameter in get_signature_parameters(cls, None)}
+
+    def normalisation(self) -> Any:
+        """Mean and standard deviation of the images that the weights were trained on; None if unknown."""
+        if self.preprocessing is not None:
+            return self.preprocessing["mean"], self.preprocessing["std"]
+        try:
+            return trained_normalisation(self.arguments())
+        except UserError:  # of the file of starting weights: said when they are loaded, and a resumed run needs none
+            return None
+
     # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
         """Callbacks of the method; a subclass adds its own to ``super().configure_callbacks()``."""
         own: list[Callback] = [TeacherUpdate(), QueueUpdate()]
-        given = self._trainer is not None and any(isinstance(c, Collapse) for c in self.trainer.callbacks)
-        return own if self.prototypes is None or given else [*own, Collapse()]
+        given = [] if self._trainer is None else self.trainer.callbacks
+        if self.prototypes is not None and not any(isinstance(c, Collapse) for c in given):
+            own.append(Collapse())
+        if self.embeds and not any(isinstance(c, Retrieval) for c in given):
+            own.append(Retrieval())
+        return own
 
     def check_views(self, crops: list[Crop]) -> None:
         """Refuse training views that ``step`` cannot use. Called before training.
@@ -197,10 +278,32 @@ class Method(LightningModule):
         if stage == "fit":
             self.check_precision(self.trainer.precision)
         datamodule = self.trainer.datamodule
+        if isinstance(datamodule, DataModule):
+            if None in datamodule.given_normalisation:
+                datamodule.use_normalisation(self.normalisation())
+            if stage == "fit":
+                self._check_labels(datamodule)
         if stage == "fit" and self.default_views is not None and datamodule is not None:
             self.check_views(datamodule.views.crops)
 
+    def _check_labels(self, data: DataModule) -> None:
+        """Refuse training images without the labels that the method needs.
+
+        Raises:
+            UserError: says how many images have none.
+        """
+        for kind in sorted(self.labels_needed()):
+            labels, train = getattr(data.parts.index, kind), data.parts.train
+            missing = len(train) if labels is None else int((labels[train] < 0).sum())
+            if missing:
+                raise UserError(
+                    f"{type(self).__name__} needs a {kind} label of each training image, but {missing:,} of "
+                    f"{len(train):,} of {data.dataset.name} have none. Methods that need no labels: CMD, FLSL, MLS, "
+                    "and MaskCon with --model.variant selfcon."
+                )
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        _check_preprocessed(batch)
         result = self.step(batch)
         loss = result.loss.detach()
         self._check = AnyRank([~torch.isfinite(loss), self.stop_requested], self.device, values=[loss])
@@ -249,8 +352,9 @@ class Method(LightningModule):
         parts = ", ".join(f"{name} {value.item():.6g}" for name, value in {"loss": result.loss, **result.parts}.items())
         rows = ", ".join(str(row) for row in batch.index[:8].tolist()) + (", ..." if len(batch.index) > 8 else "")
         rank = f", process {self.global_rank}" if self.trainer.world_size > 1 else ""
+        epoch = self.current_epoch + 1
         what = (
-            f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}{rank}): "
+            f"the loss is not finite at step {self.global_step} (epoch {epoch}, batch {batch_idx}{rank}): "
             f"{parts}. Data-set rows of the batch: {rows}."
         )
         if self._skips <= self.max_skips:
@@ -279,6 +383,7 @@ class Method(LightningModule):
             clip_each(self.parameters(), self.optim.clip_each)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        _check_preprocessed(batch)
         return {"embedding": self.embed(batch.views[0]), "fine": batch.fine, "index": batch.index}
 
     test_step = validation_step
@@ -347,7 +452,7 @@ class Method(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the method's name, the prefixes of its backbones and the global batch to a checkpoint.
+        """Add the method's name and arguments, its backbones, preprocessing and global batch to a checkpoint.
 
         Raises:
             UserError: a weight is not finite.
@@ -360,11 +465,15 @@ class Method(LightningModule):
                 f"no checkpoint is written at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights "
                 "are not finite. The last checkpoint is unaffected. Lower model.optim.lr, or check trainer.precision."
             )
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
         names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
         checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
         trainer = self._trainer
         if trainer is not None and trainer.datamodule is not None:
+            if isinstance(trainer.datamodule, DataModule):
+                checkpoint["preprocessing"] = trainer.datamodule.preprocessing.to_dict()
             checkpoint["global_batch"] = {
                 "batch_size": trainer.datamodule.batch_size,
                 "accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -376,21 +485,102 @@ class Method(LightningModule):
         Raises:
             UserError: names the options to resume with.
         """
-        kept, trainer = checkpoint.get("global_batch"), self._trainer
-        if kept is None or trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
-            return
-        before, now = math.prod(kept.values()), self.global_batch()
-        position = checkpoint.get(type(trainer.datamodule).__qualname__, {})
-        if before != now:
-            reason = f"was trained with {before} images per optimiser step, but this run has {now}"
-        elif position.get("batch") and kept["batch_size"] != trainer.datamodule.batch_size:
-            reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
-        else:
-            return
-        options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
+        self.preprocessing = checkpoint.get("preprocessing")
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and trainer.datamodule is not None:
+            check_global_batch(checkpoint, trainer.datamodule, trainer.accumulate_grad_batches)
+
+
+def check_global_batch(checkpoint: dict[str, Any], datamodule: DataModule, accumulated: int) -> None:
+    """Refuse to resume with another number of images per optimiser step, or, within an epoch, per batch.
+
+    Args:
+        checkpoint: checkpoint of a fit.
+        datamodule: data module of the resumed fit.
+        accumulated: its ``trainer.accumulate_grad_batches``.
+
+    Raises:
+        UserError: names the options to resume with.
+    """
+    kept = checkpoint.get("global_batch")
+    if kept is None:
+        return
+    before, now = math.prod(kept.values()), datamodule.batch_size * accumulated
+    position = checkpoint.get(type(datamodule).__qualname__, {})
+    if before != now:
+        reason = f"was trained with {before} images per optimiser step, but this run has {now}"
+    elif position.get("batch") and kept["batch_size"] != datamodule.batch_size:
+        reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
+    else:
+        return
+    options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
+    raise UserError(
+        f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
+        "processes that divides the batch."
+    )
+
+
+def class_of_path(class_path: str, path: str) -> type[Method]:
+    """Class of a method that a file names. A file cannot make this package import a module from elsewhere."""
+    module, _, name = class_path.rpartition(".")
+    if module.startswith("fgssl."):
+        importlib.import_module(module)
+    found = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{path} is of the class {class_path}. Import that class first.")
+    return found
+
+
+def build(cls: type, arguments: dict[str, Any]) -> Any:
+    """Instance of a method or data module from plain values, such as ``{"backbone": {"name": "resnet18"}}``.
+
+    Raises:
+        UserError: an argument is unknown, missing or of the wrong type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "model", fail_untyped=False)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": arguments})).model
+    except ArgumentError as fault:
+        raise UserError(f"{cls.__name__} cannot be built: {fault}") from fault
+
+
+def trained_normalisation(arguments: dict[str, Any]) -> Any:
+    """Mean and standard deviation that the starting weights of a method were trained with; None if unknown.
+
+    Args:
+        arguments: plain arguments of the method.
+    """
+    backbone, start = arguments.get("backbone"), arguments.get("init_from")
+    if start:
+        return normalisation_of(checkpoint_file(start, "--model.init_from"), "--model.init_from")
+    fields = {field.name for field in dataclasses.fields(Backbone)}
+    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a user's method may have another type of backbone
+        return Backbone(**backbone).normalisation()
+    return None
+
+
+_NOT_PLAIN = object()
+
+
+def _plain(value: Any) -> Any:
+    """Plain values of an argument, dataclasses as dicts; ``_NOT_PLAIN`` for other objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        value = {name: _plain(one) for name, one in value.items()}
+        return _NOT_PLAIN if any(one is _NOT_PLAIN for one in value.values()) else value
+    if isinstance(value, list | tuple):
+        items = [_plain(one) for one in value]
+        return _NOT_PLAIN if any(one is _NOT_PLAIN for one in items) else items
+    return value if isinstance(value, str | int | float | bool | None) else _NOT_PLAIN
+
+
+def _check_preprocessed(batch: Any) -> None:
+    if isinstance(batch, Batch) and not batch.views[0].is_floating_point():
         raise UserError(
-            f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
-            "processes that divides the batch."
+            "the images are uint8 as the loader gives them. Pass the data module, which augments and normalises them "
+            "on the device: trainer.fit(method, datamodule=data), and the same for validate, test and predict."
         )
 
 

@@ -272,7 +272,7 @@ class CMD(SelfDistillation):
     def watched(self, bags: Bags) -> dict[str, Tensor]:
         """Entropy of the teacher's image crops, and their divergence from the student's other image crop."""
         p, other = torch.stack(bags.teacher[:IMAGE_CROPS]), torch.stack(bags.student[:IMAGE_CROPS][::-1])
-        return watch(log_of(other.detach()) * self.tau_s, p, tau_s=self.tau_s)
+        return watch(-(p * log_of(other.detach())).sum(dim=-1).mean(), p)
 
 
 def few_images(x_BTD: Tensor) -> list[slice]:

@@ -14,6 +14,7 @@ from fgssl.data.views import Crop
 from fgssl.distributed import gather_rows, gather_with_gradient
 from fgssl.errors import UserError, at_least
 from fgssl.losses.flsl import batch_mass, inter_view, intra_view, mean_shift, volume
+from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import StepResult
 from fgssl.methods.self_distillation import SelfDistillation, watch
 from fgssl.nn.backbones import Backbone, Encoder
@@ -150,21 +151,19 @@ class FLSL(SelfDistillation):
             z_hat: [T, B, Q, D] their modes in the student views.
             z_hat_plus: [T, B, Q, D] their modes in the teacher views.
         """
-        student_TBQK = self.student.head(z_hat)
+        # One softmax for each network: over K centroids and all queries each pass through memory shows in the step.
+        log_p_TBQK = (at_least_float32(self.student.head(z_hat)) / self.tau_s).log_softmax(dim=-1)
         with torch.no_grad():
-            raw_TBQK = self.teacher.head(z_hat_plus)
-            teacher_TBQK = self.balanced(raw_TBQK)
-            p_plus_TBQK = (teacher_TBQK / self.tau_t).softmax(dim=-1)
-        p_TBQK = (student_TBQK / self.tau_s).softmax(dim=-1)
-        p_bar_RTK = gather_with_gradient(p_TBQK.mean(dim=(1, 2))[None])  # R processes
+            raw_TBQK = at_least_float32(self.teacher.head(z_hat_plus))
+            p_plus_TBQK = (self.balanced(raw_TBQK) / self.tau_t).softmax(dim=-1)
+        p_bar_RTK = gather_with_gradient(log_p_TBQK.exp().mean(dim=(1, 2))[None])  # R processes
         intra = intra_view(z, z_hat)
-        inter = inter_view(student_TBQK, teacher_TBQK, tau_s=self.tau_s, tau_t=self.tau_t)
+        inter = inter_view(log_p_TBQK, p_plus_TBQK)
         spread = torch.stack([volume(p_bar_RK) for p_bar_RK in p_bar_RTK.unbind(1)]).mean()
         if self.center is not None:
             self.center.update(raw_TBQK)
         loss = self.v * intra + self.eta * inter + self.gamma * spread
-        watched = watch(student_TBQK, p_plus_TBQK, tau_s=self.tau_s)
-        return StepResult(loss, {"intra": intra, "inter": inter, "volume": spread, **watched})
+        return StepResult(loss, {"intra": intra, "inter": inter, "volume": spread, **watch(inter, p_plus_TBQK)})
 
     def balanced(self, logits: Tensor) -> Tensor:
         """Teacher logits [T, B, Q, K] after ``targets``: what all rows of a pair share is subtracted."""

@@ -97,6 +97,9 @@ class MaskCon(Method):
     def embed(self, images: Tensor) -> Tensor:
         return self.query.features(images)
 
+    def labels_needed(self) -> set[Literal["fine", "coarse"]]:
+        return set() if self.variant == "selfcon" else {"fine" if self.variant == "supfine" else "coarse"}
+
     def teachers(self) -> list[Pair]:
         return [Pair(self.query, self.key)] if self.contrasts else []
 

@@ -1,7 +1,7 @@
 """OBD-SD: self-distillation with online batch diffusion around any metric-learning loss (Zeng et al., 2022)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class OBDSD(Method):
         self.dml_loss, self.miner = build_dml(dml_loss, miner, num_classes=classes, embedding_size=dim)
         if distillation.teacher in ("epoch", "pretrained"):
             self.teacher = teacher_of(self.student).eval()
+            if distillation.teacher_precision == "bf16":
+                self.teacher = self.teacher.to(memory_format=torch.channels_last)
         if distillation.teacher == "heads":
             self.heads = nn.ModuleList(mlp(features, d, d) for d in distillation.head_dims)
             losses = [
@@ -80,6 +82,9 @@ class OBDSD(Method):
 
     def embed(self, images: Tensor) -> Tensor:
         return self.student(images)
+
+    def labels_needed(self) -> set[Literal["fine", "coarse"]]:
+        return {"fine"}
 
     def teachers(self) -> list[Pair]:
         return [Pair(self.student, self.teacher, every="epoch")] if self.distillation.teacher == "epoch" else []
@@ -115,8 +120,18 @@ class OBDSD(Method):
         with torch.no_grad():
             if self.distillation.manifold == "global":
                 return torch.softmax(self.global_relations(index_B) / self.distillation.tau, dim=1)
-            (z_BD,) = gather_rows(self.teacher(images)) if self.across_processes else (self.teacher(images),)
+            z_BD = self.teacher_embeddings(images)
+            if self.across_processes:
+                (z_BD,) = gather_rows(z_BD)
             return self.distillation.targets(similarity(z_BD))
+
+    def teacher_embeddings(self, images: Tensor) -> Tensor:
+        """[B, D] embeddings of the teacher, its backbone in ``distillation.teacher_precision``."""
+        if self.distillation.teacher_precision == "training":
+            return self.teacher(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            h_BF = self.teacher.features(images.contiguous(memory_format=torch.channels_last))
+        return self.teacher.project(h_BF.to(images.dtype))
 
     def from_heads(self, dml: Tensor, h_BF: Tensor, labels_B: Tensor) -> tuple[Tensor, list[Tensor]]:
         """S2SD-MSD: mean of the student's loss and of the heads' mean loss; and the targets [B, B] of each head."""
@@ -169,7 +184,7 @@ class OBDSD(Method):
         with torch.random.fork_rng(devices=[]):  # a new loader draws a seed; dropout must not notice
             for batch in trainer.datamodule.gallery_loader():
                 batch = trainer.strategy.batch_to_device(batch)
-                z_BD = self.teacher(batch.views[0])
+                z_BD = self.teacher_embeddings(batch.views[0])
                 outputs.append({"embedding": z_BD, "fine": batch.fine, "index": batch.index})
         collected = collect(outputs)
         return collected.index, nn.functional.normalize(collected.embedding, dim=1)

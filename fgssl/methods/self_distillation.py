@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.errors import UserError, at_least
+from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import Method
 from fgssl.nn.heads import DINOHead
 from fgssl.nn.teacher import Pair, teacher_of, without_drop_path
@@ -84,19 +85,16 @@ def teacher_temperature(epoch: int, start: float, end: float, epochs: int) -> fl
 
 
 @torch.no_grad()
-def watch(student_logits: Tensor, teacher_probs: Tensor, *, tau_s: float) -> dict[str, Tensor]:
-    """Signs of collapse, from matching rows [..., K] of student and teacher.
+def watch(cross_entropy: Tensor, teacher_probs: Tensor) -> dict[str, Tensor]:
+    """Signs of collapse.
 
     Args:
-        student_logits: logits of the student.
-        teacher_probs: probabilities of the teacher.
-        tau_s: student temperature.
+        cross_entropy: of the teacher's distributions against the student's, in nats, mean over rows.
+        teacher_probs: [..., K] probabilities of the teacher.
 
     Returns:
         ``teacher_entropy``: entropy of the teacher's distributions in nats, mean over rows; 0 or log K in a collapse.
         ``teacher_student_kl``: Kullback-Leibler divergence of the student from the teacher in nats, mean over rows.
     """
-    log_s = (student_logits.float() / tau_s).log_softmax(dim=-1)
-    entropy = torch.special.entr(teacher_probs.float()).sum(dim=-1).mean()
-    cross = -(teacher_probs * log_s).sum(dim=-1).mean()
-    return {"teacher_entropy": entropy, "teacher_student_kl": cross - entropy}
+    entropy = torch.special.entr(at_least_float32(teacher_probs)).sum(dim=-1).mean()
+    return {"teacher_entropy": entropy, "teacher_student_kl": cross_entropy.detach() - entropy}

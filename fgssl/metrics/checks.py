@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+ELEMENTS = 2**22  # checked at a time
+
 
 def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, name: str = "embeddings") -> None:
     """Check that ``embeddings`` is a finite, non-empty [N, D] matrix and ``labels`` a vector of length N.
@@ -18,6 +20,7 @@ def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, name: str
         raise ValueError(f"{name} must be a non-empty [N, D] matrix, got shape {tuple(embeddings.shape)}")
     if labels is not None and labels.shape != (len(embeddings),):
         raise ValueError(f"{len(embeddings)} {name} but labels of shape {tuple(labels.shape)}")
-    bad = int((~embeddings.isfinite()).any(dim=1).sum())
+    parts = embeddings.split(max(1, ELEMENTS // embeddings.shape[1]))
+    bad = int(sum((~part.isfinite()).any(dim=1).sum() for part in parts))
     if bad:
         raise ValueError(f"{bad} of {len(embeddings)} {name} hold NaN or Inf")

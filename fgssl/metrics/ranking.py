@@ -1,72 +1,138 @@
 """Exact ranking by cosine similarity: the same order for any block size, number of processes and device.
 
-Shapes: Q queries, B queries of a block, G gallery rows, N rows, D dimensions.
+Shapes: Q queries, B queries of a block, G gallery rows, N rows, D dimensions, P pairs, T thresholds of a query.
 
 A floating-point dot product depends on the order of summation, so the order of near-equal neighbours could differ
-between devices or block sizes. Here embeddings are rounded to integers, stored as float64 for fast matrix products,
-and small enough that every dot product is exact. Ties are broken by row.
+between devices or block sizes. Here the order is defined by keys: embeddings are rounded to integers, stored as
+float64, and small enough that every dot product is exact; ties are broken by row. Most keys need not be computed:
+products of float32 unit vectors decide every comparison whose cosines differ by more than the error of the products
+(``float32_error``), and only the remaining pairs are compared by their keys.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MAX_ROWS = 2**22  # a key has 53 bits: 22 for the gallery row, 31 for the similarity
-BLOCK = 2**24  # keys per block: 128 MiB
+BLOCK = 2**24  # scores of a block of queries: 64 MiB
+CHUNK = 128  # columns of a partial product
+TILE = 2**20  # scores of a partial product on the CPU: they stay in its cache
+VECTORS = 2**22  # elements of fixed-point vectors at a time: 32 MiB
+KEPT = 2**25  # largest number of elements whose fixed-point vectors are kept: 256 MiB
+
+Result = TypeVar("Result")
 
 
-def fixed_point(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Round embeddings to integer vectors of the same direction, whose dot products are exact.
+def slices(rows: int, at_once: int) -> Iterator[slice]:
+    """Slices of ``at_once`` rows, at least one, that cover the rows."""
+    step = max(1, at_once)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def ranges(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Places ``start`` to ``start + size - 1`` of each range, one range after the other.
+
+    Returns:
+        Number of the range, and place, one for each place of all ranges.
+    """
+    owner = torch.arange(len(start), device=start.device).repeat_interleave(size)
+    return owner, torch.arange(len(owner), device=start.device) + (start - size.cumsum(0) + size)[owner]
+
+
+class Rows:
+    """Embeddings prepared for ranking: float32 unit vectors, and fixed-point vectors of any rows on demand.
+
+    The memory beside the embeddings is that of the unit vectors, and up to 256 MiB.
 
     Args:
         embeddings: [N, D] finite, of any norm. A row of zeros has similarity 0 to every row.
 
-    Returns:
-        Vectors [N, D]: 26-bit integers stored as float64, each row of norm 0.7 to 1.4 times 2^26, with the cosines of
-        the embeddings to about 1e-8 (float32 precision); and the inverse norms of the vectors [N].
+    Attributes:
+        unit_ND: unit vectors in float32.
+        inverse_length_N: inverse norms of the fixed-point vectors, in float64.
 
     Raises:
         ValueError: more than 2^22 rows.
     """
-    if len(embeddings) > MAX_ROWS:
-        raise ValueError(f"{len(embeddings)} embeddings; at most {MAX_ROWS} can be ranked")
-    if embeddings.device.type == "mps":  # has no float64
-        embeddings = embeddings.cpu()
-    x_ND = embeddings.detach().double()
-    length_N1 = x_ND.norm(dim=1, keepdim=True)
-    # Scaling by a power of two is exact. Norms below 1.41 keep dot products below 2^53, the range of exact float64
-    # integers; the factor 0.7 keeps unit-norm rows, the usual case, away from a change of the power of two.
-    length_N1 = (length_N1 / 0.7).clamp(min=torch.finfo(torch.float64).tiny)
-    power_N1 = length_N1 / torch.frexp(length_N1).mantissa
-    vectors_ND = (x_ND / power_N1).mul_(2**27).round_()
-    return vectors_ND, 1 / vectors_ND.square().sum(dim=1).clamp(min=1).sqrt()
+
+    def __init__(self, embeddings: Tensor):
+        if len(embeddings) > MAX_ROWS:
+            raise ValueError(f"{len(embeddings)} embeddings; at most {MAX_ROWS} can be ranked")
+        if embeddings.device.type == "mps":  # has no float64
+            embeddings = embeddings.cpu()
+        self.embeddings = embeddings.detach()
+        self.unit_ND = torch.empty_like(self.embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)
+        self.inverse_length_N = self.unit_ND.new_empty(len(embeddings), dtype=torch.float64)
+        self._power_N1 = self.inverse_length_N.new_empty(len(embeddings), 1)
+        self._vectors_ND = torch.empty_like(self.unit_ND, dtype=torch.float64) if embeddings.numel() <= KEPT else None
+        for some in slices(len(embeddings), VECTORS // embeddings.shape[1]):
+            # Scaling by a power of two is exact. Norms below 1.41 keep dot products below 2^53, the range of exact
+            # float64 integers; the factor 0.7 keeps unit-norm rows, the usual case, away from a change of the power.
+            length_n1 = self.embeddings[some].double().norm(dim=1, keepdim=True) / 0.7
+            length_n1 = length_n1.clamp(min=torch.finfo(torch.float64).tiny)
+            self._power_N1[some] = length_n1 / torch.frexp(length_n1).mantissa
+            vectors_nD = self._round(some)
+            if self._vectors_ND is not None:
+                self._vectors_ND[some] = vectors_nD
+            inverse_n = 1 / vectors_nD.square().sum(dim=1).clamp(min=1).sqrt()
+            self.inverse_length_N[some] = inverse_n
+            self.unit_ND[some] = vectors_nD.mul_(inverse_n[:, None])
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.device
+
+    @property
+    def dim(self) -> int:
+        return self.embeddings.shape[1]
+
+    def vectors(self, ids: Tensor | slice) -> Tensor:
+        """Integer vectors of the same direction as the embeddings, whose dot products are exact.
+
+        Returns:
+            [..., D] for ids of shape [...]: 26-bit integers stored as float64, each vector of norm 0.7 to 1.4 times
+            2^26, with the cosines of the embeddings to about 1e-8 (float32 precision).
+        """
+        return self._round(ids) if self._vectors_ND is None else self._vectors_ND[ids]
+
+    def _round(self, ids: Tensor | slice) -> Tensor:
+        return (self.embeddings[ids].double() / self._power_N1[ids]).mul_(2**27).round_()
 
 
-def key_blocks(
-    queries_QD: Tensor, gallery_GD: Tensor, inverse_length_G: Tensor, rows: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sort keys of all gallery rows, one block of queries at a time. Nearer rows have higher keys; keys are unique.
+def keys_of(queries: Rows, query_B: Tensor, gallery: Rows, ids_G: Tensor | None = None) -> Tensor:
+    """Keys [B, G] of gallery rows, all of them by default, for queries.
 
-    Args:
-        queries_QD: vectors of ``fixed_point``.
-        gallery_GD: vectors of ``fixed_point``.
-        inverse_length_G: inverse norms of the gallery vectors.
-        rows: query rows, in the order of the blocks.
-
-    Yields:
-        Query rows of the block [B] and their keys [B, G] in float64. The next block overwrites the keys.
+    Nearer rows have higher keys; the keys of a query are unique.
     """
-    row_G = torch.arange(len(gallery_GD), device=gallery_GD.device)
-    at_once = max(64, BLOCK // len(gallery_GD) // 64 * 64)  # matrix products are fastest for multiples of 64
-    memory = gallery_GD.new_empty(min(at_once, len(rows)), len(gallery_GD))  # allocating per block is a fifth slower
-    for block in rows.split(at_once):
-        dots_BG = torch.mm(queries_QD[block], gallery_GD.T, out=memory[: len(block)])
-        yield block, keys_from_dots(dots_BG, inverse_length_G, row_G)
+    row_G = torch.arange(len(gallery), device=gallery.device) if ids_G is None else ids_G
+    vectors_BD = queries.vectors(query_B)
+    keys_BG = vectors_BD.new_empty(len(query_B), len(row_G))
+    for some in slices(len(row_G), VECTORS // gallery.dim):
+        ids = some if ids_G is None else ids_G[some]  # a slice needs no copy
+        dots_Bn = vectors_BD @ gallery.vectors(ids).T
+        keys_BG[:, some] = _keys_from_dots(dots_Bn, gallery.inverse_length_N[ids], row_G[some])
+    return keys_BG
 
 
-def keys_from_dots(dots: Tensor, inverse_length: Tensor, row: Tensor) -> Tensor:
-    """Convert exact dot products to sort keys, in place.
+def keys_of_pairs(queries: Rows, query_P: Tensor, gallery: Rows, id_P: Tensor) -> Tensor:
+    """Keys [P] of single pairs of a query and a gallery row."""
+    keys_P = torch.empty_like(id_P, dtype=torch.float64)
+    for some in slices(len(id_P), VECTORS // gallery.dim):
+        dots = queries.vectors(query_P[some]).mul_(gallery.vectors(id_P[some])).sum(dim=1)
+        keys_P[some] = _keys_from_dots(dots, gallery.inverse_length_N[id_P[some]], id_P[some])
+    return keys_P
+
+
+def _keys_from_dots(dots: Tensor, inverse_length: Tensor, row: Tensor) -> Tensor:
+    """Convert exact dot products to keys, in place.
 
     A key is the cosine, rounded to multiples of 2^-30 so that exact ties remain ties, times the norm of the query,
     minus row / 2^22, which puts the lower row first among ties.
@@ -75,9 +141,6 @@ def keys_from_dots(dots: Tensor, inverse_length: Tensor, row: Tensor) -> Tensor:
         dots: [..., G] dot products; overwritten.
         inverse_length: [G] inverse norms of the gallery vectors.
         row: [G] gallery rows.
-
-    Returns:
-        [..., G] keys.
     """
     return dots.mul_(inverse_length * 2**4).round_().sub_(row / MAX_ROWS)  # 2^26 (norm of the query) x 2^4 = 2^30
 
@@ -85,3 +148,106 @@ def keys_from_dots(dots: Tensor, inverse_length: Tensor, row: Tensor) -> Tensor:
 def cosine(keys: Tensor, inverse_length: Tensor) -> Tensor:
     """Cosine similarities from keys, to 2^-30; ``inverse_length`` holds the inverse norms of the queries."""
     return keys.ceil() / 2**4 * inverse_length
+
+
+def queries_at_once(gallery: Rows) -> int:
+    """Queries of a block: their scores take 64 MiB, or a quarter of the memory of a large gallery."""
+    return min(256, max(64, BLOCK // len(gallery), gallery.dim // 4))
+
+
+def scores_in_float32(queries: Rows, query_B: Tensor, gallery: Rows) -> Tensor:
+    """Cosines [B, G] in float32, with an error below ``float32_error``.
+
+    Partial products of ``CHUNK`` columns are added one after the other, which makes the bound of the error smaller.
+    """
+    unit_BD = queries.unit_ND[query_B]
+    scores_BG = unit_BD.new_empty(len(unit_BD), len(gallery))
+    tile = max(1, TILE // len(unit_BD)) if unit_BD.device.type == "cpu" else len(gallery)
+    with _whole_float32(unit_BD.device):
+        for unit_nD, scores_Bn in zip(gallery.unit_ND.split(tile), scores_BG.split(tile, dim=1), strict=True):
+            pieces = zip(unit_BD.split(CHUNK, dim=1), unit_nD.split(CHUNK, dim=1), strict=True)
+            for number, (unit_BC, unit_nC) in enumerate(pieces):
+                if number:
+                    scores_Bn.add_(unit_BC @ unit_nC.T)
+                else:
+                    torch.mm(unit_BC, unit_nC.T, out=scores_Bn)
+    return scores_BG
+
+
+def float32_error(dim: int, chunk: int = CHUNK) -> float:
+    """Bound of the difference between ``scores_in_float32`` and ``cosine``, for any order of summation.
+
+    With ``chunk`` equal to ``dim``, the bound of a single product of float32 unit vectors.
+
+    A sum of n products of float32 numbers has an error below n u / (1 - n u) times the product of the norms, with unit
+    roundoff u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, Sec. 3.1). A term here
+    passes through the sum of its chunk and the sum over chunks. Eight more u cover the rounding of the two unit
+    vectors, of the key and of a float32 threshold, which together are below four.
+    """
+    terms = min(dim, chunk) + -(-dim // chunk)
+    return 2**-24 * (terms / (1 - terms * 2**-24) + 8)
+
+
+@contextmanager
+def _whole_float32(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 without TF32, bfloat16 or autocast, whatever the settings are."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    autocast = torch.is_autocast_enabled(device.type)
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def in_numpy(tensor: Tensor) -> bool:
+    """Whether NumPy, which sorts and searches many times as fast as torch on the CPU, can do the work."""
+    return tensor.device.type == "cpu"
+
+
+def count_above(values_BG: Tensor, thresholds_BT: Tensor) -> Tensor:
+    """Number of values of each row above each of its thresholds [B, T]."""
+    if not in_numpy(values_BG):
+        return values_BG.shape[1] - torch.searchsorted(values_BG.sort(dim=1).values, thresholds_BT, right=True)
+    values, thresholds = values_BG.numpy(), thresholds_BT.numpy()
+
+    def count(rows: slice) -> np.ndarray:
+        pairs = zip(np.sort(values[rows]), thresholds[rows], strict=True)
+        return np.stack([len(row) - np.searchsorted(row, above, side="right") for row, above in pairs])
+
+    return torch.from_numpy(np.concatenate(_in_threads(count, len(values))))
+
+
+def pairs_between(scores_BG: Tensor, query_P: Tensor, low_P: Tensor, high_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores in windows: low < score <= high in the row ``query``.
+
+    Returns:
+        Numbers of windows and columns of the scores, one for each score in a window.
+    """
+    if in_numpy(scores_BG):
+        scores, low, high = scores_BG.numpy(), low_P.numpy(), high_P.numpy()
+
+        def columns(windows: slice) -> list[np.ndarray]:
+            rows = zip(query_P[windows].tolist(), low[windows], high[windows], strict=True)
+            return [np.flatnonzero((scores[query] > below) & (scores[query] <= top)) for query, below, top in rows]
+
+        found = [ids for some in _in_threads(columns, len(low)) for ids in some]
+        window_W = np.repeat(np.arange(len(found)), np.array([len(ids) for ids in found], dtype=np.int64))
+        return torch.from_numpy(window_W), torch.from_numpy(np.concatenate([window_W[:0], *found]))
+    parts = [(query_P[:0], query_P[:0])]
+    for some in slices(len(query_P), BLOCK // scores_BG.shape[1]):
+        scores_pG = scores_BG[query_P[some]]
+        window, column = ((scores_pG > low_P[some, None]) & (scores_pG <= high_P[some, None])).nonzero(as_tuple=True)
+        parts.append((window + some.start, column))
+    return torch.cat([window for window, _ in parts]), torch.cat([column for _, column in parts])
+
+
+def _in_threads(function: Callable[[slice], Result], rows: int) -> list[Result]:
+    """Results of a NumPy function, which releases the GIL, for an equal share of the rows in each thread."""
+    number = torch.get_num_threads()
+    with ThreadPoolExecutor(number) as threads:
+        return list(threads.map(function, slices(rows, -(-rows // number))))

@@ -1,23 +1,36 @@
 """Recall@K, mAP, mAP@R and R-precision from the ranks of the relevant items of each query.
 
-Shapes: N rows, D dimensions, Q queries, G gallery rows, R relevant items of a query (padded to the largest of a block).
+Shapes: N rows, D dimensions, Q queries, B queries of a block, C classes of the block and U gallery rows of them, I
+relevant items of the block, G gallery rows, R relevant items of a query (padded to the most of the block).
 
 The rank of a relevant item is one plus the number of items with a higher similarity. All metrics follow from these
 ranks, so no list of neighbours is stored.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fgssl.metrics.checks import check_embeddings
-from fgssl.metrics.ranking import fixed_point, key_blocks
+from fgssl.metrics.ranking import (
+    Rows,
+    cosine,
+    count_above,
+    float32_error,
+    keys_of,
+    keys_of_pairs,
+    pairs_between,
+    queries_at_once,
+    ranges,
+    scores_in_float32,
+)
 
 ONE = 2**40  # sums are integers in units of 2^-40, so that the order of summation has no effect
-COUNTED = 24  # up to this many relevant items, counting for each is faster than one sort
+# The keys of single pairs take about 128 times as long as those of all pairs of a block, and finding the scores in one
+# window as long as the keys of 1/64 of the gallery.
+PAIR, WINDOW = 128, 64
+TRIES = 4  # blocks that scores did not help with, before the rest is done without them
 
 
 def retrieval_metrics(
@@ -30,8 +43,8 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Retrieval metrics of a set against itself (leave-one-out) or against a gallery.
 
-    Neighbours are ranked by cosine similarity; ties are broken by the lower row. Peak memory is about 0.5 GiB plus a
-    float64 copy of the embeddings.
+    Neighbours are ranked by cosine similarity; ties are broken by the lower row. Peak memory beside the embeddings is
+    that of one float32 copy, plus 0.5 GiB or half a copy.
 
     Args:
         embeddings: [N, D] float; L2-normalised here.
@@ -77,6 +90,7 @@ def retrieval_statistics(
     *,
     exclude: Tensor | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
+    keys: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Sums of the metrics over queries, input of :func:`finish`. Sums over shards of the queries can be added.
 
@@ -87,6 +101,8 @@ def retrieval_statistics(
         gallery_labels: [G] int.
         exclude: [Q] int gallery row to leave out for each query (the query itself), or None.
         ks: values of K of Recall@K.
+        keys: function that returns another order, as float64 keys [B, G] of the gallery rows for queries [B], the
+            highest first and none twice; None: by cosine similarity.
 
     Returns:
         int64 scalars on the device of the queries, in units of 2^-40: number of queries, number of queries without a
@@ -96,25 +112,35 @@ def retrieval_statistics(
         ValueError: as ``retrieval_metrics``.
     """
     _check(queries, query_labels, gallery, gallery_labels, exclude, ks)
-    g_GD, inverse_length_G = fixed_point(gallery)
-    x_QD = g_GD if queries is gallery else fixed_point(queries)[0]
-    labels_Q, labels_G = (labels.to(x_QD.device).contiguous() for labels in (query_labels, gallery_labels))
-    exclude_Q = None if exclude is None else exclude.to(x_QD.device)
+    gallery_rows = Rows(gallery)
+    query_rows = gallery_rows if queries is gallery else Rows(queries)
+    labels_Q, labels_G = (labels.to(gallery_rows.device).contiguous() for labels in (query_labels, gallery_labels))
+    exclude_Q = None if exclude is None else exclude.to(gallery_rows.device)
 
-    # by_label lists the gallery rows by class; a class begins at start and has size rows.
+    # by_label_G lists the gallery rows by class.
     sorted_labels_G, by_label_G = labels_G.sort(stable=True)
-    start_Q = torch.searchsorted(sorted_labels_G, labels_Q)
-    size_Q = torch.searchsorted(sorted_labels_G, labels_Q, right=True) - start_Q
     largest = int(labels_G.unique(return_counts=True)[1].max())
 
     total: dict[str, Tensor] = {}
-    by_size_Q = size_Q.argsort()  # queries of a block then have a similar R
-    for rows, keys_QG in key_blocks(x_QD, g_GD, inverse_length_G, by_size_Q):
-        if exclude_Q is not None:
-            keys_QG.scatter_(1, exclude_Q[rows, None], -torch.inf)
-        ranks_QR = _ranks(keys_QG, _relevant_keys(keys_QG, by_label_G, start_Q[rows], size_Q[rows]))
-        for name, values_Q in _per_query(ranks_QR, size_Q[rows], largest, ks).items():
-            total[name] = total.get(name, 0) + (values_Q.double() * ONE).round().long().sum()
+    tries = TRIES
+    for query_B in labels_Q.argsort().split(queries_at_once(gallery_rows)):  # queries of a block share their classes
+        labels_C = labels_Q[query_B].unique()
+        start_C = torch.searchsorted(sorted_labels_G, labels_C)
+        size_C = torch.searchsorted(sorted_labels_G, labels_C, right=True) - start_C
+        class_U, place_U = ranges(start_C, size_C)
+        ids_U = by_label_G[place_U]  # gallery rows of the classes of the block
+        same_BU = labels_Q[query_B, None] == labels_C[class_U]
+
+        block = _Block(query_rows, query_B, gallery_rows, None if exclude_Q is None else exclude_Q[query_B, None])
+        keys_BG = None if keys is None else keys(query_B)
+        block.find(ids_U, same_BU, keys_BG)
+        above_BR = block.above_by_scores() if tries and keys_BG is None else None
+        if above_BR is None:
+            tries = max(tries - 1, 0)
+            above_BR = block.above_by_keys(keys_BG)
+        ranks_BR = block.ranks(above_BR)
+        for name, values_B in _per_query(ranks_BR, same_BU.sum(dim=1), largest, ks).items():
+            total[name] = total.get(name, 0) + (values_B.double() * ONE).round().long().sum()
     return total
 
 
@@ -141,34 +167,73 @@ def _check(queries, query_labels, gallery, gallery_labels, exclude, ks) -> None:
         raise ValueError(f"each K of Recall@K must be at least 1, got {tuple(ks)}")
 
 
-def _relevant_keys(keys_QG: Tensor, by_label_G: Tensor, start_Q: Tensor, size_Q: Tensor) -> Tensor:
-    """Keys of the relevant items of each query [Q, R], descending, padded with -inf."""
-    slot_R = torch.arange(int(size_Q.max()), device=keys_QG.device)
-    place_QR = (start_Q[:, None] + slot_R).clamp(max=len(by_label_G) - 1)
-    relevant_QR = keys_QG.gather(1, by_label_G[place_QR]).masked_fill_(slot_R >= size_Q[:, None], -torch.inf)
-    relevant_QR = relevant_QR.sort(dim=1, descending=True).values
-    most = int(relevant_QR.isfinite().sum(dim=1).max())  # excluded rows have -inf
-    return relevant_QR[:, :most].contiguous()
+class _Block:
+    """Ranks of the relevant items of a block of queries.
 
+    The rank of a relevant item is its place among the relevant items plus the number of other items above it.
 
-def _ranks(keys_QG: Tensor, relevant_QR: Tensor) -> Tensor:
-    """Ranks of the relevant items [Q, R], starting at 1; inf for padding. May sort ``keys_QG`` in place on the CPU."""
-    if keys_QG.device.type == "cpu":
-        # On the CPU, NumPy compares twice and sorts eight times as fast as torch, and releases the GIL.
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            above = threads.map(_count_above, keys_QG.numpy(), relevant_QR.numpy())
-            above_QR = torch.from_numpy(np.stack(list(above)))
-    else:
-        above_QR = keys_QG.shape[1] - torch.searchsorted(keys_QG.sort(dim=1).values, relevant_QR, right=True)
-    return (above_QR + 1).double().masked_fill_(relevant_QR == -torch.inf, torch.inf)
+    Args:
+        queries: all queries.
+        query_B: queries of the block.
+        gallery: the gallery.
+        left_out_B1: gallery row to leave out for each query, or None.
+    """
 
+    def __init__(self, queries: Rows, query_B: Tensor, gallery: Rows, left_out_B1: Tensor | None):
+        self.queries, self.query_B, self.gallery, self.left_out_B1 = queries, query_B, gallery, left_out_B1
 
-def _count_above(keys_G: np.ndarray, relevant_R: np.ndarray) -> np.ndarray:
-    """Number of keys of one query above each of its relevant items [R]."""
-    if len(relevant_R) <= COUNTED:
-        return np.array([np.count_nonzero(keys_G > key) for key in relevant_R], dtype=np.int64)
-    keys_G.sort()
-    return len(keys_G) - np.searchsorted(keys_G, relevant_R, side="right")
+    def find(self, ids_U: Tensor, same_BU: Tensor, keys_BG: Tensor | None = None) -> None:
+        """Find the relevant items: the gallery rows ``ids`` of the same class, except those that are left out."""
+        relevant_BU = same_BU if self.left_out_B1 is None else same_BU & (ids_U != self.left_out_B1)
+        keys_BU = keys_of(self.queries, self.query_B, self.gallery, ids_U) if keys_BG is None else keys_BG[:, ids_U]
+        keys_BU.masked_fill_(~relevant_BU, -torch.inf)
+        self.keys_BR, place_BR = keys_BU.topk(int(relevant_BU.sum(dim=1).max()), dim=1)
+        self.present_BR = self.keys_BR.isfinite()
+        self.query_I, self.slot_I = self.present_BR.nonzero(as_tuple=True)
+        self.id_I = ids_U[place_BR[self.query_I, self.slot_I]]
+
+    def above_by_scores(self) -> Tensor | None:
+        """Number of other items above each relevant item [B, R], from scores in float32.
+
+        Items whose scores differ by less than the error are compared by their keys.
+
+        Returns:
+            None if there are so many of these that the keys of all items take less time, or if the product of the
+            matrices was not one in float32.
+        """
+        error = float32_error(self.gallery.dim)
+        scores_BG = scores_in_float32(self.queries, self.query_B, self.gallery)
+        cosine_BR = cosine(self.keys_BR, self.queries.inverse_length_N[self.query_B, None])
+        off_I = (scores_BG[self.query_I, self.id_I] - cosine_BR[self.query_I, self.slot_I]).abs()
+        cosine_BR = cosine_BR.masked_fill(~self.present_BR, torch.inf)
+        low_BR, high_BR = (cosine_BR - error).float(), (cosine_BR + error).float()
+        counts = count_above(self._others(scores_BG), torch.cat([high_BR, low_BR], dim=1))
+        above_BR, above_low_BR = counts.chunk(2, dim=1)
+        open_BR = above_low_BR - above_BR  # number of items between the thresholds
+        work = open_BR.sum() * PAIR + (open_BR > 0).sum() * len(self.gallery) / WINDOW
+        if (off_I > error).any() or work > scores_BG.numel():
+            return None
+        query_P, slot_P = open_BR.nonzero(as_tuple=True)
+        window_W, id_W = pairs_between(scores_BG, query_P, low_BR[query_P, slot_P], high_BR[query_P, slot_P])
+        query_W, slot_W = query_P[window_W], slot_P[window_W]
+        keys_W = keys_of_pairs(self.queries, self.query_B[query_W], self.gallery, id_W)
+        is_above_W = keys_W > self.keys_BR[query_W, slot_W]
+        return above_BR.index_put((query_W, slot_W), is_above_W.long(), accumulate=True)
+
+    def above_by_keys(self, keys_BG: Tensor | None = None) -> Tensor:
+        """Number of other items above each relevant item [B, R], from the keys of all items."""
+        keys_BG = keys_of(self.queries, self.query_B, self.gallery) if keys_BG is None else keys_BG
+        return count_above(self._others(keys_BG), self.keys_BR.masked_fill(~self.present_BR, torch.inf))
+
+    def ranks(self, above_BR: Tensor) -> Tensor:
+        """Ranks [B, R], ascending, starting at 1; inf for padding."""
+        place_R = torch.arange(1, above_BR.shape[1] + 1, device=above_BR.device)
+        return (above_BR + place_R).double().masked_fill_(~self.present_BR, torch.inf)
+
+    def _others(self, values_BG: Tensor) -> Tensor:
+        """Scores or keys with -inf for the items that are relevant or left out, in place."""
+        values_BG[self.query_I, self.id_I] = -torch.inf
+        return values_BG if self.left_out_B1 is None else values_BG.scatter_(1, self.left_out_B1, -torch.inf)
 
 
 def _per_query(ranks_QR: Tensor, size_Q: Tensor, largest: int, ks: Sequence[int]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgssl.errors import UserError, did_you_mean
+from fgssl.errors import UserError, at_least, did_you_mean
 from fgssl.nn.weights import Channels, Whose, load_weights, normalisation_of
 
 _from_checkpoint: ContextVar[bool] = ContextVar("_from_checkpoint", default=False)
@@ -42,6 +42,8 @@ class Backbone:
             ``pretrained`` decides.
         weights_of: network of a file that holds a student and its teacher: ``student`` or ``teacher``; null: the one
             that its project or method evaluates (MoCo, MaskCon, MLS: the student; DINO, EsViT, CMD, FLSL: the teacher).
+        freeze: number of first stages that stay as they start, without a gradient and with fixed statistics of
+            BatchNorm. 0: none; 1: the stem; 2: also the first stage of a CNN or Swin, or the first block of a ViT.
     """
 
     name: str = "resnet18"
@@ -51,6 +53,10 @@ class Backbone:
     pooling: Literal["avg+max"] | None = None
     weights: str | None = None
     weights_of: Whose | None = None
+    freeze: int = 0
+
+    def __post_init__(self):
+        at_least(0, freeze=self.freeze)
 
     def build(self) -> Any:
         """Build the network: images [B, 3, H, W] in, pooled features [B, ``num_features``] out."""
@@ -66,12 +72,7 @@ class Backbone:
         try:
             network = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **self.options)
         except Exception as fault:  # each host and each network fails in its own way
-            if not pretrained:
-                raise UserError(f"model.backbone.options: timm cannot build '{self.name}': {fault}") from fault
-            raise UserError(
-                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({fault}). On a machine "
-                "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
-            ) from fault
+            raise self._explain(fault, pretrained) from fault
         pad_before_rolling(network)
         if self.small_input:
             _shrink_stem(network, self.name)
@@ -82,7 +83,23 @@ class Backbone:
         if weights:
             anew = ("conv1.weight",) if self.small_input else ()
             rank_zero_info(load_weights(network, weights, self.weights_of, anew))
+        if self.freeze:
+            _freeze(network, self.freeze, self.name)
         return network
+
+    def _explain(self, fault: Exception, pretrained: bool) -> UserError:
+        """Message for what timm raised: wrong options, weights that do not exist or do not fit, or no network."""
+        said = " ".join(str(fault).split())[:300]
+        if not pretrained or isinstance(fault, TypeError):
+            return UserError(f"model.backbone.options: timm cannot build '{self.name}': {said}")
+        if isinstance(fault, OSError):  # connections, and files that are in no cache
+            return UserError(
+                f"model.backbone: the pretrained weights of '{self.name}' could not be had ({said}). On a machine "
+                "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
+            )
+        return UserError(
+            f"model.backbone: '{self.name}' cannot be built with pretrained weights and options {self.options}: {said}"
+        )
 
     def normalisation(self) -> tuple[Channels, Channels] | None:
         """Mean and standard deviation of the images that the starting weights were trained on; None if unknown.
@@ -107,6 +124,28 @@ def timm_with_ours() -> Any:
     return timm
 
 
+def check_size(network: Any, size: int) -> None:
+    """Refuse images of a size that a ViT or Swin of timm does not take.
+
+    Args:
+        network: timm network.
+        size: side of the images, px.
+
+    Raises:
+        UserError: names the option that builds the network for this size.
+    """
+    embed = getattr(network, "patch_embed", None)
+    built_for, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    if getattr(embed, "strict_img_size", False) and built_for and tuple(built_for) != (size, size):
+        raise UserError(
+            f"model.backbone: this network takes images of {built_for[0]} px, but the data module gives {size} px. Set "
+            f"--model.backbone.options '{{img_size: {size}}}', or '{{dynamic_img_size: true}}' for a ViT and views of "
+            "several sizes."
+        )
+    if patch and not getattr(embed, "dynamic_img_pad", True) and size % patch[0]:
+        raise UserError(f"model.backbone: the side of the images, {size} px, is no multiple of a patch, {patch[0]} px.")
+
+
 def of_any_size(backbone: Backbone) -> Any:
     """Build a network that accepts images of any size; ViTs and Swins need an option of timm's for that."""
     untrained = replace(backbone, pretrained=False, weights=None)
@@ -119,6 +158,25 @@ def of_any_size(backbone: Backbone) -> Any:
     if not told and backbone == untrained:
         return network
     return replace(backbone, options={**backbone.options, **told}).build()
+
+
+def _freeze(network: nn.Module, count: int, name: str) -> None:
+    """Stop the training of a network's first stages, in timm's coarse order of its parameters."""
+    from timm.layers import freeze_batch_norm_2d  # imports torchvision
+    from timm.models import group_parameters
+
+    if not hasattr(network, "group_matcher"):
+        raise UserError(f"model.backbone.freeze: the stages of '{name}' are not known; set it to 0.")
+    matcher: Any = network.group_matcher
+    stages = group_parameters(network, matcher(coarse=True))
+    if count > len(stages):
+        raise UserError(f"model.backbone.freeze is {count}; '{name}' has {len(stages)} stages, the stem included.")
+    frozen = {parameter for stage in sorted(stages)[:count] for parameter in stages[stage]}
+    for parameter in frozen:
+        network.get_parameter(parameter).requires_grad_(False)
+    for module_name, module in list(network.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{module_name}.weight" in frozen:
+            network.set_submodule(module_name, freeze_batch_norm_2d(module))
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:

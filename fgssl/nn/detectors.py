@@ -14,6 +14,7 @@ computed anew before the test. ViTDet's attention within windows is not implemen
 import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -139,6 +140,7 @@ def _c4(network: Any, classes: int, masks: bool, width: int, norm: bool) -> Part
     if not (hasattr(network, "layer4") and hasattr(network, "conv1")):
         raise UserError(f"model.neck c4 is for ResNets, and the backbone is a {type(network).__name__}: take fpn.")
     body, res5 = C4(network), Res5(network, norm)
+    freeze_unused(network, lambda images: [network.layer4(body(images))])
     anchors = Anchors((SIZES,), (RATIOS,))
     head = ProposalHead(body.out_channels, len(SIZES) * len(RATIOS))
     pool = RegionAlign({"0": 16}, size=14)  # torchvision calls a single map "0"
@@ -175,9 +177,14 @@ class Pyramid(nn.Module):
         return self.join(levels_of(self.network, images, self.indices, self.scale))
 
 
+def intermediate_maps(network: Any, images: Tensor, indices: list[int]) -> list[Tensor]:
+    """Intermediate maps of the network, each number of ``indices`` once, in ascending order."""
+    return network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
+
+
 def levels_of(network: Any, images: Tensor, indices: list[int], scale: nn.ModuleList) -> OrderedDict[str, Tensor]:
     """Intermediate maps of the network by level: map ``indices[n]`` scaled by ``scale[n]`` is level ``n``."""
-    maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
+    maps = intermediate_maps(network, images, indices)
     by_index = dict(zip(sorted(set(indices)), maps, strict=True))
     levels = [module(by_index[index]) for module, index in zip(scale, indices, strict=True)]
     return OrderedDict((str(level), features) for level, features in enumerate(levels))
@@ -211,12 +218,12 @@ def four_levels(
         depth, dim = len(network.blocks), network.embed_dim
         indices = [depth * twelfths // 12 - 1 for twelfths in depths]
         scale = [rescale(dim, patch_side(network) / stride, norm) for stride in STRIDES]
-        freeze_unused(network, indices)
+        freeze_unused(network, lambda images: intermediate_maps(network, images, indices))
         return indices, scale, [dim] * 4
     if hasattr(network, "forward_intermediates") and has_stages(network):
         last = len(network.feature_info)
         indices, channels = list(range(last - 4, last)), [stage["num_chs"] for stage in network.feature_info[-4:]]
-        freeze_unused(network, indices)
+        freeze_unused(network, lambda images: intermediate_maps(network, images, indices))
         return indices, [nn.Identity() for _ in STRIDES], channels
     raise UserError(f"a pyramid (fpn) needs four stages or a ViT, and the backbone is a {type(network).__name__}.")
 
@@ -244,7 +251,7 @@ def _simple(network: Any, classes: int, masks: bool, width: int, norm: bool) -> 
         smooth = [nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width)]
         scale.append(nn.Sequential(resized, *lateral, *smooth))
     indices = [len(network.blocks) - 1] * 4
-    freeze_unused(network, indices)
+    freeze_unused(network, lambda images: intermediate_maps(network, images, indices))
     body = Pyramid(network, indices, scale, Top(), width)
     box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [4 * width], norm_layer=LayerNorm2d)
     return body, *_pyramid_heads(box_head, classes, masks, width, proposal_convolutions=2, norm_layer=LayerNorm2d)
@@ -270,22 +277,24 @@ def _pyramid_heads(
     return proposals_of(anchors, head, (2000, 1000), (1000, 1000)), heads_of(Heads, boxes, shapes)
 
 
-def freeze_unused(network: Any, indices: list[int]) -> None:
-    """Freeze the weights that intermediate maps do not depend on, such as a last normalisation; in place.
+def freeze_unused(network: Any, maps: Callable[[Tensor], Any], side: int = 64) -> None:
+    """Freeze the weights that maps of a network do not depend on, such as a last normalisation; in place.
 
     Training on several processes needs a gradient of every trainable weight in every step.
 
     Args:
-        network: Backbone that takes images of 64 x 64 px.
-        indices: Numbers of its intermediate maps.
+        network: Backbone.
+        maps: Function from images [1, 3, ``side``, ``side``] to the list of maps that are used.
+        side: Side of the images, px.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if not weights:
+        return
     training = network.training
     network.eval()  # BatchNorm's statistics stay
     with torch.enable_grad():
-        images = weights[0].new_zeros(1, 3, 64, 64)
-        maps = network.forward_intermediates(images, indices=sorted(set(indices)), intermediates_only=True)
-        gradients = torch.autograd.grad([one.sum() for one in maps], weights, allow_unused=True)
+        used = [one.sum() for one in maps(weights[0].new_zeros(1, 3, side, side)) if one.requires_grad]
+        gradients = torch.autograd.grad(used, weights, allow_unused=True)
     network.train(training)
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.requires_grad_(gradient is not None)

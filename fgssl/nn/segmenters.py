@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
-from fgssl.nn.detectors import STRIDES, four_levels, is_vit, levels_of, patch_side
+from fgssl.nn.detectors import STRIDES, four_levels, freeze_unused, is_vit, levels_of, patch_side
 from fgssl.nn.feature_map import as_map
 
 Head = Literal["linear", "fpn"]
 DROPOUT = 0.1  # of whole channels before the classifier (semfpn_vit-s16_512x512_40k_ade20k.py:41 of FLSL's code)
-# Parameters after the last map that a head uses, by the head. They are frozen: DDP waits for the gradient of each.
-POOLING = ("fc_norm.", "attn_pool.", "norm_head.", "head.")
-UNUSED: dict[Head, tuple[str, ...]] = {"linear": POOLING, "fpn": (*POOLING, "norm.", "conv_head.", "bn2.")}
 
 
 def build_head(network: Any, head: Head, classes: int, width: int) -> "LinearHead | SemanticFPN":
@@ -29,9 +26,6 @@ def build_head(network: Any, head: Head, classes: int, width: int) -> "LinearHea
     Raises:
         UserError: the head does not fit the network.
     """
-    for name, parameter in network.named_parameters():
-        if name.startswith(UNUSED[head]):
-            parameter.requires_grad_(False)
     return LinearHead(network, classes) if head == "linear" else SemanticFPN(network, classes, width)
 
 
@@ -47,13 +41,15 @@ class LinearHead(nn.Module):
     """A 1x1 convolution on the last map.
 
     Args:
-        network: the backbone; it is passed to ``forward`` and is not part of the head.
+        network: the backbone; it is passed to ``forward`` and is not part of the head. Its weights after the last map
+            are frozen.
         classes: number of classes C.
     """
 
     def __init__(self, network: Any, classes: int):
         super().__init__()
         self.divisor = network.feature_info[-1]["reduction"]
+        freeze_unused(network, lambda images: [network.forward_features(images)], side=4 * self.divisor)
         self.classify = nn.Conv2d(network.num_features, classes, 1)
 
     def forward(self, network: Any, images: Tensor) -> Tensor:

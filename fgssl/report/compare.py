@@ -81,6 +81,8 @@ class Comparison:
         p = self.protocol
         asked = f"{p['data set']}, {p['split']} split" + "".join(f", {what}" for what in self.unlike)
         searched = "each query left out" if p["gallery"] == "evaluated" else f"searched in the {p['gallery']} rows"
+        reranked = p.get("re-ranking", "none")
+        searched += "" if reranked == "none" else f", re-ranked by {reranked}"
         searched = f", {searched}" if any(metric.startswith(OF_QUERIES) for metric in self.metrics) else ""
         title = f"{asked}: {p['test images']:,} test images (rows {p['test rows_hash']}){searched}"
         if not p["train images"]:
@@ -96,7 +98,8 @@ def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:
     """
     known = {name.removeprefix("test/") for run in runs for name in run.results["metrics"]}
     if not asked:
-        return [name for name in DEFAULT_METRICS if name in known] or sorted(known)[:1]
+        others = sorted(name for name in known if not name.startswith(("train/", "throughput/")))
+        return [name for name in DEFAULT_METRICS if name in known] or others[:1]
     names = [name.removeprefix("test/") for name in asked]
     for name in names:
         if runs and name not in known:
@@ -115,7 +118,10 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
     notes: list[str] = []
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
-        groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
+        if any(name.startswith(("test/", "val/")) for name in run.results["metrics"]):
+            groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
+        else:
+            notes.append(f"left out: {run.folder}: nothing was evaluated. Its data set has no labels?")
     protocols = [members[0].protocol for members in groups.values()]
     tables = []
     for protocol, members in zip(protocols, groups.values(), strict=True):
@@ -137,7 +143,7 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
 def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list[str]:
     """Settings that differ from another protocol of the same data set, without the hashes and counts of the title."""
     names = sorted({name for rival in rivals for name in rival})
-    titled = ("split", "gallery", "train images", "train rows_hash", "test images", "test rows_hash")
+    titled = ("split", "gallery", "re-ranking", "train images", "train rows_hash", "test images", "test rows_hash")
     differing = [n for n in names if n not in titled and len({str(rival.get(n)) for rival in rivals}) > 1]
     if len(differing) > 1 and "flipped labels" in differing:
         differing.remove("flipped labels")  # a hash; the noise share and the seed, which determine it, are shown

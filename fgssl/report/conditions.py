@@ -39,7 +39,7 @@ TEST_IMAGES = {
 # Conditions of every row, unless it states another value.
 WHOLE = {
     "held out": 0, "training batches": "all", "test batches": "all", "label_proportion": 100, "noise": 0,
-    "pretraining images": 100,
+    "pretraining images": 100, "frozen stages": 0,
 }  # fmt: skip
 
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
@@ -250,9 +250,11 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "image size": _image_size,
     "test images": lambda e: e.data["test"]["images"],
     "held out": lambda e: e.data.get("val_fraction", 0),
+    "frozen stages": lambda e: e.of_task.get("model.backbone.freeze") or e.config.get("model.backbone.freeze", 0),
     "training batches": _limit("limit_train_batches", "overfit_batches"),
     "test batches": _limit("limit_test_batches"),
     "gallery": lambda e: e.run.results.get("gallery", "evaluated"),
+    "re-ranking": lambda e: e.run.results.get("reranking", "none"),
     "label_proportion": lambda e: 100 * e.data.get("label_fraction", 1),
     "noise": lambda e: e.data.get("label_noise", 0),
     "memory": option("model.memory"),
@@ -325,7 +327,7 @@ def conditions(row: Row) -> dict[str, Any]:
     if row["epochs"]:
         stated["epochs"] = row["epochs"]
     if row["protocol"] in RETRIEVAL:
-        stated["gallery"] = "evaluated"
+        stated |= {"gallery": "evaluated", "re-ranking": "none"}
     stated["test images"] = TEST_IMAGES.get((row["dataset"], row["split"]))
     for columns, known in STATED:
         if all(row[name] in ((value,) if isinstance(value, str) else value) for name, value in columns.items()):

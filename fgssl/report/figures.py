@@ -1,6 +1,7 @@
 """Pictures of retrieval results and embeddings."""
 
 import importlib.util
+import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -8,14 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fgssl.data.images import read_image
+from fgssl.data.images import read_row
 from fgssl.data.index import Index
 from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
 
 RIGHT, WRONG, QUERY, UNKNOWN = "#2a9d4a", "#d1352b", "#333333", "#777777"
 SAMPLE = 3000  # most images in pictures that need all pairs or t-SNE
-NAMED = 20  # most groups in a matrix
+LARGEST = 500_000  # bytes of a picture of photographs
 COLOURED = 18  # most coloured groups in a map: matplotlib's twenty colours without the two greys
 
 
@@ -25,19 +26,22 @@ def retrieval_grid(
     index: Index,
     path: Path,
     *,
+    title: str = "",
     count: int = 8,
     neighbours: int = 8,
     seed: int = 0,
 ) -> Path:
     """Draw queries (left) and their nearest neighbours: a green frame where the class is right, red where wrong.
 
-    The queries are drawn at random, the same for every run on the same rows, so that two runs can be laid side by side.
+    The cosine similarity stands above each neighbour. The queries are drawn at random, the same for every run on the
+    same rows, so that two runs can be laid side by side.
 
     Args:
         queries: the evaluated set; rows point into ``index``.
         gallery: where they are searched; None: among themselves, each left out.
         index: the data set, for the images and the class names.
-        path: where the PNG goes.
+        path: picture to write; as .jpg it takes less than 500 KB.
+        title: first line of the picture, such as the run and its metrics.
         count: queries shown, one a row.
         neighbours: columns beside the query.
         seed: of the choice of queries.
@@ -46,17 +50,19 @@ def retrieval_grid(
     positions = torch.from_numpy(chosen).to(queries.fine.device)
     searched, exclude = (queries, positions) if gallery is None else (gallery, None)
     k = min(neighbours, len(searched.fine) - 1)
-    _, ids = search(queries.embedding[positions], searched.embedding, k, exclude=exclude)
+    cosine, ids = search(queries.embedding[positions], searched.embedding, k, exclude=exclude)
     lines = []
-    for query, near_k in zip(chosen, ids.cpu(), strict=True):
+    for query, cosine_k, near_k in zip(chosen, cosine.tolist(), ids.cpu(), strict=True):
         label = int(queries.fine[query])
         line = [(image_of(index, int(queries.index[query])), index.fine_names[label], QUERY)]
-        for other in near_k:
+        for similarity, other in zip(cosine_k, near_k, strict=True):
             found = int(searched.fine[other])
             colour = RIGHT if found == label else WRONG
-            line.append((image_of(index, int(searched.index[other])), index.fine_names[found], colour))
+            name = f"{index.fine_names[found]}\n{similarity:.2f}"
+            line.append((image_of(index, int(searched.index[other])), name, colour))
         lines.append(line)
-    return picture_rows(lines, "query, then its nearest neighbours (green: same class, red: another)", path)
+    reading = "query, then its nearest neighbours by cosine similarity (green: same class, red: another)"
+    return picture_rows(lines, f"{title}\n{reading}".strip(), path)
 
 
 def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, path: Path) -> Path:
@@ -64,13 +70,27 @@ def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, pat
     from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
     columns = max(len(line) for line in lines)
-    height = 1.55 * len(lines) + 0.3 + 0.2 * len(title.splitlines())
-    figure = Figure(figsize=(1.25 * columns + 0.3, height), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    for axes, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):
-        for place, (axis, (image, name, colour)) in enumerate(zip(axes, line, strict=True)):
-            _show(axis, image, name, colour, bold=place == 0)
-    figure.savefig(path)
+    names = [[wrapped(name) for _, name, _ in line] for line in lines]
+    above = [max(name.count("\n") for name in row) for row in names]  # text lines beyond the first
+    width, height = 1.25 * columns + 0.3, 1.5 * len(lines) + 0.11 * sum(above) + 0.3 + 0.2 * len(title.splitlines())
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure.suptitle(textwrap.fill(title, int(14 * width), replace_whitespace=False), fontsize=10)
+    grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=[1.5 + 0.11 * more for more in above])
+    for axes, line, texts in zip(grid, lines, names, strict=True):
+        for place, (axis, (image, _, colour), text) in enumerate(zip(axes, line, texts, strict=True)):
+            _show(axis, image, text, colour, bold=place == 0)
+    return save_photographs(figure, path)
+
+
+def save_photographs(figure, path: Path) -> Path:
+    """Save a figure; as .jpg in less than 500 KB, of many pictures with fewer pixels."""
+    if Path(path).suffix.lower() not in (".jpg", ".jpeg"):
+        figure.savefig(path)
+        return path
+    for dpi, quality in ((120, 88), (120, 75), (90, 75), (60, 75), (40, 60)):
+        figure.savefig(path, dpi=dpi, pil_kwargs={"quality": quality, "optimize": True})
+        if Path(path).stat().st_size < LARGEST:
+            break
     return path
 
 
@@ -79,7 +99,8 @@ def similarity_histogram(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Draw histograms of the cosine similarity of pairs of the same class and of different classes.
 
-    Pairs among at most 3,000 images, drawn at random; no image is paired with itself.
+    The axis reaches from the smallest to the largest similarity. Pairs among at most 3,000 images, drawn at random; no
+    image is paired with itself.
 
     Returns:
         ``same_class`` and ``other_class``: counts [50] and bin edges [51], as numpy's histogram gives them.
@@ -90,10 +111,11 @@ def similarity_histogram(
     cosine_QG = (F.normalize(left.embedding) @ F.normalize(right.embedding).T).cpu()
     same_QG = (left.fine[:, None] == right.fine).cpu()
     pairs_QG = (left.index[:, None] != right.index).cpu()
-    edges = np.linspace(min(0.0, float(cosine_QG.min())), 1.0, 51)
+    low, high = (bound.item() for bound in cosine_QG[pairs_QG].aminmax()) if pairs_QG.any() else (0.0, 1.0)
+    edges = np.linspace(low, max(high, low + 1e-6), 51)
     counts = {
-        "same_class": np.histogram(cosine_QG[same_QG & pairs_QG].clamp(max=1), edges),
-        "other_class": np.histogram(cosine_QG[~same_QG & pairs_QG].clamp(max=1), edges),
+        "same_class": np.histogram(cosine_QG[same_QG & pairs_QG], edges),
+        "other_class": np.histogram(cosine_QG[~same_QG & pairs_QG], edges),
     }
     figure = Figure(figsize=(6.5, 3.6), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -107,49 +129,6 @@ def similarity_histogram(
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path)
     return counts
-
-
-def coarse_confusion(queries: Embeddings, gallery: Embeddings | None, index: Index, path: Path, *, seed: int = 0):
-    """Draw the coarse group of the nearest neighbour against that of the query, in percent of each row.
-
-    At most 3,000 queries, drawn at random; of more than 20 groups the 20 largest.
-
-    Returns:
-        ``path``, or None where the data set has no coarse groups.
-    """
-    from matplotlib.figure import Figure
-
-    if index.coarse is None:
-        return None
-    positions = torch.from_numpy(_chosen(len(queries.fine), seed)).to(queries.fine.device)
-    searched, exclude = (queries, positions) if gallery is None else (gallery, None)
-    _, ids = search(queries.embedding[positions], searched.embedding, 1, exclude=exclude)
-    ours = index.coarse[queries.index[positions].cpu().numpy()]
-    theirs = index.coarse[searched.index[ids[:, 0]].cpu().numpy()]
-    names = index.coarse_names
-    counts = np.zeros((len(names), len(names)))
-    np.add.at(counts, (ours, theirs), 1)
-    shown = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:NAMED])
-    share = 100 * counts[shown] / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
-    share = share[:, shown]
-
-    side = 1.8 + 0.5 * len(shown)
-    figure = Figure(figsize=(side + 1.0, side), dpi=120, layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(share):
-        if value >= 0.5:  # cells of 0 stay empty
-            colour = "white" if value > 55 else "black"
-            axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    labels = [_short(names[group]) for group in shown]
-    axis.set_xticks(range(len(shown)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
-    axis.set_yticks(range(len(shown)), labels, fontsize=7)
-    axis.set_xlabel("group of the nearest neighbour", fontsize=8)
-    axis.set_ylabel("group of the image", fontsize=8)
-    of = f", the {len(shown)} largest of {len(names)} groups" if len(shown) < len(names) else ""
-    figure.suptitle(f"nearest neighbours by coarse group, %{of}", fontsize=9)
-    figure.savefig(path)
-    return path
 
 
 def embedding_map(
@@ -227,7 +206,7 @@ def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, 
     palette = colormaps["tab10" if few else "tab20"](np.arange(10) if few else np.delete(np.arange(20), (14, 15)))
     for place, group in enumerate(coloured):
         axis.scatter(
-            *points_N2[labels == group].T, s=9, color=palette[place], linewidths=0, label=_short(names[group], 18)
+            *points_N2[labels == group].T, s=9, color=palette[place], linewidths=0, label=short(names[group], 18)
         )
     axis.set_xticks([])
     axis.set_yticks([])
@@ -236,18 +215,18 @@ def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, 
 
 
 def _sample(embeddings: Embeddings, seed: int, most: int | None = None) -> Embeddings:
-    chosen = torch.from_numpy(_chosen(len(embeddings.fine), seed, most)).to(embeddings.fine.device)
+    chosen = torch.from_numpy(chosen_rows(len(embeddings.fine), seed, most)).to(embeddings.fine.device)
     return Embeddings(*(column[chosen] for column in embeddings))
 
 
-def _chosen(count: int, seed: int, most: int | None = None) -> np.ndarray:
+def chosen_rows(count: int, seed: int, most: int | None = None) -> np.ndarray:
     """At most ``most`` positions (default SAMPLE), ascending."""
     return np.sort(np.random.default_rng(seed).permutation(count)[: most or SAMPLE])
 
 
 def image_of(index: Index, row: int) -> np.ndarray:
     """Image of a row of the data set, [H, W, 3] uint8."""
-    return index.pixels[row] if index.pixels is not None else np.asarray(read_image(index.paths[row]))
+    return np.asarray(read_row(index, row))
 
 
 def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -> None:
@@ -257,7 +236,7 @@ def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -
     for spine in axis.spines.values():
         spine.set_color(colour)
         spine.set_linewidth(3)
-    axis.set_title(_short(name), fontsize=7, color=colour, fontweight="bold" if bold else "normal", pad=3)
+    axis.set_title(name, fontsize=7, color=colour, fontweight="bold" if bold else "normal", pad=3)
 
 
 def _square(image: np.ndarray) -> np.ndarray:
@@ -267,10 +246,19 @@ def _square(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def _short(name: str, width: int = 18) -> str:
-    """``001.Black_footed_Albatross`` as ``Black footed Alba…``, to stay within its picture; each line by itself."""
-    if "\n" in name:
-        return "\n".join(_short(line, width) for line in name.split("\n"))
-    number, _, rest = name.partition(".")
-    name = (rest if number.isdigit() and rest[:1].isalpha() else name).replace("_", " ")
+def short(name: str, width: int = 18) -> str:
+    """``001.Black_footed_Albatross`` as ``Black footed Alba…``, to stay within its picture."""
+    name = plain(name)
     return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def wrapped(name: str, width: int = 20, lines: int = 2) -> str:
+    """A name in up to ``lines`` lines of ``width`` characters; each line of the given text by itself."""
+    parts = [textwrap.wrap(plain(line), width, max_lines=lines, placeholder="…") for line in name.split("\n")]
+    return "\n".join(line for part in parts for line in part)
+
+
+def plain(name: str) -> str:
+    """``001.Black_footed_Albatross`` as ``Black footed Albatross``."""
+    number, _, rest = name.partition(".")
+    return (rest if number.isdigit() and rest[:1].isalpha() else name).replace("_", " ")

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
 from fgssl.report.compare import LOWER_IS_BETTER, Comparison, Row
-from fgssl.report.tables import number
+from fgssl.report.tables import is_share, number
 
 SHOWN = 12  # most rows of a chart; the best ones are shown
 COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three greys
@@ -19,18 +20,28 @@ COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three gr
 
 def draw_comparison(tables: Sequence[Comparison], folder: Path) -> list[Path]:
     """Write bars, Recall@K curves and curves over the epochs of each table; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
-    written = []
+    written: list[Path] = []
     for place, table in enumerate(tables):
         name = table.protocol["data set"]
         earlier = sum(other.protocol["data set"] == name for other in tables[:place])
-        for kind, draw in charts.items():
-            figure = draw(table)
-            if figure is not None:
-                path = folder / f"{name}{f'-{earlier + 1}' if earlier else ''}_{kind}.png"
-                figure.savefig(path)
-                written.append(path)
+        written += draw_table(table, folder, f"{name}{f'-{earlier + 1}' if earlier else ''}").values()
+    return written
+
+
+def draw_table(table: Comparison, folder: Path, name: str, suffix: str = ".png") -> dict[str, Path]:
+    """Write ``<name>_bars``, ``<name>_recall`` and ``<name>_epochs``, as far as the runs have them; .png or .svg.
+
+    Returns:
+        ``bars``, ``recall`` and ``epochs``: the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, Callable[[Comparison], Figure | None]] = {"bars": bars, "recall": recall_curves, "epochs": epochs}
+    written = {}
+    for kind, draw in charts.items():
+        figure = draw(table)
+        if figure is not None:
+            written[kind] = folder / f"{name}_{kind}{suffix}"
+            figure.savefig(written[kind])
     return written
 
 
@@ -90,34 +101,30 @@ def recall_curves(table: Comparison) -> Figure | None:
 
 
 def epochs(table: Comparison) -> Figure | None:
-    """Training loss and the first metric on the validation rows against the epoch.
+    """The first metric on the validation rows and the training loss against the epoch.
 
-    One thin line for each seed and a thick line for their mean; None if no run has logged either of them.
+    One thin line for each seed and a thick line for their mean. An evaluation of a checkpoint has the curves of the run
+    that trained it. Losses of different classes (MaskCon, Probe) are in different panels, since their values do not
+    compare. None if no run has a curve of two epochs or more.
     """
-    rows = table.rows[:SHOWN]
-    histories = [[run.history() for run in row.runs] for row in rows]
-    wanted = [f"val/{table.metrics[0]}", "train/loss"]
-    panels = [name for name in wanted if any(name in history for group in histories for history in group)]
+    panels = curve_panels(table)
     if not panels:
         return None
     figure = Figure((2.5 + 4.5 * len(panels), 4.2), dpi=120, layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for colour, row, group in zip(COLOURS, rows, histories, strict=False):
-            curves = [dict(history[name]) for history in group if name in history]
-            if not curves:
-                continue
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for place, curves in panel.curves.items():
+            colour = COLOURS[place]
             for curve in curves:
                 axis.plot(*zip(*sorted(curve.items()), strict=True), color=colour, linewidth=0.6, alpha=0.6)
-            shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-            mean = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared]
-            axis.plot(
-                shared, mean, color=colour, linewidth=2, marker="o" if len(shared) < 3 else None, label=_label(row)
-            )
+            mean = mean_curve(curves)
+            label = _label(table.rows[place])
+            axis.plot(list(mean), list(mean.values()), color=colour, linewidth=2, label=label)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylabel(name + _unit(name))
-        if name != "train/loss":
-            _percent(axis.yaxis, name)
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.set_ylabel(panel.title + _unit(panel.metric))
+        if panel.metric != "train/loss":
+            _percent(axis.yaxis, panel.metric)
         _plain(axis)
     lines = {str(line.get_label()): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(lines.values()), loc="outside right center", fontsize=8, frameon=False)
@@ -125,10 +132,55 @@ def epochs(table: Comparison) -> Figure | None:
     return figure
 
 
+class Curves(NamedTuple):
+    """Curves of one panel.
+
+    Attributes:
+        title: what is drawn.
+        metric: name in ``metrics.csv``.
+        curves: for rows of the table, by their place: epoch to value, for each seed.
+    """
+
+    title: str
+    metric: str
+    curves: dict[int, list[dict[float, float]]]
+
+
+def curve_panels(table: Comparison) -> list[Curves]:
+    """Curves over the epochs of the best rows: the first metric on the validation rows, and the losses by class."""
+    histories = [[run.origin.history() for run in row.runs] for row in table.rows[:SHOWN]]
+    trained = [row.runs[0].origin.results["method"] for row in table.rows[:SHOWN]]
+    metric = f"val/{table.metrics[0]}"
+    wanted = [(metric, metric, set(trained))]
+    kinds = sorted(set(trained))
+    wanted += [(f"train/loss of {kind}" if len(kinds) > 1 else "train/loss", "train/loss", {kind}) for kind in kinds]
+    panels = []
+    for title, name, kind in wanted:
+        curves = {
+            place: found
+            for place, group in enumerate(histories)
+            if trained[place] in kind and (found := [dict(history[name]) for history in group if name in history])
+        }
+        if any(len(curve) > 1 for found in curves.values() for curve in found):
+            panels.append(Curves(title, name, curves))
+    return panels
+
+
+def mean_curve(curves: list[dict[float, float]]) -> dict[float, float]:
+    """Mean over the curves at the epochs that all of them have."""
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return {epoch: sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared}
+
+
 def heat_map(
-    values: np.ndarray, names: tuple[str, str], ticks: tuple[Sequence, Sequence], metric: str, title: str
+    values: np.ndarray,
+    names: tuple[str, str],
+    ticks: tuple[Sequence, Sequence],
+    metric: str,
+    title: str,
+    mark_best: bool = True,
 ) -> Figure:
-    """A grid of results with a frame around the best cell.
+    """A grid of results.
 
     Args:
         values: [len(rows), len(columns)] fractions; NaN where a cell has no result.
@@ -136,6 +188,7 @@ def heat_map(
         ticks: their values.
         metric: what ``values`` are.
         title: above the picture.
+        mark_best: frame the best cell.
     """
     figure = Figure((2.6 + 0.85 * len(ticks[1]), 1.9 + 0.5 * len(ticks[0])), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -144,7 +197,7 @@ def heat_map(
     for (row, column), value in np.ndenumerate(values):
         words = "-" if np.isnan(value) else number(metric, value)
         dark = np.isfinite(value) and value < (low + high) / 2
-        best = value == (low if metric in LOWER_IS_BETTER else high)
+        best = mark_best and value == (low if metric in LOWER_IS_BETTER else high)
         axis.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else "black",
                   fontweight="bold" if best else "normal")  # fmt: skip
         if best:
@@ -171,17 +224,12 @@ def _label(row: Row, width: int = 48) -> str:
 
 
 def _unit(metric: str) -> str:
-    return ", %" if _is_share(metric) else ""
-
-
-def _is_share(metric: str) -> bool:
-    """Whether a metric is a fraction, shown in percent."""
-    return number(metric, 1.0) == "100.00"
+    return ", %" if is_share(metric) else ""
 
 
 def _percent(axis, metric: str) -> None:
     """Format ticks in percent if the values are fractions."""
-    if _is_share(metric):
+    if is_share(metric):
         axis.set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 

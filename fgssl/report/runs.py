@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from fgssl.errors import UserError
+from fgssl.run import status_of
 
 # Options that change neither the weights nor the measurement; runs that differ only in these share a row.
 IRRELEVANT = (
-    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "weights_only", "verbose", "retrieval.",
+    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "quiet", "weights_only", "verbose", "retrieval.",
     "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
     "data.eval_batch_size", "data.dataset.", "data.protocol.",
 )  # fmt: skip
@@ -27,6 +28,7 @@ TRAINING = (
 )  # fmt: skip
 
 
+SHORT = 5  # epochs; the curves of shorter runs show their steps
 # Options that may hold the checkpoint or run folder of another run.
 STARTS = ("model.init_from", "model.backbone.weights")
 TASKS = ("Probe", "Finetune", "Detect", "Segment")  # what is done with a trained method
@@ -103,7 +105,7 @@ class RunFolder:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Facts that runs of one table share: data set, rows, labels and gallery."""
+        """Facts that runs of one table share: data set, rows, labels, gallery and re-ranking."""
         data = self.results["data"]
         options = {k.removeprefix("data.dataset."): v for k, v in self.config.items() if k.startswith("data.dataset.")}
         ignored = (
@@ -117,6 +119,7 @@ class RunFolder:
             **{f"{part} {key}": data[part][key] for part in ("train", "test") for key in ("images", "rows_hash")},
             "flipped labels": data.get("flipped_hash"),
             "gallery": self.results.get("gallery", "evaluated"),
+            "re-ranking": self.results.get("reranking", "none"),
         }
         limit = self.config.get("trainer.limit_test_batches")
         return facts | ({"limit_test_batches": limit} if limit not in (None, 1.0) else {})
@@ -143,16 +146,25 @@ class RunFolder:
         return metrics.get(name, metrics.get(f"test/{name}"))
 
     def history(self) -> dict[str, list[tuple[float, float]]]:
-        """Curves of ``metrics.csv``: metric -> [(epoch, counted from 1, mean over the epoch)]."""
+        """Curves of ``metrics.csv``: metric -> [(epoch, counted from 1, mean over the epoch)].
+
+        Curves of the training of a run of fewer than ``SHORT`` epochs have a point for each logged step, at fractions
+        of an epoch: 0.5 is the middle of the first one.
+        """
         sums: dict[str, dict[float, list[float]]] = {}
         path = self.folder / "metrics.csv"
         if not path.is_file():
             return {}
+        epochs, steps = self.results.get("epochs"), self.results.get("steps")
+        of_epoch = steps / epochs if epochs and steps and epochs < SHORT else 0.0
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
                     if name not in ("epoch", "step", None) and value and row.get("epoch"):
-                        sums.setdefault(name, {}).setdefault(float(row["epoch"]) + 1, []).append(float(value))
+                        place = float(row["epoch"]) + 1
+                        if of_epoch and name.startswith("train/"):
+                            place = (float(row["step"]) + 1) / of_epoch
+                        sums.setdefault(name, {}).setdefault(place, []).append(float(value))
         return {
             name: [(epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items())]
             for name, by_epoch in sums.items()
@@ -210,12 +222,15 @@ def read_run(folder: Path) -> RunFolder | None:
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder}: broken, no results.json. Did it stop before it began?")
     results = _read_json(folder / "results.json")
-    status = results.get("status")
+    status = status_of(folder / "results.json", results)
     if status == "predicted":
         return None
     if status != "finished":
         reason = f" ({results['error']})" if results.get("error") else ""
-        resume = f" Resume it with --ckpt_path {folder}." if (folder / "checkpoints" / "last.ckpt").is_file() else ""
+        if status == "lost":
+            reason = " (its process was killed or aborted without a message, or the machine stopped)"
+        kept = (folder / "checkpoints" / "last.ckpt").is_file()
+        resume = f" To resume it: fgssl fit --ckpt_path {folder}" if kept else ""
         raise UserError(f"{folder}: {status or 'no status'} after {results.get('epochs', 0)} epochs{reason}.{resume}")
     missing = {"method", "seed", "metrics", "data"} - results.keys()
     if missing:

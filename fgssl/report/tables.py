@@ -25,9 +25,19 @@ def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
 
 def number(metric: str, value: float) -> str:
     """Format a metric: in percent, or as it is for counts, losses and ``PLAIN`` metrics."""
-    if metric in COUNTS:
+    if is_count(metric):
         return f"{value:.0f}"
-    return f"{value:.4f}" if metric in PLAIN or "loss" in metric else f"{100 * value:.2f}"
+    return f"{100 * value:.2f}" if is_share(metric) else f"{value:.4f}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a fraction, which is shown in percent."""
+    return not is_count(metric) and metric not in PLAIN and "loss" not in metric
+
+
+def is_count(metric: str) -> bool:
+    """Whether a metric is a number of images or epochs."""
+    return metric in COUNTS or metric.startswith("best_epoch_of_")
 
 
 def text(metric: str, row: Row) -> str:
@@ -120,6 +130,11 @@ def markdown(table: Comparison) -> str:
     for row in table.rows:
         lines.append("| " + " | ".join(f"**{words}**" if best else words for words, best in _cells(table, row)) + " |")
     return "\n".join([*lines, *(f"\n{line}" for line in _footnotes(table))])
+
+
+def as_lists(table: Comparison) -> tuple[list[str], list[list[tuple[str, bool]]], list[str]]:
+    """Headings, rows and footnotes of a table; a cell is its text and whether it is the best of its column."""
+    return _columns(table), [_cells(table, row) for row in table.rows], _footnotes(table)
 
 
 def _latex(tables: list[Comparison]) -> None:

@@ -1,6 +1,6 @@
 """Maps of a ViT's patch tokens: similarity in each layer and attention of a patch (FLSL, Figs. 3 and 4a).
 
-Shapes: B images, N = h w patches, D channels.
+Shapes: B images, N = h w patches, D channels, H heads.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def similarity_maps(network: Any, images: Tensor) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
-    """Attention of patches in the last block, mean over its heads.
+    """Attention of patches in the last block, by head.
 
     Args:
         network: a timm ViT.
@@ -54,7 +54,7 @@ def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
         queries: Q patches, counted row by row.
 
     Returns:
-        [B, Q, h, w]; a map and the attention to the class token sum to 1.
+        [B, Q, heads, h, w]; a map and the attention to the class token sum to 1.
     """
     depth_of(network)
     seen: list[Tensor] = []
@@ -67,7 +67,7 @@ def attention_maps(network: Any, images: Tensor, queries: list[int]) -> Tensor:
     prefix = network.num_prefix_tokens
     q_BHQD = attention.q_norm(q_BHND)[:, :, [prefix + query for query in queries]]
     weights_BHQN = (q_BHQD @ attention.k_norm(k_BHND).mT * attention.scale).softmax(dim=-1)
-    return weights_BHQN.mean(dim=1)[..., prefix:].unflatten(2, token_grid(network, images.shape[-2:]))
+    return weights_BHQN.transpose(1, 2)[..., prefix:].unflatten(3, token_grid(network, images.shape[-2:]))
 
 
 def query_patches(grid: tuple[int, int]) -> list[int]:

@@ -107,7 +107,7 @@ class Detect(Downstream):
         super().on_fit_start()
 
     def _check_batch_norm(self) -> None:
-        alone = self.trainer.world_size > 1 and any(type(module) is nn.BatchNorm2d for module in batch_norms(self))
+        alone = self.trainer.world_size > 1 and not all(isinstance(m, nn.SyncBatchNorm) for m in batch_norms(self))
         if alone and not self.freeze_bn:
             rank_zero_warn(
                 "BatchNorm computes its statistics from the few images of one process. Synchronise it as MoCo does "

@@ -50,7 +50,8 @@ class Finetune(Downstream):
             raise UserError(f"model {type(self).__name__} needs labels, but the data set has none (num_fine is 0).")
         self.frozen = frozen
         self.backbone = self.start_of(backbone).build()
-        self.backbone.requires_grad_(not frozen)
+        if frozen:  # else all but what backbone.freeze keeps
+            self.backbone.requires_grad_(False)
         self.classifier = nn.Linear(self.backbone.num_features, num_fine)
         self.register_buffer("targets", None, persistent=False)  # [N, C] labels of the data set, set in ``setup``
         self.train()  # Lightning does not change the mode of modules

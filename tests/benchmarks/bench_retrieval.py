@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_retrieval.py [--small]
 
-Each row runs in a process of its own, so that its peak memory is its own. The target is at most twice the time of the
-search alone, and less than 4 GiB beside the embeddings. On a machine that others use, the ratio of CPU seconds is the
-one to read.
+Each row runs in a process of its own, so that its peak memory is its own. The target is at most 1.2 times the time of
+the search alone, and less than 1 GiB beside the embeddings. On a machine that others use, the ratio of CPU seconds is
+the one to read.
 """
 
 import argparse

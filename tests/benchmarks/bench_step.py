@@ -4,7 +4,8 @@
 
 Bare: the query encoder's forward and backward, the key encoder's forward, and SGD's step, on the same batch in a plain
 loop. Ours: MaskCon by ``Trainer.fit`` with its teacher, queue (K = 8192), logging to ``metrics.csv`` and progress bar.
-Rounds of both alternate, so that a noisy machine bends both; the ratio is that of the medians.
+Rounds of both alternate, so that a noisy machine bends both; the ratio is that of the medians. Time is that of the
+clock on a GPU, of the processor on the CPU, which others may use too.
 """
 
 import argparse
@@ -33,27 +34,27 @@ STEPS = 4  # a round
 class Rounds(Callback):
     """Inside one fit: times rounds of ours, and runs a round of the bare loop after each."""
 
-    def __init__(self, bare, sync):
-        self.bare, self.sync, self.ours_s, self.bare_s = bare, sync, [], []
+    def __init__(self, bare, sync, clock):
+        self.bare, self.sync, self.clock, self.ours_s, self.bare_s = bare, sync, clock, [], []
 
     def on_train_batch_start(self, trainer, method, batch, batch_idx):
         if batch_idx % STEPS == 0:
             if batch_idx:
                 self.sync()
-                self.ours_s.append((time.perf_counter() - self.began) / STEPS)
+                self.ours_s.append((self.clock() - self.began) / STEPS)
                 self.bare_s.append(self.bare(batch))
             self.sync()
-            self.began = time.perf_counter()
+            self.began = self.clock()
 
 
-def bare_round(device: str, sync):
+def bare_round(device: str, sync, clock):
     """A function that runs STEPS bare steps and gives the seconds of one."""
     method = MaskCon(Backbone("resnet18"), num_coarse=8).to(device)
     optimiser = torch.optim.SGD(method.query.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
 
     def run(batch: Batch) -> float:
         sync()
-        began = time.perf_counter()
+        began = clock()
         with torch.enable_grad():
             for _ in range(STEPS):
                 q_BD = method.query(batch.views[0])
@@ -64,7 +65,7 @@ def bare_round(device: str, sync):
                 loss.backward()
                 optimiser.step()
         sync()
-        return (time.perf_counter() - began) / STEPS
+        return (clock() - began) / STEPS
 
     return run
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     sync = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    clock = time.perf_counter if options.device == "cuda" else time.process_time
 
     images = torch.randn(options.batch, 3, options.size, options.size)
     rows = torch.arange(options.batch)
@@ -85,7 +87,7 @@ def main() -> None:
     loader = DataLoader([batch] * steps, batch_size=None, collate_fn=lambda b: b)
     method = MaskCon(Backbone("resnet18"), num_coarse=8)
     monitor = Monitor()
-    rounds = Rounds(bare_round(options.device, sync), sync)
+    rounds = Rounds(bare_round(options.device, sync, clock), sync, clock)
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
             max_epochs=1, accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, log_every_n_steps=10,
@@ -98,7 +100,7 @@ def main() -> None:
         f"\nMaskCon step, ResNet18, {options.size} px, batch {options.batch}, K 8192, {len(rounds.ours_s) - 1} rounds"
     )
     print(f"  bare forward/backward {bare * 1e3:8.1f} ms\n  through the Trainer   {ours * 1e3:8.1f} ms")
-    print(f"  ratio                 {ours / bare:8.3f}   (aim: at most 1.05)")
+    print(f"  ratio                 {ours / bare:8.3f}   (aim: at most 1.03)")
     print(f"  {hardware}; torch {torch.__version__}, Python {platform.python_version()}, {sys.platform}")
 
 

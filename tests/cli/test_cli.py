@@ -95,7 +95,7 @@ def test_the_saved_configuration_runs_again_and_gives_the_same_weights(run, tmp_
 
 def test_a_picture_of_neighbours_and_the_embeddings_are_written(run, tmp_path):
     assert fgssl("test", tmp_path, "--run.name", "t", "--retrieval.grid", "3", "--ckpt_path", str(run)) == 0
-    assert (tmp_path / "maskcon_digits" / "t" / "retrieval.png").stat().st_size > 5000
+    assert (tmp_path / "maskcon_digits" / "t" / "retrieval.jpg").stat().st_size > 5000
     assert results(tmp_path / "maskcon_digits" / "t")["metrics"]["test/recall@1"] == pytest.approx(
         results(run)["metrics"]["test/recall@1"]
     )
@@ -211,7 +211,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(command, tmp_path, capsys
         (["--data.batchsize", "3"], "Did you mean '--data.batch_size'?"),
         (["--data.batch_size", "100"], "data.batch_size is 100, and there are 69 training images"),
         (["--data.dataset", "CUBB"], "unknown data set 'CUBB'. Did you mean 'CUB'?"),
-        (["--logger", "wandbb"], "neither csv nor wandb"),
+        (["--logger", "wandbb"], "'wandbb' is none of csv, wandb, tensorboard, mlflow. Did you mean 'wandb'?"),
         (["--trainer.max_epochs", "null"], "trainer.max_epochs is not set"),
     ],
 )
@@ -225,13 +225,13 @@ def test_mistakes_are_one_line_that_suggests_the_right_name(flags, message, tmp_
 
 def test_commands_and_help(capsys):
     assert main([]) == 0
-    assert "fgssl fit --config experiments/maskcon_digits.yaml" in capsys.readouterr().out
+    assert "fgssl fit --config maskcon_digits" in capsys.readouterr().out
     assert main(["fitt"]) == 2
     assert "Did you mean 'fit'?" in capsys.readouterr().err
     assert main(["fit"]) == 2
     assert "no data set is named" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--help"])
+        main(["fit", "--help", "checkpoint"])
     assert stop.value.code == 0
     assert "--checkpoint.every_n_train_steps" in capsys.readouterr().out
 

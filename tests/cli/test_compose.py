@@ -2,7 +2,8 @@
 
 import pytest
 
-from fgssl.cli.compose import compose
+from fgssl.cli.compose import compose, read_section
+from fgssl.cli.shipped import find
 from fgssl.errors import UserError
 
 
@@ -82,3 +83,46 @@ def test_a_missing_experiment_suggests_the_nearest(write):
     path = write("x.yaml", "").with_name("maskcon_cubs.yaml")
     with pytest.raises(UserError, match=r"Did you mean 'maskcon_cub.yaml'\?"):
         compose([path])
+
+
+# ---- experiments by name --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["maskcon_cub", "maskcon_cub.yaml", "experiments/maskcon_cub", "experiments/maskcon_cub.yaml"]
+)
+def test_experiment_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compose([name])["model"]["init_args"]["memory"] == 4096
+
+
+def test_experiment_of_a_subfolder_is_found_and_named_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compose(["cmd_cub", "cmd_ablations/table6_lambda_0.001"])["model"]["init_args"]["l_s"] == 0.001
+    assert find("cmd_ablations/table6_lambda_0.001").stem == "table6_lambda_0.001"
+
+
+def test_file_of_the_working_folder_comes_before_an_experiment_of_the_package(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("maskcon_cub.yaml", "model.memory: 7\n")
+    assert compose(["maskcon_cub"])["model"]["memory"] == 7
+
+
+def test_fragment_of_the_package_is_a_section(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_section("configs/data/cub.yaml")["dataset"] == "CUB"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("maskcon_cubs", "maskcon_cub"),
+        ("experiments/maskcon_cup.yaml", "maskcon_cub"),
+        ("cmd_ablations/table4_lrr", "cmd_ablations/table4_lr"),
+        ("sweeps/maskcon_car", "sweeps/maskcon_cars"),
+    ],
+)
+def test_misspelt_experiment_suggests_the_nearest(name, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"config file not found: {name}. Did you mean '{hint}'"):
+        compose([name])

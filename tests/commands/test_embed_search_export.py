@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,10 @@ from PIL import Image
 
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
+from fgssl.evaluation.reranking import Rerank, reranked_search
+from fgssl.evaluation.reranking import expanded as add_neighbours
 from fgssl.evaluation.store import read_embeddings, write_shard
+from fgssl.metrics import finish, retrieval_statistics
 from tests.cli.test_cli import fgssl, fit, results
 
 pytestmark = pytest.mark.slow
@@ -54,7 +60,7 @@ def test_an_embedded_run_is_evaluated_like_any_other(run, embedded):
     theirs, ours = results(run)["metrics"], results(embedded)["metrics"]
     assert {name for name in ours if name.startswith("test/")} == {name for name in theirs if name.startswith("test/")}
     assert ours["test/map"] == pytest.approx(theirs["test/map"])
-    for picture in ("retrieval.png", "similarity.png", "confusion.png", "tsne.png"):
+    for picture in ("retrieval.jpg", "similarity.png", "confusion.png", "tsne.png"):
         assert (embedded / picture).stat().st_size > 5000, picture
 
 
@@ -144,6 +150,34 @@ def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, 
     assert (tmp_path / "found.png").stat().st_size > 5000
 
 
+def test_search_and_test_rerank_on_demand(run, embedded, tmp_path, capsys):
+    stored = read_embeddings(embedded)
+    z, labels = torch.from_numpy(stored.embedding), torch.from_numpy(stored.fine)
+    rows = torch.tensor([3, 30])
+    _, ids = reranked_search(z[rows], z, 5, Rerank(k_reciprocal=True, k1=10), exclude=rows)
+    flags = ["--row", *map(str, stored.index[rows]), "-k", "5", "--out", str(tmp_path / "found.png")]
+    assert main(["search", str(embedded), *flags, "--k_reciprocal", "--k1", "10"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "digit" in line]
+    assert [" ".join(line[-2:]) for line in lines] == stored.paths[ids.flatten()].tolist()
+
+    flags = ("--retrieval.grid", "0", "--retrieval.rerank.query_expansion", "5", "--retrieval.rerank.alpha", "1")
+    assert fgssl("test", tmp_path, "--run.name", "expanded", "--ckpt_path", str(run), *flags) == 0
+    expanded = results(tmp_path / "maskcon_digits" / "expanded")
+    assert expanded["reranking"] == "query expansion 5 (alpha 1)"
+    own = torch.arange(len(z))
+    queries, _ = add_neighbours(z, z, Rerank(query_expansion=5, alpha=1), own)
+    metrics = finish(retrieval_statistics(queries, labels, z, labels, exclude=own, ks=[1]))
+    assert expanded["metrics"]["test/map"] == pytest.approx(metrics["map"])
+    assert expanded["metrics"]["test/map"] != results(run)["metrics"]["test/map"]
+    capsys.readouterr()
+    assert main(["compare", str(run), str(tmp_path), "--metric", "map"]) == 0
+    said = capsys.readouterr().out
+    assert "re-ranked by query expansion 5 (alpha 1)" in " ".join(said.split())
+    assert "2 tables: their numbers do not compare" in " ".join(said.split())
+    assert fgssl("test", tmp_path, "--ckpt_path", str(run), "--retrieval.rerank.lam", "2") == 2
+    assert "rerank.lam is 2" in capsys.readouterr().err
+
+
 def test_mistakes_in_search(run, embedded, tmp_path, capsys):
     for arguments, message in (
         ([str(run), "--row", "1"], "contains no embeddings"),
@@ -151,6 +185,7 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
         ([str(embedded), str(tmp_path / "absent.png")], "image not found"),
         ([str(embedded), "--row", "100000"], "100000 is not one of the 450"),
         ([str(embedded), "--row", "1", "-k", "450"], "-k is 450"),
+        ([str(embedded), "--row", "1", "--k_reciprocal", "--query_expansion", "2"], "cannot be combined"),
         ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
     ):
         assert main(["search", *arguments]) == 2
@@ -162,7 +197,8 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
 
 def reference(run) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and their features from the method of the run."""
-    from fgssl.commands.restore import configuration, restore
+    from fgssl.cli.saved import configuration
+    from fgssl.commands.restore import restore
 
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -207,12 +243,51 @@ def test_the_cards_code_runs(run, tmp_path, monkeypatch):
         out = tmp_path / f"export_{name}"
         assert main(["export", "--ckpt_path", str(source), "--out", str(out), "--formats", "timm"]) == 0
         monkeypatch.chdir(out)
+        Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save("photo.jpg")
         code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
         names: dict = {}
         exec(code, names)
         images, expected = reference(source)
         with torch.no_grad():
             assert torch.allclose(names["model"](images), expected, atol=1e-5 * expected.abs().max())
+
+
+PLAIN_TIMM = """
+import sys
+import numpy, timm, torch
+from PIL import Image
+assert "fgssl" not in sys.modules
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.inference_mode():
+    numpy.save("timm.npy", model(transform(Image.open("photo.jpg").convert("RGB"))[None]))
+"""
+
+
+@pytest.mark.parametrize("resize", ["null", "40"])
+def test_exported_network_gives_the_embedding_of_a_photograph_without_fgssl(resize, tmp_path):
+    """A large JPEG of 3:1, through the card's code and through timm's own transform, each in a process of its own."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+    for part in ("train", "test"):
+        (tmp_path / "photos" / part / "a").mkdir(parents=True)
+        Image.fromarray(noise).resize((1200, 400)).save(tmp_path / "photos" / part / "a" / "photo.jpg", quality=60)
+    seen = ("--data.eval_resize", resize, "--data.eval_resample", "bicubic", "--data.mean", "[0.48, 0.46, 0.41]")
+    short = ("--trainer.max_steps", "1", "--trainer.limit_test_batches", "1")
+    run = fit(tmp_path, "seen", *seen, *short, epochs=1)
+    photos = ["--data", "folder", "--data.dataset.root", str(tmp_path / "photos"), "--retrieval.grid", "0", *QUIET]
+    assert main(["embed", "--ckpt_path", str(run), "--run.name", "photos", *photos]) == 0
+    (expected,) = read_embeddings(run.parent / "photos").embedding
+
+    out = tmp_path / "export"
+    assert main(["export", "--ckpt_path", str(run), "--out", str(out), "--formats", "timm"]) == 0
+    shutil.copy(tmp_path / "photos" / "test" / "a" / "photo.jpg", out)
+    card = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for code in (card + "\nimport numpy\nnumpy.save('card.npy', features)\n", PLAIN_TIMM):
+        subprocess.run([sys.executable, "-c", code], cwd=out, check=True)
+    largest = abs(expected).max()
+    assert np.allclose(np.load(out / "card.npy")[0], expected, atol=1e-5 * largest)
+    by_timm = np.load(out / "timm.npy")[0]  # PIL's resize rounds a few pixels the other way
+    assert 1 - by_timm @ expected / np.linalg.norm(by_timm) / np.linalg.norm(expected) < 1e-4
 
 
 @pytest.mark.skipif(

@@ -87,6 +87,16 @@ def test_images_are_normalised_for_the_weights_not_for_the_name(moco):
     assert "mean" not in given["data"]  # the command line's stands
 
 
+def test_a_public_network_sees_images_as_timm_describes():
+    """vit_small: 0.9 of the shorter side, which timm rounds down (248.9)."""
+    vit = network_configuration(flags("--model", "timm/vit_small_patch16_224"))["data"]
+    assert (vit["eval_size"], vit["eval_resize"], vit["eval_resample"]) == (224, 248, "bicubic")
+    resnet = network_configuration(flags("--model", "timm/resnet50.tv_in1k"))["data"]
+    assert (resnet["eval_resize"], resnet["eval_resample"]) == (256, "bilinear")
+    given = network_configuration(flags("--model", "timm/vit_small_patch16_224"), ["--data.eval_resample=bilinear"])
+    assert "eval_resample" not in given["data"]  # the command line's stands
+
+
 def test_embed_takes_weights_from_a_file(moco, tmp_path):
     path, _ = moco
     data = ["--data", "digits", "--data.protocol.label_fraction", "0.05", "--data.num_workers", "0"]

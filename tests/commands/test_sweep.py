@@ -82,8 +82,10 @@ def test_a_cells_value_is_the_mean_over_seeds():
     assert np.isnan(means).all()
 
 
-def test_a_failed_cell_is_named_and_the_others_run(tmp_path, monkeypatch, capsys):
+def test_a_failed_cell_is_named_with_the_end_of_its_log_and_the_others_run(tmp_path, monkeypatch, capsys):
     def run_cell(arguments, log, device):
+        log.parent.mkdir(exist_ok=True, parents=True)
+        log.write_text("\n".join(f"line {n}" for n in range(20)) + "\n\nfgssl: the disk is full.\n")
         return 1 if "weight0.5" in log.stem else 0
 
     monkeypatch.setattr(sweeps, "run_cell", run_cell)
@@ -91,7 +93,23 @@ def test_a_failed_cell_is_named_and_the_others_run(tmp_path, monkeypatch, capsys
     assert run(grid(tmp_path, **{"model.weight": [0.5, 1.0]}), tmp_path) == 1
     said = capsys.readouterr()
     assert "weight1.0: finished" in said.out
-    assert "failed: weight0.5" in said.err
+    log = tmp_path / "sweep_grid" / "logs" / "weight0.5.txt"
+    shown = said.err.splitlines()
+    assert shown[0] == f"failed: weight0.5; the last lines of {log}:"
+    assert shown[1:] == [*(f"    line {n}" for n in range(13, 20)), "    fgssl: the disk is full."]
+
+
+def test_ctrl_c_starts_no_further_cell(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def run_cell(arguments, log, device):
+        begun.append(log.stem)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    assert run(grid(tmp_path, **{"model.weight": [0.2, 0.5, 0.8, 1.0]}), tmp_path) == 130
+    assert "The same command goes on with the sweep" in capsys.readouterr().out
+    assert len(begun) < 4
 
 
 def test_a_cell_is_a_process_of_its_own_on_its_device(tmp_path):
@@ -116,6 +134,22 @@ def test_gpus_run_a_cell_each_at_a_time(tmp_path, monkeypatch):
     assert set(seen) <= {"0", "1"}
 
 
+@pytest.mark.parametrize(("metric", "frames"), [("val/recall@1", 1), ("test/recall@1", 0)])
+def test_only_a_validation_metric_marks_the_best_cell(metric, frames, tmp_path, monkeypatch, capsys):
+    from fgssl.report import plots
+    from tests.report.test_compare import write_run
+
+    for tau, value in (("0.1", 0.4), ("0.5", 0.6)):
+        metrics = {"test/recall@1": value, "val/recall@1": value}
+        write_run(tmp_path, f"tau{tau}", tau=float(tau), metrics=metrics)
+    drawn, heat_map = [], plots.heat_map
+    monkeypatch.setattr(plots, "heat_map", lambda *a, **k: drawn.append(heat_map(*a, **k)) or drawn[0])
+    sweeps.report(sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5]}, metric), tmp_path / "maskcon_cars")
+    (axis, _) = drawn[0].axes
+    assert len(axis.patches) == frames
+    assert [text.get_text() for text in axis.texts] == ["40.00", "60.00"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -137,7 +171,7 @@ def test_infinity_null_and_commas_of_a_sweep_reach_the_configuration(tmp_path, c
     values = {"model.tau": [math.inf], "model.optim.clip_each": [None], "run.paper": ["maskcon, Table 10"]}
     assert main(["sweep", str(grid(tmp_path, **values)), "--runs", str(tmp_path), "--dry_run"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    words = shlex.split(line.removeprefix("to run: fgssl "))
+    words = shlex.split(line.partition("fgssl ")[2])
     with pytest.raises(SystemExit) as stop:
         main([*words, "--print_config"])
     assert stop.value.code == 0
@@ -162,7 +196,51 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     for option, value in cell.items():
         if option.startswith("model."):
             assert config["model"]["init_args"][option.removeprefix("model.")] == value
+    chooses = yaml.safe_load(file.read_text()).get("metric")
+    if chooses:  # never by the test part
+        assert chooses["name"].startswith("val/")
+        assert config["data"]["protocol"]["val_fraction"] > 0
     if "run.paper" in cell:
         assert rows_named(cell["run.paper"])
     experiment = compose([sweep.fit[1]])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]
+
+
+def test_cell_replaces_the_process_by_the_fit_of_that_cell(tmp_path, monkeypatch, capsys):
+    replaced = []
+    monkeypatch.setattr(sweeps.os, "execv", lambda program, line: replaced.append(line))
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5]})
+    assert main(["sweep", str(path), "--runs", str(tmp_path), "--dry_run"]) == 0
+    listed = capsys.readouterr().out.splitlines()[1:]
+    run(path, tmp_path, "--cell", "2")
+    ((_, module, program, *line),) = replaced
+    assert (module, program) == ("-m", "fgssl")
+    assert "cell 2, to run:" in listed[2]
+    assert "--model.weight=1.0" in listed[2]
+    assert {"--model.weight=1.0", "--model.tau=0.1"} <= set(line)
+    assert line[line.index("--run.name") + 1] == "weight1.0_tau0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cell", "4"), "--cell 4: "),
+        (("--cell", "-1"), "has 4 cells, 0 to 3."),
+        (("--cell", "0", "--devices", "0", "1"), "--cell and --devices exclude each other"),
+    ],
+)
+def test_cell_that_cannot_be_run_is_refused(tmp_path, flags, message, capsys):
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5]})
+    assert main(["sweep", str(path), "--runs", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cell_whose_process_was_aborted_is_failed(tmp_path, monkeypatch):
+    """NCCL's watchdog aborts a process, which then cannot write its status."""
+    abort = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 0, number: 6}}"
+    path = grid(tmp_path, **{"model.weight": [0.5]})
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweeps, "report", lambda *_: None)
+    assert run(path, tmp_path, "--trainer.callbacks", abort) == 1
+    said = results(tmp_path / "sweep_grid" / "weight0.5")
+    assert (said["status"], said["error"]) == ("failed", "the process ended with status -6")

@@ -78,9 +78,8 @@ def wanted(images: Tensor, *operations) -> Tensor:
 
 
 def ours(images: Tensor, photometric: Photometric) -> Tensor:
-    return augment(
-        images, photometric, seed=SEED, draws=np.arange(COUNT), stream=STREAM, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    options = {"seed": SEED, "draws": np.arange(COUNT), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return augment([images], [photometric], streams=[STREAM], **options)[0]
 
 
 def in_chunks_of(images: int, size: int, monkeypatch) -> None:

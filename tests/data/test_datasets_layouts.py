@@ -59,7 +59,7 @@ def test_counts_parts_and_images(name, tmp_path):
 
 
 def test_every_data_set_has_a_test():
-    assert COUNTS.keys() | {"digits", "folder"} == ALL.keys()
+    assert COUNTS.keys() | {"digits", "folder", "huggingface"} == ALL.keys()
 
 
 @pytest.mark.parametrize("name", ALL)

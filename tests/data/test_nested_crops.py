@@ -63,8 +63,8 @@ def shares(recipe: str, stream: int) -> tuple[float, float, float]:
     photometric = type(crop.photometric)(**{**vars(crop.photometric), "jitter": 0.0, "grey": 0.0})
     edge = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     edge[..., 8:] = 250
-    options = {"seed": 0, "draws": np.arange(4000), "stream": stream, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    found = augment(edge.expand(4000, -1, -1, -1), photometric, **options)
+    options = {"seed": 0, "draws": np.arange(4000), "streams": [stream], "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    found = augment([edge.expand(4000, -1, -1, -1)], [photometric], **options)[0]
     solarised = found[:, 0, 8, 15] < 0.5
     smooth = (found[:, 0, 8, 7] - found[:, 0, 8, 0]).abs() > 1e-3
     return solarised.float().mean().item(), smooth.float().mean().item(), (solarised & smooth).float().mean().item()
@@ -88,10 +88,8 @@ def test_code_recipe_blurs_and_solarises_different_halves():
 def test_colours_of_the_views_are_drawn_independently():
     views = NestedCrops(16, local_crops=0, teacher_views=2)
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = [
-        augment(images, crop.photometric, seed=0, draws=np.arange(20), stream=2 * number + 1)
-        for number, crop in enumerate(views.crops)
-    ]
+    photometrics = [crop.photometric for crop in views.crops]
+    found = augment([images] * 4, photometrics, seed=0, draws=np.arange(20), streams=range(1, 8, 2))
     for first in range(4):
         for second in range(first):
             different = (found[first] != found[second]).flatten(1).any(dim=1)

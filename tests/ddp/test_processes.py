@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.runs import PATIENCE, RUNS, arguments, complete, environment, finish, results, start, state
+from tests.methods.runs import (
+    PATIENCE,
+    RUNS,
+    arguments,
+    complete,
+    environment,
+    finish,
+    in_a_terminal,
+    results,
+    start,
+    state,
+)
 
 pytestmark = pytest.mark.ddp
 
@@ -29,9 +40,14 @@ def on(processes: int, batch: int = 16) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("method", "processes"), [*((method, 2) for method in RUNS), ("maskcon", 4)])
 def test_processes_train_the_same_weights_teacher_and_memory(method, processes, tmp_path):
+    assert_processes_train_the_same(method, processes, tmp_path)
+
+
+def assert_processes_train_the_same(method: str, processes: int, tmp_path: Path, *flags: str) -> None:
+    """Weights, teacher and memory of several processes are those of one; ``flags`` choose the device."""
     double = ("--trainer.precision", "64-true")
-    ours = state(complete(method, tmp_path, "several", *on(processes), *double))
-    theirs = state(complete(method, tmp_path, "one", *double))
+    ours = state(complete(method, tmp_path, "several", *flags, *on(processes), *double))
+    theirs = state(complete(method, tmp_path, "one", *flags, *double))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not isinstance(value, torch.Tensor):
@@ -86,10 +102,25 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
     assert results(tmp_path / "maskcon" / "run")["steps"] == 16
 
 
+def test_ctrl_c_ends_all_processes_with_a_checkpoint(tmp_path):
+    press = "{class_path: tests.trust.callbacks.CtrlC, init_args: {batches: [9]}}"
+    status, said = in_a_terminal(arguments("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", press), tmp_path)
+    assert status == 128 + signal.SIGINT, said[-3000:]
+    assert "Traceback" not in said
+    assert said.count("Ctrl-C: the step is finished") == said.count("Stopped by Ctrl-C. To go on: ") == 1
+    last = torch.load(tmp_path / "maskcon" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 10
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_other_with_a_message(rank, tmp_path):
+    assert_a_death_ends_the_run(rank, tmp_path)
+
+
+def assert_a_death_ends_the_run(rank: int, tmp_path: Path, *flags: str) -> None:
+    """A process that is killed ends the other one; ``flags`` choose the device."""
     kill = f"{{class_path: tests.trust.callbacks.KillAt, init_args: {{batch: 3, rank: {rank}}}}}"
-    process = start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", kill)
+    process = start("maskcon", tmp_path, "run", *on(2), *flags, "--trainer.callbacks", kill)
     status, said = finish(process)  # PATIENCE is below the half hour that the collectives would wait
     assert status != 0
     assert "lost its connection" in said or "terminated with code" in said, said[-3000:]
@@ -116,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_all_processes(tmp_path):
     spoil = "{class_path: tests.trust.callbacks.SpoilInput, init_args: {batches: [3], rank: 1}}"
     status, said = finish(start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", spoil))
     assert status == 2, said[-3000:]
-    assert "the loss is not finite at step 3 (epoch 0, batch 3, process 1): loss nan" in said
+    assert "the loss is not finite at step 3 (epoch 1, batch 3, process 1): loss nan" in said
     assert "Traceback" not in said
 
 

@@ -25,7 +25,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mls(folder, elsewhere):
     """A run with every callback and every metric."""
-    callbacks = "[{class_path: fgssl.callbacks.neighbours.Neighbours, init_args: {every_n_epochs: 1}}, OnlineProbe, OnlineKNN, BestOnTest, Collapse]"
+    neighbours = "{class_path: fgssl.callbacks.neighbours.Neighbours, init_args: {every_n_epochs: 1}}"
+    callbacks = f"[{neighbours}, OnlineProbe, OnlineKNN, BestOnTest, Collapse]"
     flags = (
         *SHORT, "--trainer.callbacks", callbacks, "--data.protocol.val_fraction", "0.3", "--retrieval.gallery", "train",
         "--retrieval.extra", "[clustering, density, spectral_decay, cmd_code]", "--retrieval.grid", "2",

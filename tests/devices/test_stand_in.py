@@ -1,4 +1,4 @@
-"""The stand-in device keeps CUDA's rules. In the tested lines ``x``, ``m`` and ``big`` are on the CPU."""
+"""The stand-in device keeps CUDA's rules. In the tests' lines ``x``, ``m``, ``big`` are on the CPU, the rest is not."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """Both backends against a full sort, and against each other bit by bit."""
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -49,10 +50,59 @@ def test_search_equals_a_full_sort(kind, backend):
 def test_search_does_not_depend_on_shards_and_blocks(backend, monkeypatch):
     z = gallery("near-ties")
     whole = search(z, z, 9, backend=backend)
-    monkeypatch.setattr("fgssl.evaluation.search.BLOCK", 1)
-    monkeypatch.setattr("fgssl.metrics.ranking.BLOCK", 1)
+    monkeypatch.setattr("fgssl.evaluation.search.FEW", 1)
+    for name in ("BLOCK", "TILE", "VECTORS"):
+        monkeypatch.setattr(f"fgssl.metrics.ranking.{name}", 1)
     parts = [search(z[some], z, 9, backend=backend) for some in (slice(0, 1), slice(1, 200), slice(200, None))]
     assert all(torch.equal(torch.cat([part[i] for part in parts]), whole[i]) for i in (0, 1))
+
+
+class FullGPU:
+    """FAISS with GPUs whose memory is taken."""
+
+    METRIC_INNER_PRODUCT, IndexFlatIP, knn = faiss.METRIC_INNER_PRODUCT, faiss.IndexFlatIP, staticmethod(faiss.knn)
+
+    @staticmethod
+    def StandardGpuResources() -> None:
+        raise RuntimeError("Error in virtual void* allocMemory: Failed to cudaMalloc 1610612736 bytes")
+
+
+def test_faiss_searches_on_the_cpu_where_the_gpu_is_full(monkeypatch, recwarn):
+    z = gallery("near-ties")
+    whole = search(z, z, 9)
+    emptied = []
+    monkeypatch.setattr("fgssl.evaluation.search.faiss", FullGPU)
+    monkeypatch.setattr("fgssl.evaluation.search._on_gpu", lambda device, count: True)
+    monkeypatch.setattr("fgssl.evaluation.search._warned", False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("torch"))
+    for times in (1, 2):
+        assert all(torch.equal(*pair) for pair in zip(search(z, z, 9, backend="faiss"), whole, strict=True))
+        assert len(emptied) == times
+    (warning,) = recwarn  # one, not one a search
+    assert "FAISS searches on the CPU" in str(warning.message)
+    assert "Failed to cudaMalloc" in str(warning.message)
+
+
+def test_faiss_on_a_gpu_takes_the_rows_in_parts(monkeypatch):
+    z = gallery("near-ties")
+    whole, added, places = search(z, z, 9), [], []
+
+    class Index(faiss.IndexFlatIP):
+        def add(self, rows):
+            added.append(len(rows))
+            super().add(rows)
+
+    def to_gpu(resources, number, index):
+        places.append(number)
+        return Index(index.d)
+
+    monkeypatch.setattr("fgssl.evaluation.search._on_gpu", lambda device, count: True)
+    monkeypatch.setattr("fgssl.evaluation.search.AT_ONCE", 300)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    assert all(torch.equal(*pair) for pair in zip(search(z, z, 9, backend="faiss"), whole, strict=True))
+    assert added == [300, 200]
+    assert places == [z.device.index]
 
 
 def test_auto_backend_is_torch_for_many_neighbours():

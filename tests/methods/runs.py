@@ -94,9 +94,16 @@ def finish(process: subprocess.Popen, timeout: float = PATIENCE) -> tuple[int, s
     return process.returncode, out + err
 
 
-def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit") -> Path:
+def in_a_terminal(line: list[str], folder: Path) -> tuple[int, str]:
+    """Run a command in a process group of its own, as a shell does."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    where = {"env": environment(), "cwd": folder, "start_new_session": True}
+    return finish(subprocess.Popen([sys.executable, "-m", "fgssl", *line], **streams, **where))
+
+
+def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str) -> Path:
     """Run to the end; returns the run folder."""
-    status, said = finish(start(method, root, name, *flags, command=command))
+    status, said = finish(start(method, root, name, *flags, command=command, **extra))
     assert status == 0, said[-3000:]
     return root / method / name
 

@@ -46,4 +46,4 @@ def test_the_progress_bar_and_the_line_of_an_epoch_show_the_last_loss(tmp_path, 
     flags = ("--trainer.enable_progress_bar", "true", "--trainer.max_epochs", "1", "--data.num_workers", "0")
     assert main(arguments("finetune", tmp_path, "run", *flags)) == 0
     last = float(losses(tmp_path / "finetune" / "run")[-1][1])
-    assert f"train/loss {last:.4g}" in capsys.readouterr().out
+    assert f"loss {last:.4g}" in capsys.readouterr().out

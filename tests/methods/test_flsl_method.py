@@ -26,6 +26,7 @@ from fgssl.nn.backbones import Backbone
 from fgssl.optim import Group, Optim
 from fgssl.report.published import rows_named
 from fgssl.tasks import Detect, Segment
+from tests.launches import Launches
 from tests.methods.runs import ROOT, arguments, state
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
@@ -70,6 +71,16 @@ def test_step_gives_the_golden_loss_and_gradient(monkeypatch):
     torch.testing.assert_close(student.grad, golden, rtol=1e-6, atol=1e-9)
     entropy, divergence = (result.parts[name] for name in ("teacher_entropy", "teacher_student_kl"))
     torch.testing.assert_close((entropy + divergence).double(), result.parts["inter"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["plain", "sinkhorn", "center"])
+def test_assignments_take_one_softmax_for_each_network(targets):
+    """They are [T, B, Q, K]: 64 images of 2 x 49 queries and 4096 centroids are 103 MB in float32."""
+    method = flsl(targets=targets)
+    z_TBQD = torch.randn(1, 3, 4, 8)
+    with Launches("cpu") as launches:
+        method.objective(z_TBQD, z_TBQD, z_TBQD)
+    assert (launches.by_name["_log_softmax"], launches.by_name["_softmax"]) == (1, 1)
 
 
 @pytest.mark.parametrize("teachers", [1, 2])

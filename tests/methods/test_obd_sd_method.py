@@ -113,6 +113,35 @@ def test_step_loss_is_float32_under_autocast(monkeypatch):
     assert result.loss.isfinite()
 
 
+def test_bf16_teacher_gives_nearly_the_targets_of_float32(monkeypatch):
+    monkeypatch.setattr(OBDSD, "current_epoch", 1)
+    batch = one_batch()
+    exact, method = (
+        scrambled(obd_sd(replace(SETTINGS, teacher_precision=precision))).train() for precision in ("training", "bf16")
+    )
+    seen = []
+    for network in (method.student, method.teacher):
+        network.backbone.layer1[0].conv1.register_forward_hook(lambda _, x, y: seen.append((x[0].dtype, y.dtype)))
+    result, wanted = method.step(batch), exact.step(batch)
+    assert [after for _, after in seen] == [torch.float32, torch.bfloat16]  # the student's is the run's
+    z_BD = method.teacher_embeddings(batch.views[0])
+    assert z_BD.dtype == torch.float32
+    torch.testing.assert_close(z_BD.norm(dim=1), torch.ones(len(z_BD)))
+    torch.testing.assert_close(result.parts["dml"], wanted.parts["dml"])
+    assert result.parts["kl"] != wanted.parts["kl"]
+    torch.testing.assert_close(result.parts["kl"], wanted.parts["kl"], rtol=2e-2, atol=0)
+    result.loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in method.student.parameters())
+
+
+def test_bf16_teacher_is_the_student_of_the_last_epoch_in_float32():
+    watch, method = Watch(), obd_sd(replace(SETTINGS, teacher_precision="bf16"))
+    fit(method, callbacks=(watch,))
+    for student, teacher in zip(watch.students[:-1], watch.teachers[1:], strict=True):
+        assert all(torch.equal(teacher[name], value) for name, value in student.items())
+    assert method.teacher.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 # ---- the teacher of each epoch --------------------------------------------------------------------------------------
 
 

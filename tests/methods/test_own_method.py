@@ -1,4 +1,4 @@
-"""A method of the user's own package: the README's file, as it stands, goes through every command."""
+"""A method of the user's own package: the file of docs/methods.md, as it stands, goes through every command."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from PIL import Image
 from fgssl.cli.main import main
 from tests.methods.runs import ROOT, environment, results, state
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "methods.md").read_text()
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], norm_layer: groupnorm1}"
 SHORT = (
     "--model.backbone.options", NETWORK, "--data.protocol.label_fraction", "0.1", "--data.batch_size", "16",
@@ -23,14 +23,14 @@ SHORT = (
 
 
 def block(language: str, first_line: str) -> str:
-    """The code block of the README that begins with a comment line."""
-    (found,) = re.findall(rf"^```{language}\n({re.escape(first_line)}.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    """The code block of the page that begins with a comment line."""
+    (found,) = re.findall(rf"^```{language}\n({re.escape(first_line)}.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     return found
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the README's method and experiment, and one short run of it."""
+    """A folder with the page's method and experiment, and one short run of it."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "simclr.py").write_text(block("python", "# simclr.py"))
     (folder / "simclr_digits.yaml").write_text(block("yaml", "# simclr_digits.yaml"))

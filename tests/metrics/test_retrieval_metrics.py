@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from fgssl.metrics import finish, retrieval, retrieval_metrics, retrieval_statistics
+from fgssl.metrics import finish, retrieval_metrics, retrieval_statistics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KS = (1, 2, 5, 50)
@@ -91,7 +91,7 @@ def test_retrieval_equals_golden_recall_of_maskcon():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("classes", [3, 30])  # 3: many relevant items, ranks by one sort; 30: few, by counting
+@pytest.mark.parametrize("classes", [3, 30])
 def test_retrieval_equals_a_full_sort(kind, classes):
     z, labels = random_set(kind, classes=classes)
     assert retrieval_metrics(z, labels, ks=KS) == pytest.approx(metrics_by_sorting(z, labels), rel=1e-9)
@@ -138,14 +138,8 @@ def test_retrieval_does_not_depend_on_block_size_or_shards(kind, classes, monkey
     ]
     assert finish({name: sum(shard[name] for shard in shards) for name in shards[0]}) == whole
     monkeypatch.setattr("fgssl.metrics.ranking.BLOCK", 1)  # the smallest blocks: 64 queries
+    monkeypatch.setattr("fgssl.metrics.ranking.TILE", 1)
     assert retrieval_metrics(z, labels, ks=KS) == whole
-
-
-def test_ranks_by_counting_equal_ranks_by_sorting(monkeypatch):
-    z, labels = random_set("quantised")
-    counted = retrieval_metrics(z, labels)
-    monkeypatch.setattr(retrieval, "COUNTED", 0)
-    assert retrieval_metrics(z, labels) == counted
 
 
 def test_retrieval_does_not_depend_on_row_order_or_scale():

@@ -14,9 +14,11 @@ CONVNEXT = Backbone("convnext_atto", options={"depths": [1, 1, 1, 1], "dims": [8
 SWIN = Backbone(
     "swin_tiny_patch4_window7_224", options={"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 )
+EFFICIENT, MOBILE = Backbone("efficientnet_lite0"), Backbone("mobilenetv3_small_050")
 BUILDS = [
     (RESNET, "linear"), (RESNET, "fpn"), (VIT, "linear"), (VIT, "fpn"), (TIMM_VIT, "linear"), (TIMM_VIT, "fpn"),
     (CONVNEXT, "linear"), (CONVNEXT, "fpn"), (SWIN, "linear"), (SWIN, "fpn"), (PATCH_14, "linear"),
+    (EFFICIENT, "linear"), (EFFICIENT, "fpn"), (MOBILE, "linear"), (MOBILE, "fpn"),
 ]  # fmt: skip
 
 

@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,7 @@ def test_every_published_number_is_read_and_has_its_source():
         {"data": {"label_noise": 0.2, "flipped_hash": "0123"}},
         {"data": {"label_fraction": 0.5}},
         {"results": {"gallery": "train"}},
+        {"results": {"reranking": "k-reciprocal (k1 20, k2 6, lambda 0.3)"}},
     ],
     ids=lambda change: str(next(iter(next(iter(change.values()))))),
 )
@@ -255,6 +258,8 @@ def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
     (write_run(tmp_path, "gone") / "results.json").unlink()
     (write_run(tmp_path, "nocfg") / "config.yaml").unlink()
     write_run(tmp_path, "running", status="running", results={"epochs": 7})
+    lost = write_run(tmp_path, "lost", status="running", results={"epochs": 8})
+    os.utime(lost / "results.json", (0, time.time() - 3600))
     write_run(tmp_path, "failed", status="failed", results={"error": "RuntimeError: out of memory"})
     write_run(tmp_path, "old", results={"data": {}})
     assert main(["compare", str(tmp_path)]) == 0
@@ -264,11 +269,21 @@ def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
         "gone": "broken, no results.json",
         "nocfg": "broken, config.yaml cannot be read",
         "running": "running after 7 epochs",
+        "lost": "lost after 8 epochs (its process was killed or aborted without a message, or the machine stopped)",
         "failed": "failed after 200 epochs (RuntimeError: out of memory)",
         "old": "does not say which rows were trained on and evaluated",
     }.items():
         assert f"{name}: {words}" in said or (name in said and words in said)
-    assert said.count("left out:") == 6
+    assert said.count("left out:") == 7
+
+
+def test_a_run_of_images_without_labels_is_left_out_and_named(tmp_path, capsys):
+    run = write_run(tmp_path, "a")
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {"train/loss": 1.0}}
+    (run / "results.json").write_text(json.dumps(results))
+    for others in ([], [write_run(tmp_path / "others", "b")]):
+        assert main(["compare", str(run), *map(str, others)]) == 0
+        assert f"{run}: nothing was evaluated" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_mistakes(tmp_path, capsys):

@@ -1,9 +1,12 @@
 """Pictures: the numbers that they show, by brute force; that they are drawn where labels are many, few or absent."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from fgssl.data.index import Index
 from fgssl.evaluation.embedding import Embeddings
@@ -49,29 +52,6 @@ def test_similarity_counts_every_pair_once_a_side(tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 5000
 
 
-def test_confusion_is_the_share_of_nearest_neighbours(tmp_path, monkeypatch):
-    fine = np.arange(40) % 6
-    coarse = fine // 2
-    embeddings = embeddings_of(fine)
-    unit = F.normalize(embeddings.embedding.double())
-    nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(dim=1).numpy()
-    expected = np.zeros((3, 3))
-    np.add.at(expected, (coarse, coarse[nearest]), 1)
-    shown = {}
-    from matplotlib.axes import Axes
-
-    monkeypatch.setattr(Axes, "imshow", lambda self, values, **_: shown.update(values=values))
-    assert figures.coarse_confusion(embeddings, None, index_of(fine, coarse), tmp_path / "c.png")
-    assert np.allclose(shown["values"], 100 * expected / expected.sum(axis=1, keepdims=True))
-    assert figures.coarse_confusion(embeddings, None, index_of(fine), tmp_path / "none.png") is None
-
-
-def test_confusion_of_many_groups_shows_the_largest(tmp_path):
-    coarse = np.repeat(np.arange(30), np.arange(2, 32))
-    path = figures.coarse_confusion(embeddings_of(coarse), None, index_of(coarse, coarse), tmp_path / "c.png")
-    assert path.stat().st_size > 5000
-
-
 @pytest.mark.parametrize(("classes", "with_coarse"), [(4, True), (40, False)])
 def test_tsne_keeps_classes_together(tmp_path, classes, with_coarse):
     fine = np.arange(120) % classes
@@ -98,10 +78,10 @@ def test_umap_keeps_classes_together():
 
 def test_large_sets_are_sampled_the_same_way_each_time(monkeypatch):
     monkeypatch.setattr(figures, "SAMPLE", 50)
-    chosen = figures._chosen(1000, seed=0)
+    chosen = figures.chosen_rows(1000, seed=0)
     assert len(set(chosen.tolist())) == 50
-    assert np.array_equal(chosen, figures._chosen(1000, seed=0))
-    assert figures._chosen(30, seed=0).tolist() == list(range(30))
+    assert np.array_equal(chosen, figures.chosen_rows(1000, seed=0))
+    assert figures.chosen_rows(30, seed=0).tolist() == list(range(30))
 
 
 @pytest.mark.parametrize(("count", "drawn"), [(3000, 70), (50, 50), (0, 70)])
@@ -131,13 +111,59 @@ def test_the_heat_map_frames_the_best_and_leaves_gaps_open(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "shown", "in_lines"),
     [
-        ("001.Black_footed_Albatross", "Black footed Alba…"),
-        ("Acura RL Sedan 2012", "Acura RL Sedan 20…"),
-        ("0.83", "0.83"),
-        ("001.Sparrow\n0.83", "Sparrow\n0.83"),
+        ("001.Black_footed_Albatross", "Black footed Alba…", "Black footed\nAlbatross"),
+        ("Acura RL Sedan 2012", "Acura RL Sedan 20…", "Acura RL Sedan 2012"),
+        ("0.83", "0.83", "0.83"),
+        ("001.Some_sparrow_with_a_long_name\n0.83", None, "Some sparrow with a\nlong name\n0.83"),
+        ("Mercedes-Benz Sprinter Van 2012 with another roof and doors", None, "Mercedes-Benz\nSprinter Van 2012…"),
+        ("", "", ""),
     ],
 )
-def test_class_names_stay_within_their_picture(name, shown):
-    assert figures._short(name) == shown
+def test_class_names_stay_within_their_picture(name, shown, in_lines):
+    assert shown is None or figures.short(name) == shown
+    assert figures.wrapped(name) == in_lines
+
+
+def photographs(fine: np.ndarray, side: int = 160) -> Index:
+    """Noisy images, which take as many bytes as photographs and more."""
+    pixels = np.random.default_rng(0).integers(0, 256, (len(fine), side, side + 40, 3), np.uint8)
+    return replace(index_of(fine), pixels=pixels)
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_retrieval_grid_takes_less_than_500_kb(tmp_path, count):
+    fine = np.arange(60) % 5
+    path = figures.retrieval_grid(embeddings_of(fine), None, photographs(fine), tmp_path / "r.jpg", count=count)
+    assert path.stat().st_size < 500_000
+    assert Image.open(path).format == "JPEG"
+
+
+def test_retrieval_grid_states_title_and_similarity_of_each_neighbour(tmp_path, monkeypatch):
+    fine = np.arange(12) % 3
+    embeddings = embeddings_of(fine)
+    seen = {}
+    monkeypatch.setattr(figures, "picture_rows", lambda lines, title, path: seen.update(lines=lines, title=title))
+    figures.retrieval_grid(embeddings, None, index_of(fine), tmp_path / "r.jpg", title="a/run: Recall@1 59.70 %")
+    assert seen["title"].startswith("a/run: Recall@1 59.70 %\nquery, then its nearest")
+    unit = F.normalize(embeddings.embedding.double())
+    cosine = (unit @ unit.T).fill_diagonal_(-2)
+    chosen = np.sort(np.random.default_rng(0).permutation(12)[:8])
+    for query, line in zip(chosen, seen["lines"], strict=True):
+        assert line[0][1] == index_of(fine).fine_names[fine[query]]
+        expected = [f"{value:.2f}" for value in cosine[query].sort(descending=True).values[:8].tolist()]
+        assert [name.split("\n")[1] for _, name, _ in line[1:]] == expected
+
+
+def test_similarity_histogram_covers_the_range_of_the_data(tmp_path):
+    """Features of one narrow cone: all similarities are above 0.9."""
+    fine = np.arange(30) % 4
+    close = embeddings_of(fine)
+    close = close._replace(embedding=close.embedding * 0.1 + torch.tensor([4.0] * 6))
+    unit = F.normalize(close.embedding)
+    pairs = (unit @ unit.T)[~torch.eye(30, dtype=bool)]
+    (_, edges), _ = figures.similarity_histogram(close, None, tmp_path / "s.png").values()
+    assert edges[0] == pytest.approx(pairs.min().item(), abs=1e-6)
+    assert edges[-1] == pytest.approx(pairs.max().item(), abs=1e-6)
+    assert edges[0] > 0.9

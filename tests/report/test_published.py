@@ -41,6 +41,13 @@ def test_vit_s_8_has_the_numbers_of_vit_s_8(runs):
     assert "radius 12, the run 24" in beside(runs.davis(run, radius=24), "jf_mean")
 
 
+def test_reranked_run_has_no_printed_number(runs):
+    run = runs.add("reranked", changed("maskcon_cars"))
+    assert isinstance(published(run, "recall@1"), Number)
+    run.results["reranking"] = "query expansion 5 (alpha 3)"
+    assert "re-ranking none, the run query expansion 5" in beside(run, "recall@1")
+
+
 def test_label_noise_has_the_numbers_of_its_noise(runs):
     clean = runs.add("clean", changed("obd_sd_cub"))
     assert beside(clean, "recall@1") == 67.76
@@ -150,6 +157,7 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
         ({"model__backbone__pretrained": False}, "init imagenet, the run none"),
         ({"model__tau": 0.5}, "tau 0.1, the run 0.5"),
         ({"trainer__limit_train_batches": 10}, "training batches all, the run 10"),
+        ({"model__backbone__freeze": 2}, "frozen stages 0, the run 2"),
         ({"data__protocol__val_fraction": 0.1}, "held out 0, the run 0.1"),
         ({"model__memory": 1024}, "memory 8192, the run 1024"),
         ({"model__dim": 64}, "dimension 128, the run 64"),

@@ -47,7 +47,7 @@ def test_the_first_layer_is_the_projection_of_the_patches(network):
 def test_attention_is_that_of_the_last_block(network):
     queries = [0, 4, 7]
     found = attention_maps(network, IMAGES, queries)
-    assert found.shape == (2, 3, 3, 3)
+    assert found.shape == (2, 3, 2, 3, 3)
     attention, prefix = network.blocks[-1].attn, network.num_prefix_tokens
     inside = []
     handle = attention.register_forward_pre_hook(lambda _, inputs: inside.append(inputs[0]))
@@ -57,14 +57,11 @@ def test_attention_is_that_of_the_last_block(network):
         q, k, _ = attention.qkv(inside[0]).view(2, -1, 3, 2, 4).unbind(dim=2)
         for image in range(2):
             for place, query in enumerate(queries):
-                heads = [
-                    torch.softmax(k[image, :, head] @ q[image, prefix + query, head] / 4**0.5, dim=0)
-                    for head in range(2)
-                ]
-                expected = torch.stack(heads).mean(dim=0)[prefix:].view(3, 3)
-                torch.testing.assert_close(found[image, place], expected)
+                for head in range(2):
+                    weights = torch.softmax(k[image, :, head] @ q[image, prefix + query, head] / 4**0.5, dim=0)
+                    torch.testing.assert_close(found[image, place, head], weights[prefix:].view(3, 3))
     if not prefix:
-        torch.testing.assert_close(found.sum(dim=(2, 3)), torch.ones(2, 3))
+        torch.testing.assert_close(found.sum(dim=(3, 4)), torch.ones(2, 3, 2))
 
 
 def test_a_deep_network_shows_five_layers():

@@ -112,7 +112,7 @@ def sees_dogs(path) -> None:
 README = ROOT / "experiments" / "mls_ablations" / "README.md"
 CHAINS = [
     [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("fgssl")]
-    for block in README.read_text().split("```")[1::2]
+    for block in re.findall(r"^```bash\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
 ]
 FITS = list(dict.fromkeys(shlex.join(line) for chain in CHAINS for line in chain if line[0] == "fit"))
 

@@ -263,7 +263,7 @@ def test_voc_validates_by_average_precision_and_keeps_the_best(tmp_path):
     assert status == 0
     run = tmp_path / "runs" / "finetune_voc07" / "voc"
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    assert not (run / "retrieval.png").exists()
+    assert not (run / "retrieval.jpg").exists()
     with (run / "metrics.csv").open() as file:
         columns = csv.DictReader(file).fieldnames
     assert {"val/map_11point", "val/map_allpoint", "val/map_noninterpolated"} <= set(columns)

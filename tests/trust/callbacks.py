@@ -19,6 +19,50 @@ class KillAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class FailAt(Callback):
+    """Raises an error after the sixth step."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 6:
+            raise RuntimeError("at step 6")
+
+
+class CtrlC(Callback):
+    """Sends SIGINT to all processes of this terminal's group after some batches (counted from 0 over the run)."""
+
+    def __init__(self, batches: list[int]):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx in self.batches and trainer.is_global_zero:
+            os.killpg(os.getpgid(0), signal.SIGINT)
+
+
+class CtrlCTwice(Callback):
+    """Presses Ctrl-C twice within a step."""
+
+    def on_train_batch_start(self, *_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class CtrlCAtTest(Callback):
+    """Presses Ctrl-C in the evaluation after the training."""
+
+    def on_test_batch_end(self, *_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class StopFirst(Callback):
+    """Sends SIGTERM once to a run that the variable STOP_RUN names, after its third batch."""
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        folder = Path(trainer.loggers[0].log_dir)
+        if folder.name == os.environ["STOP_RUN"] and trainer.global_step == 3 and not (folder / "stopped").exists():
+            (folder / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class SpoilInput(Callback):
     """Puts a NaN into the images of some batches, on one rank."""
 
@@ -72,3 +116,18 @@ class Touch(Callback):
 
     def on_train_batch_end(self, *_):
         Path(self.path).touch()
+
+
+class Settings(Callback):
+    """Keeps how the networks of a run, and cuDNN, are set."""
+
+    seen: dict[str, object] = {}
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
+        network = method.backbone_of("teacher" if method.teachers() else "student")
+        first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+        Settings.seen = {
+            "network": type(network).__name__,
+            "channels_last": first.weight.is_contiguous(memory_format=torch.channels_last),
+            "benchmark": torch.backends.cudnn.benchmark,
+        }

@@ -27,7 +27,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     every = ("--checkpoint.every_n_train_steps", "2")
     assert fit(tmp_path, *every, *spoiled(5), "--model.variant", "coins") == 2
     said = capsys.readouterr().err
-    assert "the loss is not finite at step 5 (epoch 0, batch 5): loss nan, ce nan, contrastive nan." in said
+    assert "the loss is not finite at step 5 (epoch 1, batch 5): loss nan, ce nan, contrastive nan." in said
     assert "Data-set rows of the batch: " in said
     assert "--model.max_skips" in said
     run = tmp_path / "maskcon" / "run"
@@ -42,7 +42,7 @@ def test_steps_may_be_left_out_up_to_a_number_in_a_row(tmp_path, capsys):
     assert finite(state(tmp_path / "maskcon" / "run"))
     capsys.readouterr()
     assert fit(tmp_path, *spoiled(2, 3, 4), "--model.max_skips", "2", name="three") == 2
-    assert "the loss is not finite at step 4 (epoch 0, batch 4)" in capsys.readouterr().err
+    assert "the loss is not finite at step 4 (epoch 1, batch 4)" in capsys.readouterr().err
 
 
 def test_a_step_that_was_left_out_changes_nothing(tmp_path):

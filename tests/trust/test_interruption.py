@@ -1,6 +1,7 @@
 """Interrupted equals uninterrupted, and nothing on disk is lost."""
 
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from tests.methods.runs import (
     complete,
     environment,
     finish,
+    in_a_terminal,
     losses,
     results,
     start,
@@ -38,15 +40,27 @@ def at(batch: int, number: int = signal.SIGKILL) -> str:
 
 @pytest.mark.parametrize("method", RUNS)
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(method, tmp_path):
-    """16 steps; killed after the 13th, in the middle of the second epoch, with the last checkpoint of step 10."""
-    whole = complete(method, tmp_path, "whole", *EVERY)
-    status, said = finish(start(method, tmp_path, "killed", *EVERY, "--trainer.callbacks", at(12)))
+    assert_killed_equals_whole(method, tmp_path)
+
+
+def assert_killed_equals_whole(method: str, tmp_path: Path, *flags: str, **variables: str) -> None:
+    """16 steps; killed after the 13th, in the middle of the second epoch, with the last checkpoint of step 10.
+
+    Args:
+        method: entry of RUNS.
+        tmp_path: folder of the runs.
+        flags: options of all runs, such as the device.
+        variables: environment of all runs.
+    """
+    whole = complete(method, tmp_path, "whole", *EVERY, *flags, **variables)
+    kill = ("--trainer.callbacks", at(12))
+    status, said = finish(start(method, tmp_path, "killed", *EVERY, *flags, *kill, **variables))
     assert status == -signal.SIGKILL, said[-2000:]
     killed = tmp_path / method / "killed"
     assert results(killed)["status"] == "running"
     assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
 
-    complete(method, tmp_path, "killed", *EVERY, "--run.resume", "true")
+    complete(method, tmp_path, "killed", *EVERY, *flags, "--run.resume", "true", **variables)
     assert [step for step, _ in losses(killed)] == [str(step) for step in range(16)]
     assert losses(killed) == losses(whole)
     assert_same_state(state(killed), state(whole))
@@ -70,6 +84,61 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
     complete("maskcon", tmp_path, "stopped", "--run.resume", "true")
     assert losses(stopped) == losses(whole)
     assert_same_state(state(stopped), state(whole))
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(tmp_path):
+    """In a terminal the loader processes get the signal too; 3 steps of the second epoch are missing afterwards."""
+    whole = complete("maskcon", tmp_path, "whole")
+    press = "{class_path: tests.trust.callbacks.CtrlC, init_args: {batches: [11]}}"
+    line = arguments("maskcon", tmp_path, "stopped", "--trainer.callbacks", press, "--data.num_workers", "2")
+    status, said = in_a_terminal(line, tmp_path)
+    assert status == 128 + signal.SIGINT, said[-2000:]
+    assert "Traceback" not in said
+    assert "Ctrl-C: the step is finished and last.ckpt written. Ctrl-C again stops at once." in said
+    stopped = tmp_path / "maskcon" / "stopped"
+    assert "Stopped by Ctrl-C. To go on: fgssl fit --ckpt_path maskcon/stopped\n" in said
+    assert results(stopped)["status"] == "interrupted"
+    assert torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+    assert main(["fit", "--ckpt_path", str(stopped), "--trainer.callbacks", "null"]) == 0
+    assert losses(stopped) == losses(whole)
+    assert_same_state(state(stopped), state(whole))
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, capfd):
+    press = "[tests.trust.callbacks.CtrlCTwice]"
+    assert main(arguments("maskcon", tmp_path, "run", "--trainer.callbacks", press)) == 128 + signal.SIGINT
+    said = capfd.readouterr()
+    assert "Stopped by Ctrl-C; no checkpoint was written yet." in said.out
+    assert not (tmp_path / "maskcon" / "run" / "checkpoints").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_the_evaluation_after_training_keeps_the_trained_weights(tmp_path, capfd):
+    press = ("--trainer.callbacks", "tests.trust.callbacks.CtrlCAtTest", "--trainer.max_epochs", "1")
+    assert main(arguments("maskcon", tmp_path, "run", *press)) == 128 + signal.SIGINT
+    run = tmp_path / "maskcon" / "run"
+    assert f"Stopped by Ctrl-C. To go on: fgssl fit --ckpt_path {run}" in capfd.readouterr().out
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.callbacks", "null"]) == 0
+    assert results(run)["status"] == "finished"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_memory_is_filled_ends_the_run(number, tmp_path, capfd, monkeypatch):
+    from fgssl.methods.maskcon import MaskCon
+
+    filled, prefill = [], MaskCon.prefill
+
+    def press(self, batch):
+        filled.append(len(batch.index))
+        os.kill(os.getpid(), number)
+        return prefill(self, batch)
+
+    monkeypatch.setattr(MaskCon, "prefill", press)
+    assert main(arguments("maskcon", tmp_path, "run")) == 128 + number
+    assert filled == [16]  # of 50 keys
+    assert "; no checkpoint was written yet." in capfd.readouterr().out
+    assert results(tmp_path / "maskcon" / "run")["status"] == "interrupted"
 
 
 def test_resume_starts_a_run_that_is_not_there_and_needs_its_name(tmp_path):

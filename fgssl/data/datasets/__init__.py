@@ -1,4 +1,7 @@
-"""Data sets, one file each. Configurations name them by class (``dataset: CUB``), ``fgssl data`` in lower case."""
+"""Data sets, one file each. Configurations name them by class (``dataset: CUB``), ``fgssl data`` in lower case.
+
+``Items`` is for Python alone.
+"""
 
 from fgssl.data.datasets.ade20k import ADE20K
 from fgssl.data.datasets.aircraft import Aircraft
@@ -17,6 +20,8 @@ from fgssl.data.datasets.folder import Folder
 from fgssl.data.datasets.imagenet import ImageNet
 from fgssl.data.datasets.imagenet32 import ImageNet32
 from fgssl.data.datasets.indoor67 import Indoor67
+from fgssl.data.datasets.items import HuggingFace
+from fgssl.data.datasets.items import Items as Items
 from fgssl.data.datasets.pets import Pets
 from fgssl.data.datasets.sop import SOP
 from fgssl.data.datasets.voc0712 import VOC0712
@@ -25,5 +30,6 @@ from fgssl.data.datasets.voc2007 import VOC2007
 _CLASSES = (
     CUB, Cars, Aircraft, SOP, ImageNet, ImageNet32, CIFAR10, CIFAR100, CIFARToy, COCO, COCOInstances,
     Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, ADE20K, Digits, Folder,
+    HuggingFace,
 )  # fmt: skip
 ALL: dict[str, type[DataSet]] = {cls.name: cls for cls in _CLASSES}

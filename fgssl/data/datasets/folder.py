@@ -1,4 +1,4 @@
-"""A user's own images, one folder for each class."""
+"""A user's own images: a folder in any form, or a list of paths."""
 
 import csv
 import json
@@ -10,38 +10,186 @@ import numpy as np
 
 from fgssl.data.datasets.base import DataSet, encode, some
 from fgssl.data.index import Index
-from fgssl.errors import UserError
+from fgssl.errors import UserError, did_you_mean
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+PARTS = ("train", "val", "test")
+COLUMNS = ("path", "label", "coarse", "part")
 
 
 class Folder(DataSet):
-    """A user's own images in ``root/train/<class>/``, ``root/test/<class>/`` and, optionally, ``root/val/<class>/``.
+    """A user's own images, with or without labels.
 
-    The classes are the folder names of all parts, sorted. Class counts are read from the disk.
+    ``root`` is one of these:
+
+    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts;
+    - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
+    - a CSV file with a header of the columns path and, optionally, label, coarse and part (train, val or test);
+    - a text file with one path per line.
+
+    The classes are the names of the folders below ``root`` or below the parts, sorted; images that lie in no such
+    folder have no label. Relative paths in a file start at its folder. Methods that need no labels train without them,
+    and Recall@K and the like are then not computed. Class counts are read from the disk.
 
     Args:
-        root: folder that holds ``train`` and ``test``; null: ``$FGSSL_DATA/folder``.
+        root: folder of images, or CSV or text file of paths; null: ``$FGSSL_DATA/folder``.
+        labels: take folder names as classes; false: no labels, for folders that mean something else.
         coarse_map: JSON file ``{"class": "coarse class", ...}`` or CSV file with the columns class and coarse class;
-            null: no coarse labels.
+            null: no coarse labels, unless a CSV file in ``root`` has them.
+        test_fraction: share of the images of each class that are test images, 0 to below 1, where ``root`` has no
+            parts. The choice depends on the number of images and their classes alone.
     """
 
     name = "folder"
     folder = "folder"
-    layout = ("train", "test")
-    source = "your own images, sorted into one folder for each class"
+    layout = ("train/<class>/", "test/<class>/")
+    other_layouts = (("<class>/",), ("images in any folders",), ("a CSV or text file of paths as root",))
+    source = "your own images: a folder of any form, or a CSV or text file of paths"
     licence = "your own"
 
-    def __init__(self, root: str | None = None, coarse_map: str | None = None):
+    def __init__(
+        self,
+        root: str | None = None,
+        labels: bool = True,
+        coarse_map: str | None = None,
+        test_fraction: float = 0.0,
+    ):
         super().__init__(root)
-        self.coarse_map = coarse_map
+        if not 0 <= test_fraction < 1:
+            raise UserError(f"data.dataset.test_fraction is {test_fraction}; it must be 0 or more and below 1.")
+        self.labels, self.coarse_map, self.test_fraction = labels, coarse_map, test_fraction
+
+    def check_files(self) -> None:
+        """Raise a UserError if ``root`` is missing or empty."""
+        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
+            raise self.not_found(["images"])
 
     def _read(self) -> Index:
-        parts = [part for part in ("train", "val", "test") if (self.root / part).is_dir()]
-        index = read_class_folders(self.name, {part: self.root / part for part in parts})
-        if self.coarse_map is None:
-            return index
-        return add_coarse(index, read_coarse_map(Path(self.coarse_map).expanduser()), self.coarse_map)
+        if self.root.is_file():
+            index, has_parts = self._without_labels(read_list(self.root))
+        else:
+            index, has_parts = read_any_folder(self.root, self.labels)
+        if self.coarse_map is not None:
+            index = add_coarse(index, read_coarse_map(Path(self.coarse_map).expanduser()), self.coarse_map)
+        if self.test_fraction and has_parts:
+            raise UserError(f"data.dataset.test_fraction: {self.root} has parts of its own. Leave it out.")
+        return hold_out(index, self.test_fraction) if self.test_fraction else index
+
+    def _without_labels(self, read: tuple[Index, bool]) -> tuple[Index, bool]:
+        index, has_parts = read
+        if self.labels:
+            return read
+        none = np.full(len(index), -1, dtype=np.int64)
+        return replace(index, fine=none, fine_names=(), coarse=None, coarse_names=()), has_parts
+
+
+def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
+    """Index of a folder of images, and whether it has parts.
+
+    Args:
+        root: the folder.
+        labels: take folder names as classes.
+
+    Raises:
+        UserError: there is no image, or some images lie in class folders and others beside them.
+    """
+    inner = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    has_parts = {"train", "test"} <= inner or ("train" in inner and inner <= set(PARTS))
+    parts = {part: root / part for part in PARTS if part in inner} if has_parts else {"train": root}
+    files = {part: images_under(folder) for part, folder in parts.items()}
+    for part, paths in files.items():
+        if not paths:
+            raise UserError(f"folder: {parts[part]} holds no image ({', '.join(sorted(SUFFIXES))}).")
+    flat = {part: [path for path in paths if Path(path).parent == parts[part]] for part, paths in files.items()}
+    if not labels or all(len(flat[part]) == len(files[part]) for part in files):
+        paths, split = [path for paths in files.values() for path in paths], list(files)
+        sizes = [len(paths) for paths in files.values()]
+        none = np.full(len(paths), -1, dtype=np.int64)
+        return Index("folder", np.array(paths), none, (), np.repeat(split, sizes)), has_parts
+    for part in files:
+        if flat[part]:
+            raise UserError(
+                f"folder: {some(flat[part], 2)} in no class folder, but others of the data set are. Move them, or "
+                "give --data.dataset.labels false ('fgssl data check': --no-labels) to take all images without labels."
+            )
+    return read_class_folders("folder", parts), has_parts
+
+
+def read_list(file: Path) -> tuple[Index, bool]:
+    """Index of a CSV file of paths and labels or of a text file of paths, and whether it names parts.
+
+    Raises:
+        UserError: a column, part or path is wrong; the message names it and its line.
+    """
+    rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_lines(file)
+    if not rows:
+        raise UserError(f"{file} names no image.")
+    paths = [os.path.abspath(file.parent / Path(row["path"]).expanduser()) for row in rows]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f"{file}: {len(missing)} of {len(paths)} images are not there: {some(missing, 3)}.")
+    fine, fine_names = _labels([row.get("label", "") for row in rows])
+    coarse, coarse_names = _labels([row.get("coarse", "") for row in rows])
+    index = Index(
+        name="folder",
+        paths=np.array(paths),
+        fine=fine,
+        fine_names=fine_names,
+        split=np.array([row.get("part") or "train" for row in rows]),
+        coarse=coarse if coarse_names else None,
+        coarse_names=coarse_names,
+    )
+    return index, any(row.get("part") for row in rows)
+
+
+def _read_csv(file: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by column, without blanks."""
+    with file.open(newline="", encoding="utf-8-sig") as text:
+        reader = csv.DictReader(text)
+        names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        reader.fieldnames = names
+        unknown = [name for name in names if name not in COLUMNS]
+        if "path" not in names or unknown:
+            hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
+            raise UserError(
+                f"{file}: the first line must name the columns: path and, optionally, label, coarse, part; found: "
+                f"{', '.join(names) or 'nothing'}.{hint}"
+            )
+        rows = []
+        for row in reader:
+            values = {name: value.strip() for name, value in row.items() if name and value}
+            if "path" not in values:
+                raise UserError(f"{file}, line {reader.line_num}: no path.")
+            if values.get("part", "train") not in PARTS:
+                raise UserError(f"{file}, line {reader.line_num}: part '{values['part']}' is not {', '.join(PARTS)}.")
+            rows.append(values)
+    return rows
+
+
+def _read_lines(file: Path) -> list[dict[str, str]]:
+    """Paths of a text file."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not a CSV or text file of paths: {error}") from error
+    return [{"path": line.strip()} for line in lines if line.strip()]
+
+
+def _labels(values: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels [N] int64, -1 for an empty value, and their names."""
+    names = tuple(sorted(set(values) - {""}))
+    label_of = {name: label for label, name in enumerate(names)}
+    return np.array([label_of.get(value, -1) for value in values], dtype=np.int64), names
+
+
+def hold_out(index: Index, fraction: float) -> Index:
+    """Mark a share of the images of each class as test images, at least one of a class of two or more."""
+    draw, split = np.random.default_rng(0).random(len(index)), index.split.copy()
+    for label in np.unique(index.fine):
+        rows = np.flatnonzero(index.fine == label)
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        split[rows[np.argsort(draw[rows])][:count]] = "test"
+    return replace(index, split=split)
 
 
 def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
@@ -56,7 +204,7 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
     """
     files: list[tuple[str, str, str]] = []  # part, class, path
     for part, folder in parts.items():
-        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        classes = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
         if not classes:
             raise UserError(f"{name}: {folder} has no class folders.")
         for class_name in classes:
@@ -75,9 +223,13 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
 
 
 def images_under(folder: Path) -> list[str]:
-    """The image files under a folder, at any depth, sorted."""
-    files = (os.path.join(parent, file) for parent, _, names in os.walk(folder) for file in names)
-    return sorted(file for file in files if os.path.splitext(file)[1].lower() in SUFFIXES)
+    """The image files under a folder, at any depth, sorted; hidden files and folders are passed over."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith("."))
+        found += [os.path.join(parent, name) for name in images]
+    return sorted(found)
 
 
 def read_coarse_map(path: Path) -> dict[str, str]:
@@ -114,9 +266,12 @@ def add_coarse(index: Index, mapping: dict[str, str], source: str) -> Index:
     Raises:
         UserError: the map misses classes; the message names all of them.
     """
+    if not index.fine_names:
+        raise UserError(f"coarse map {source}: the images have no class labels.")
     missing = [name for name in index.fine_names if name not in mapping]
     if missing:
         raise UserError(f"coarse map {source} has no entry for {len(missing)} classes: {some(missing, 20)}.")
     coarse_names = tuple(sorted({mapping[name] for name in index.fine_names}))
     coarse_of = encode((mapping[name] for name in index.fine_names), coarse_names, source)
-    return replace(index, coarse=coarse_of[index.fine], coarse_names=coarse_names)
+    coarse = np.where(index.fine >= 0, coarse_of[index.fine], -1)
+    return replace(index, coarse=coarse, coarse_names=coarse_names)

@@ -1,0 +1,1 @@
+"""Trained networks from Python: embed images, search among them."""

@@ -1,0 +1,92 @@
+"""What the command line answers to the mistakes that a new user makes: one line that names what was meant."""
+
+import pytest
+import yaml
+
+from fgssl.cli.main import main
+
+DIGITS = ["fit", "--config", "maskcon_digits", "--print_config"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        (["--lr", "0.1"], "--model.optim.lr"),
+        (["-lr", "0.1"], "--model.optim.lr"),
+        (["--model.lr", "0.1"], "--model.optim.lr"),
+        (["--model.learning_rate", "0.1"], "--model.optim.lr"),
+        (["--weight_decay", "0"], "--model.optim.weight_decay"),
+        (["--model.temperature", "0.1"], "--model.tau"),
+        (["--epochs", "3"], "--trainer.max_epochs"),
+        (["--max_epochs", "3"], "--trainer.max_epochs"),
+        (["--trainer.epochs", "3"], "--trainer.max_epochs"),
+        (["--trainer.max_e", "3"], "--trainer.max_epochs"),
+        (["--batch_size", "3"], "--data.batch_size"),
+        (["--batch-size", "3"], "--data.batch_size"),
+        (["--num_workers", "0"], "--data.num_workers"),
+        (["--dataset", "CUB"], "--data.dataset"),
+        (["--data", "cub"], "--data.dataset CUB"),
+        (["--data.views.sizes", "3"], "--data.views.size"),
+        (["--image_size", "64"], "--data.views.size"),
+        (["--gpus", "2"], "--trainer.devices"),
+        (["--seed", "3"], "--seed_everything"),
+        (["--backbone", "resnet50"], "--model.backbone.name"),
+        (["--model.backbone", "resnet50"], "--model.backbone.name resnet50"),
+        (["--pretrained"], "--model.backbone.pretrained"),
+        (["--name", "x"], "--run.name"),
+        (["--run", "x"], "--run.name x"),
+        (["--ckpt", "x"], "--ckpt_path"),
+        (["--resume", "x"], "--ckpt_path"),
+        (["--wandb"], "--logger wandb"),
+        (["--print-config"], "--print_config"),
+        (["model.tau=3"], "--model.tau=3"),
+        (["maskcon_cub"], "--config maskcon_cub"),
+        (["--model", "Maskcon"], "MaskCon"),
+        (["--model", "obd_sd"], "OBDSD"),
+        (["--data.dataset", "cub"], "CUB"),
+        (["--data.views", "multicrop"], "MultiCrop"),
+        (["--trainer.callbacks", "BoxKnn"], "BoxKNN"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_wrong_option_suggests_the_one_that_was_meant(flags, meant, capsys):
+    assert main([*DIGITS, *flags]) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"Did you mean '{meant}'?" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "Did you mean 'fit'?"),
+        (["evaluate"], "Did you mean 'test'?"),
+        (["sweeps"], "Did you mean 'sweep'?"),
+        (["fit", "--config", "maskcon_cubs"], "Did you mean 'maskcon_cub'?"),
+        (["fit", "--config", "experiments/maskcon_cup.yaml"], "Did you mean 'maskcon_cub.yaml'?"),
+        (["sweep", "sweeps/maskcon_digit"], "Did you mean 'sweeps/maskcon_digits'?"),
+        (["fit", "--config", "maskcon_digits", "--model", "DINO"], "fgssl list experiments DINO"),
+        (["fit"], "no data set is named"),
+        (["fit", "--config"], "--config needs a file"),
+        (["fit", "--config", "maskcon_digits", "--model.tau"], "--model.tau needs a value"),
+        (["data", "check", "cubs"], "Did you mean 'cub'?"),
+        (["data", "cub"], "Did you mean 'fgssl data check cub'?"),
+        (["embed", "--model", "resnet18"], "Did you mean 'timm/resnet18'?"),
+        (["embed", "--ckpt_path", "nowhere"], "no checkpoint at nowhere"),
+        (["list", "method"], "Did you mean 'methods'?"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_wrong_command_says_what_to_do(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["CMD", "OBDSD"])
+def test_other_method_on_an_experiment_leaves_the_options_of_the_former(method, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*DIGITS, "--model", method, "--model.optim.lr", "0.1", "--data.views.size", "64"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["class_path"].endswith(method)
+    assert config["data"]["views"]["init_args"]["size"] == 64

@@ -1,0 +1,331 @@
+"""One's own images: folders of any form, lists of paths, torch Datasets, Hugging Face's data sets; with duplicates."""
+
+import importlib.util
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgssl.cli.main import main
+from fgssl.commands.data import main as data_main
+from fgssl.data.datamodule import DataModule
+from fgssl.data.datasets import Folder, HuggingFace, Items
+from fgssl.data.images import read_row
+from fgssl.data.protocols import Protocol
+from fgssl.data.views import SingleView
+from fgssl.errors import UserError
+from tests import trees
+
+NAMES = ("cat", "dog", "horse")
+
+
+def images(root, *files):
+    for seed, file in enumerate(files):
+        trees.write_image(root / file, seed)
+    return root
+
+
+def labels(index):
+    return [index.fine_names[label] if label >= 0 else None for label in index.fine]
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def test_folder_without_parts_takes_the_first_folders_as_classes(tmp_path):
+    images(tmp_path, "cat/1.jpg", "cat/old/2.png", "dog/3.jpg", ".cache/4.jpg", "dog/.5.jpg")
+    index = Folder(str(tmp_path)).index()
+    assert labels(index) == ["cat", "cat", "dog"]
+    assert set(index.split) == {"train"}
+
+
+@pytest.mark.parametrize(("files", "labels"), [(("a.jpg", "b.PNG"), True), (("2021/a.jpg", "b.jpg"), False)])
+def test_folder_without_classes_has_no_labels(files, labels, tmp_path):
+    dataset = Folder(str(images(tmp_path, *files)), labels=labels)
+    assert dataset.index().fine.tolist() == [-1, -1]
+    assert (dataset.num_fine, dataset.num_coarse) == (0, 0)
+
+
+def test_flat_folder_of_parts_has_no_labels(tmp_path):
+    index = Folder(str(images(tmp_path, "train/a.jpg", "train/b.jpg", "test/c.jpg"))).index()
+    assert (index.fine.tolist(), index.split.tolist()) == ([-1] * 3, ["train", "train", "test"])
+
+
+def test_folder_with_a_class_named_train_has_no_parts(tmp_path):
+    index = Folder(str(images(tmp_path, "train/a.jpg", "plane/b.jpg"))).index()
+    assert labels(index) == ["plane", "train"]
+
+
+def test_folder_holds_out_a_share_of_each_class(tmp_path):
+    images(tmp_path, *(f"{name}/{number}.jpg" for name in NAMES for number in range(5)), "rare/1.jpg")
+    index = Folder(str(tmp_path), test_fraction=0.4).index()
+    test = [name for name, part in zip(labels(index), index.split, strict=True) if part == "test"]
+    assert sorted(test) == sorted(2 * NAMES)  # never the only image of a class
+    assert np.array_equal(index.split, Folder(str(tmp_path), test_fraction=0.4).index().split)
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (("cat/a.jpg", "b.jpg"), {}, "b.jpg in no class folder, but others"),
+        (("train/cat/a.jpg", "test/cat/b.jpg"), {"test_fraction": 0.5}, "has parts of its own"),
+        (("a.txt",), {}, "holds no image"),
+        (("a.jpg",), {"test_fraction": 1.0}, "must be 0 or more and below 1"),
+        (("a.jpg",), {"coarse_map": "map.csv"}, "the images have no class labels"),
+    ],
+)
+def test_folder_says_what_is_wrong(files, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "map.csv").write_text("cat,pet\n")
+    (tmp_path / "root").mkdir()
+    for file in files:
+        if file.endswith(".txt"):
+            (tmp_path / "root" / file).write_text("")
+        else:
+            images(tmp_path / "root", file)
+    with pytest.raises(UserError, match=message):
+        Folder(str(tmp_path / "root"), **options).index()
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+def test_csv_file_gives_labels_coarse_labels_and_parts(tmp_path):
+    images(tmp_path / "photos", "1.jpg", "2.jpg", "3.jpg")
+    (tmp_path / "list.csv").write_text(
+        "path, Label,coarse,part\nphotos/1.jpg, cat,pet,train\n"
+        f'"{tmp_path}/photos/2.jpg",horse,farm,test\nphotos/3.jpg,,,\n'
+    )
+    index = Folder(str(tmp_path / "list.csv")).index()
+    assert labels(index) == ["cat", "horse", None]
+    assert index.coarse_names == ("farm", "pet")
+    assert index.coarse.tolist() == [1, 0, -1]
+    assert index.split.tolist() == ["train", "test", "train"]
+    assert read_row(index, 0).size == trees.SIZE
+    unlabelled = Folder(str(tmp_path / "list.csv"), labels=False).index()
+    assert (unlabelled.fine.tolist(), unlabelled.coarse) == ([-1] * 3, None)
+
+
+def test_text_file_gives_paths(tmp_path):
+    images(tmp_path, "a b.jpg", "c.jpg")
+    (tmp_path / "list.txt").write_text("a b.jpg\n\nc.jpg\n")
+    index = Folder(str(tmp_path / "list.txt"), test_fraction=0.5).index()
+    assert index.paths.tolist() == [str(tmp_path / "a b.jpg"), str(tmp_path / "c.jpg")]
+    assert sorted(index.split.tolist()) == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.csv", "paht,label\na.jpg,cat\n", "Did you mean 'path'"),
+        ("list.csv", "a.jpg,cat\n", "the first line must name the columns"),
+        ("list.csv", "path,part\na.jpg,tset\n", "line 2: part 'tset' is not train, val, test"),
+        ("list.csv", "path,label\n,cat\n", "line 2: no path"),
+        ("list.csv", "path\n", "names no image"),
+        ("list.txt", "a.jpg\nb.jpg\n", "1 of 2 images are not there: .*b.jpg"),
+        ("list.txt", "a.jpg\na.jpg\n", "listed more than once"),
+    ],
+)
+def test_list_names_the_line_that_is_wrong(name, text, message, tmp_path):
+    images(tmp_path, "a.jpg")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        Folder(str(tmp_path / name)).index()
+
+
+# ---- Python objects -------------------------------------------------------------------------------------------------
+
+
+class Pairs(torch.utils.data.Dataset):
+    """PIL images of different sizes, with labels."""
+
+    def __init__(self, count, start=0):
+        self.seeds = range(start, start + count)
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def __getitem__(self, row):
+        pixels = np.random.default_rng(self.seeds[row]).integers(0, 256, (20 + row, 30, 3), np.uint8)
+        return Image.fromarray(pixels), row % 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_torch_dataset_is_trained_on_and_evaluated(workers):
+    data = DataModule(
+        Items(Pairs(6), test=Pairs(4, start=50), classes=("even", "odd")),
+        views=SingleView(16), batch_size=2, num_workers=workers, eval_size=8,
+    )  # fmt: skip
+    assert (data.num_fine, data.dataset.index().fine_names) == (2, ("even", "odd"))
+    (batch,) = list(data.train_dataloader())[:1]
+    assert batch.views[0].shape == (2, 3, 16, 16)
+    rows = torch.cat([batch.index for batch in data.test_dataloader()])
+    assert rows.tolist() == [6, 7, 8, 9]
+    from fgssl.data.preprocessing import Preprocessing
+
+    first = next(iter(data.test_dataloader()))
+    seen = data.on_after_batch_transfer(first, 0).views[0][0]
+    assert torch.equal(seen, Preprocessing(8)(Pairs(4, start=50)[0][0]))
+
+
+def test_items_take_labels_from_targets_subsets_and_tensors():
+    class Known(Pairs):
+        targets = torch.tensor([3, 1, 2])
+        classes = ("a", "b", "c", "d")
+
+        def __getitem__(self, row):
+            return torch.full((3, 8, 10), row, dtype=torch.uint8), -1  # opened by no one: targets are known
+
+    subset = torch.utils.data.Subset(Known(3), [2, 0])
+    index = Items(Known(3), test=subset).index()
+    assert index.fine.tolist() == [3, 1, 2, 2, 3]
+    assert index.fine_names == ("a", "b", "c", "d")
+    assert read_row(index, 3).size == (10, 8)
+    assert np.asarray(read_row(index, 3)).max() == 2
+    assert len(pickle.dumps(Items(Pairs(2)).index())) > 0
+
+
+def test_items_say_what_is_wrong():
+    class Transformed(Pairs):
+        def __getitem__(self, row):
+            return torch.zeros(3, 4, 4), 0
+
+    with pytest.raises(UserError, match="no Dataset is given"):
+        Items()
+    with pytest.raises(UserError, match="float32 of shape .* leave out its transform"):
+        read_row(Items(Transformed(2)).index(), 0)
+    with pytest.raises(UserError, match="a label is not a whole number"):
+        Items([(None, "cat")]).index()
+
+
+needs_datasets = pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None, reason="the optional extra 'huggingface' (datasets) is not installed"
+)
+
+
+@needs_datasets
+def test_hugging_face_data_set_of_a_local_folder(tmp_path):
+    import datasets
+
+    def split(count, start):
+        columns = {"picture": [Pairs(count, start)[row][0] for row in range(count)], "kind": [0, 1, 0, 1][:count]}
+        features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["x", "y"])})
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    datasets.DatasetDict({"train": split(4, 0), "validation": split(2, 70)}).save_to_disk(str(tmp_path / "saved"))
+    dataset = HuggingFace(str(tmp_path / "saved"))
+    index = dataset.index()
+    assert (index.name, index.fine_names, index.fine.tolist()) == ("saved", ("x", "y"), [0, 1, 0, 1, 0, 1])
+    assert index.split.tolist() == ["train"] * 4 + ["test"] * 2
+    assert np.array_equal(read_row(index, 5), Pairs(2, 70)[1][0])
+    for options, message in (
+        ({"test": "tset"}, "no split 'tset' .it has: train, validation"),
+        ({"image": "img"}, "no column 'img' for image .it has: picture, kind"),
+    ):
+        with pytest.raises(UserError, match=message):
+            HuggingFace(str(tmp_path / "saved"), **options).index()
+    data = DataModule(dataset, Protocol(), SingleView(8), batch_size=2, num_workers=2)
+    assert [len(batch.index) for batch in data.test_dataloader()] == [2]
+
+
+def test_hugging_face_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'fgssl\[huggingface\]'"):
+        HuggingFace("some/name").check_files()
+    with pytest.raises(UserError, match="no data set is named"):
+        HuggingFace().check_files()
+
+
+# ---- training and embedding without labels ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory):
+    root = tmp_path_factory.mktemp("unlabelled")
+    return images(root, *(f"{number % 3}/{number}.jpg" for number in range(24)))
+
+
+SMALL = [
+    "--model.backbone.options", "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}", "--data.batch_size", "8",
+    "--data.dataset", "Folder", "--data.dataset.labels", "false", "--data.views.size", "32", "--data.num_workers", "0",
+    "--retrieval.grid", "0", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false",
+    "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_images_without_labels_are_trained_on_and_embedded(unlabelled, tmp_path, caplog):
+    place = ["--data.dataset.root", str(unlabelled), "--run.root", str(tmp_path), "--run.name", "a"]
+    flags = ["--model.memory", "16", "--data.dataset.test_fraction", "0.25", *SMALL, *place]
+    assert main(["fit", "--model", "MLS", *flags]) == 0
+    assert "No retrieval metrics: none of the 6 test images has a single class label" in caplog.text
+    quiet = ["--trainer.enable_progress_bar", "false", "--retrieval.grid", "0", "--run.root", str(tmp_path)]
+    every = ["--part", "all", "--run.name", "all", "--run.experiment", "e"]
+    assert main(["embed", "--ckpt_path", str(tmp_path / "fgssl" / "a"), *every, *quiet]) == 0
+    from fgssl.evaluation.store import read_embeddings
+
+    assert read_embeddings(tmp_path / "e" / "all").index.tolist() == list(range(24))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (["MaskCon"], "needs coarse labels; the data set has none"),
+        (
+            ["OBDSD", "--data.views", "SingleView", "--data.views.size", "32"],
+            "needs a fine label of each training image",
+        ),
+        (["Finetune"], "needs labels, but the data set has none"),
+    ],
+)
+def test_method_that_needs_labels_refuses_images_without(method, message, unlabelled, tmp_path, capsys):
+    place = ["--data.dataset.root", str(unlabelled), "--run.root", str(tmp_path)]
+    assert main(["fit", "--model", *method, *SMALL, *place]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_images_with_some_coarse_labels_are_refused_by_maskcon(unlabelled, tmp_path, capsys):
+    rows = [f"{path},{'a' if number else ''}" for number, path in enumerate(sorted(unlabelled.rglob("*.jpg")))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,coarse", *rows]) + "\n")
+    flags = [*SMALL, "--data.dataset.labels", "true", "--data.dataset.root", str(tmp_path / "list.csv")]
+    assert main(["fit", "--model", "MaskCon", "--model.memory", "16", *flags, "--run.root", str(tmp_path)]) == 2
+    assert (
+        "MaskCon needs a coarse label of each training image, but 1 of 24 of folder have none"
+        in capsys.readouterr().err
+    )
+
+
+# ---- duplicates -----------------------------------------------------------------------------------------------------
+
+
+def test_data_check_finds_test_images_that_are_training_images(tmp_path, capsys, monkeypatch):
+    """An exact copy in another format, and a smaller, recompressed one; other images are not taken for copies."""
+    monkeypatch.setenv("COLUMNS", "250")
+    root = tmp_path / "root"
+    for part, start in (("train", 0), ("test", 100)):
+        for number in range(12):
+            trees.write_image(root / part / "bird" / f"{number:02d}.png", start + number, size=(200, 150))
+    first, second = Image.open(root / "train/bird/03.png"), Image.open(root / "train/bird/07.png")
+    first.save(root / "test/bird/copy.bmp")
+    second.resize((128, 96)).save(root / "test/bird/small.jpg", quality=50)
+    sheet = tmp_path / "pairs.png"
+    assert data_main(["check", "folder", "--root", str(root), "--duplicate_sheet", str(sheet)]) == 0
+    said = capsys.readouterr().out
+    assert "test images that are also training images: 1 exact, 1 near" in said
+    lines = [line for line in said.splitlines() if "copy.bmp" in line or "small.jpg" in line]
+    assert [("03.png" in line, "07.png" in line, "exact" in line) for line in lines] == [
+        (True, False, True),
+        (False, True, False),
+    ]
+    assert Image.open(sheet).size[0] > 400
+    assert data_main(["check", "folder", "--root", str(root), "--no-duplicates"]) == 0
+    assert "training images:" not in capsys.readouterr().out
+
+
+def test_data_check_says_that_there_are_no_duplicates(capsys):
+    assert data_main(["check", "digits"]) == 0
+    assert "no test image is also a training image" in capsys.readouterr().out

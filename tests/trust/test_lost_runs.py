@@ -1,0 +1,61 @@
+"""A run whose process ended without a word is not 'running' for ever."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from fgssl import run as runs
+from fgssl.run import SignsOfLife, status_of
+
+
+@pytest.mark.parametrize(
+    ("status", "age", "expected"),
+    [("running", 30, "running"), ("running", 700, "lost"), ("trained", 700, "lost"), ("finished", 10**7, "finished")],
+)
+def test_status_is_lost_after_ten_minutes_without_a_sign_of_life(status, age, expected, tmp_path):
+    path = tmp_path / "results.json"
+    path.touch()
+    os.utime(path, (0, time.time() - age))
+    assert status_of(path, {"status": status}) == expected
+
+
+def test_signs_of_life_touch_the_file_until_they_are_stopped(tmp_path, monkeypatch):
+    touched = threading.Event()
+    monkeypatch.setattr(runs, "PULSE", 0.01)
+    monkeypatch.setattr(runs.os, "utime", lambda path: touched.set())
+    before = threading.active_count()
+    signs = SignsOfLife(tmp_path / "results.json")
+    assert touched.wait(60)
+    signs.stop()
+    while threading.active_count() > before:
+        time.sleep(0.01)
+
+
+def test_missing_file_does_not_end_the_signs(tmp_path, monkeypatch):
+    """The folder may be moved while a run goes on."""
+    calls, again = [], threading.Event()
+
+    def utime(path):
+        calls.append(path)
+        if len(calls) > 1:
+            again.set()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(runs, "PULSE", 0.01)
+    monkeypatch.setattr(runs.os, "utime", utime)
+    signs = SignsOfLife(tmp_path / "results.json")
+    assert again.wait(60)
+    signs.stop()
+
+
+def test_runs_of_wandb_agents_that_start_in_the_same_second_have_names_of_their_own(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    names = []
+    for run_id in ("a1", "b2"):
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        names.append(runs.default_name(0, "fit"))
+    assert names[0].endswith("_seed0_a1")
+    assert names[1].endswith("_seed0_b2")
