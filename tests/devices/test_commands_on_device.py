@@ -42,7 +42,7 @@ def test_callbacks_and_metrics(mls):
     assert {f"test/{name}" for name in measured} <= metrics.keys()
     assert {"val/recall@1", "train/feature_std", "train/online_top1"} <= metrics.keys()
     assert (mls / "neighbours_0002.png").is_file()
-    assert (mls / "retrieval.png").is_file()
+    assert (mls / "retrieval.jpg").is_file()
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
