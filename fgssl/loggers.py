@@ -195,7 +195,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_image(self, key: str, images: list[str]) -> None:
-        """Log PNG files under one name."""
+        """Log picture files under one name."""
         from PIL import Image
 
         for path in images:
@@ -248,7 +248,7 @@ class MLflow(MLFlowLogger):
 
     @rank_zero_only
     def log_image(self, key: str, images: list[str]) -> None:
-        """Log PNG files as artifacts."""
+        """Log picture files as artifacts."""
         for path in images:
             self.experiment.log_artifact(self.run_id, path)
 

@@ -42,9 +42,8 @@ def furnish(folder: Path, data: Path) -> None:
     for part, number in (("train", 1), ("train", 3), ("test", 2), ("test", 4)):
         for species in ("sparrow", "gull"):
             trees.write_image(folder / "photos" / part / species / f"{number}.jpg", seed=number)
-    photos = sorted((folder / "photos").rglob("*.jpg"))
-    rows = [f"{photo.relative_to(folder)},{photo.parent.name}" for photo in photos]
-    (folder / "photos.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    images = sorted(path.relative_to(folder) for path in (folder / "photos").rglob("*.jpg"))
+    trees.write_lines(folder / "photos.csv", ["path,label", *(f"{path},{path.parent.name}" for path in images)])
 
 
 def data_folder(root: Path) -> Path:

@@ -5,7 +5,8 @@
 - ``run``: as it stands;
 - ``long``: as it stands in ``make test-long``, and as ``short`` in ``make test``;
 - ``short``: on tiny copies of the data sets, with small networks and one step;
-- ``parsed``: all options and values are read and checked.
+- ``parsed``: all options and values are read and checked;
+- ``elsewhere``: by the test that the page's row names, which reads the page too.
 
 A Python block runs as it stands, as a script in the folder where the shell is.
 
@@ -38,11 +39,13 @@ class Page:
         blocks: class of each bash and Python block, in order.
         before: commands of other pages that this one supposes, run short.
         activates: whether the page itself puts fgssl on the path.
+        test: file with the test of the blocks that run elsewhere.
     """
 
     blocks: list[str]
     before: list[str] = field(default_factory=list)
     activates: bool = False
+    test: str = ""
 
 
 FIRST_DIGITS = "fgssl fit --config maskcon_digits --run.name first"
@@ -55,10 +58,14 @@ PAGES = {
         ["run", "run", "run", "short", "short", "short", "parsed", "parsed", "parsed", "parsed", "parsed", "parsed"],
         before=["fgssl fit --config cmd_cub --run.name first"],
     ),
-    "docs/cluster.md": Page(["parsed", "parsed", "parsed"]),
+    "docs/cluster.md": Page(["parsed", "parsed", "parsed", "parsed"]),
     "docs/compare.md": Page(["long", "short", "run", "short"]),
     "docs/data.md": Page(["short", "short", "parsed", "short", "run"]),
-    "docs/python.md": Page(["run", "run"], before=["fgssl fit --config maskcon_cub --run.name first"]),
+    "docs/python.md": Page(
+        ["run", "elsewhere"],
+        before=["fgssl fit --config maskcon_cub --run.name first"],
+        test="tests/test_notebook.py",
+    ),
     "docs/methods.md": Page(["run", "long"]),
     "docs/methods/cmd.md": Page(["parsed"]),
     "docs/methods/flsl.md": Page(["parsed"]),
@@ -102,7 +109,9 @@ def test_every_page_is_in_the_table():
 def test_every_block_of_a_page_has_a_class(page):
     assert {language for language, _ in blocks_of(page)} <= {"bash", "python", "yaml", "text"}
     assert len(executed(page)) == len(PAGES[page].blocks), "PAGES gives one class a block"
-    assert set(PAGES[page].blocks) <= {"run", "long", "short", "parsed"}
+    assert set(PAGES[page].blocks) <= {"run", "long", "short", "parsed", "elsewhere"}
+    if "elsewhere" in PAGES[page].blocks:
+        assert Path(page).name in (ROOT / PAGES[page].test).read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -160,7 +169,8 @@ if [ "$PAGES" = run ]; then PYTHONPATH={root} exec {python} -m fgssl "$@"; fi
 exec -a fgssl "$(dirname "$0")/fgssl-client" "$@"
 """
 SBATCH = """#!/bin/bash
-export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_NTASKS_PER_NODE=4 SLURM_CPUS_PER_TASK=8
+while [[ $1 == --* ]]; do shift; done
+export SLURM_ARRAY_TASK_ID=0 SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_NTASKS_PER_NODE=4 SLURM_CPUS_PER_TASK=8
 PATH="$(dirname "$0")/slurm:$PATH"
 exec bash "$@"
 """
@@ -193,6 +203,8 @@ def run_page(name: str, work: Path, data: Path, long: bool) -> None:
                 file.write_text(text)
         elif language in ("bash", "python"):
             how = {"long": "run" if long else "short"}.get(how := next(classes), how)
+            if how == "elsewhere":
+                continue
             command = text if language == "bash" else f"fgssl-python <<'END'\n{text}END\n"
             shell(work, data, command, how, activated)
             activated = activated or "bin/activate" in text

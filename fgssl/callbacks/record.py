@@ -1,7 +1,7 @@
 """Writes ``config.yaml`` at the start of a run, and ``results.json`` during the run and at its end."""
 
 import contextlib
-import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
-from fgssl.run import GOING_ON, SignsOfLife, provenance, write_json
+from fgssl.run import GOING_ON, SignsOfLife, provenance, read_json, write_json
 
 
 class Record(Callback):
@@ -50,7 +50,7 @@ class Record(Callback):
     def _go_on(self) -> None:
         """Take duration and metrics of a resumed run's earlier start, which hold until they are measured again."""
         path = self.folder / "results.json"
-        earlier = json.loads(path.read_text()) if path.is_file() else {}
+        earlier = read_json(path) if path.is_file() else {}
         self.results |= {name: earlier[name] for name in ("metrics", "epochs", "steps") if name in earlier}
         self._began -= earlier.get("duration_s", 0)
 
@@ -108,8 +108,10 @@ class Record(Callback):
 
 
 def keep_config(path: Path, text: str) -> None:
-    """Write ``config.yaml``; a different one from an earlier start of the run is kept under a number."""
+    """Write ``config.yaml`` atomically; a different one from an earlier start of the run is kept under a number."""
     if path.is_file() and path.read_text() != text:
         number = 1 + len(list(path.parent.glob("config-*.yaml")))
-        path.rename(path.with_name(f"config-{number}.yaml"))
-    path.write_text(text)
+        shutil.copy(path, path.with_name(f"config-{number}.yaml"))
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -230,6 +230,9 @@ class Application(LightningCLI):
         options, command = self.options, self.config.subcommand
         resumed = folder_of_checkpoint(options.get("ckpt_path")) if command == "fit" else None
         if resumed:
+            if options.run.name not in (None, resumed.name):
+                rank_zero_warn(f"--run.name {options.run.name} is not used: a resumed run stays in {shown(resumed)}.")
+            options.run.name = resumed.name
             return resumed
         name = options.run.name or default_name(options.seed_everything, command)
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
@@ -427,6 +430,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # teachers and frozen statistics
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged is equal on all ranks, or rank 0's
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")

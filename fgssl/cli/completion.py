@@ -56,7 +56,7 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     choices = {
         "model": sorted(known_methods()),
         "data.dataset": [cls.__name__ for cls in ALL.values()],
-        "logger": ["csv", "wandb"],
+        "logger": ["csv", "wandb", "tensorboard", "mlflow"],
     }
     for option in sorted(options):
         action: Any = parser.add_argument(f"--{option}", choices=choices.get(option))

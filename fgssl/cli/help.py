@@ -58,7 +58,7 @@ first steps
 """
 
 PAGE = """\
-usage: fgssl {command} [--config NAME|FILE] [--ckpt_path RUN] [--OPTION VALUE ...]
+usage: fgssl {command} [--config FILE] [--ckpt_path RUN] [--OPTION VALUE ...]
 
 {what}
 

@@ -79,7 +79,8 @@ def show_duplicates(seen: Seen, console: Console, sheet: str | None) -> None:
         return
     from fgssl.evaluation.duplicates import find_duplicates  # imports torch
 
-    pairs = find_duplicates(index, seen.digests, seen.thumbnails_NT)
+    with console.status("comparing test images with training images"):
+        pairs = find_duplicates(index, seen.digests, seen.thumbnails_NT)
     exact = sum(pair.exact for pair in pairs)
     console.print(
         f"test images that are also training images: {exact:,} exact, {len(pairs) - exact:,} near (by thumbnail)"

@@ -36,16 +36,16 @@ def intra_view(z: Tensor, modes: Tensor) -> Tensor:
     return (F.normalize(z, dim=-1) - F.normalize(modes, dim=-1)).square().sum(dim=-1).mean()
 
 
-def inter_view(student_log_probs: Tensor, teacher_probs: Tensor) -> Tensor:
+def inter_view(student_logits: Tensor, teacher_logits: Tensor, *, tau_s: float, tau_t: float) -> Tensor:
     """Cross-entropy of teacher assignments against student log-assignments [..., K] (first term of Eq. 11).
 
-    Args:
-        student_log_probs: [..., K], log-softmax of the student's logits over tau_s.
-        teacher_probs: [..., K], softmax of the teacher's logits over tau_t.
-
-    Returns:
-        Scalar, nats, mean over all rows. No gradient flows to the teacher.
+    Mean over all rows, nats. No gradient flows to the teacher.
     """
+    return assignment_loss((student_logits / tau_s).log_softmax(dim=-1), (teacher_logits / tau_t).softmax(dim=-1))
+
+
+def assignment_loss(student_log_probs: Tensor, teacher_probs: Tensor) -> Tensor:
+    """:func:`inter_view` of the student's log-probabilities and the teacher's probabilities [..., K]."""
     return -(teacher_probs.detach() * student_log_probs).sum(dim=-1).mean()
 
 

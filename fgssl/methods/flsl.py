@@ -13,7 +13,7 @@ from fgssl.data.draws import uniform
 from fgssl.data.views import Crop
 from fgssl.distributed import gather_rows, gather_with_gradient
 from fgssl.errors import UserError, at_least
-from fgssl.losses.flsl import batch_mass, inter_view, intra_view, mean_shift, volume
+from fgssl.losses.flsl import assignment_loss, batch_mass, intra_view, mean_shift, volume
 from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import StepResult
 from fgssl.methods.self_distillation import SelfDistillation, watch
@@ -158,7 +158,7 @@ class FLSL(SelfDistillation):
             p_plus_TBQK = (self.balanced(raw_TBQK) / self.tau_t).softmax(dim=-1)
         p_bar_RTK = gather_with_gradient(log_p_TBQK.exp().mean(dim=(1, 2))[None])  # R processes
         intra = intra_view(z, z_hat)
-        inter = inter_view(log_p_TBQK, p_plus_TBQK)
+        inter = assignment_loss(log_p_TBQK, p_plus_TBQK)
         spread = torch.stack([volume(p_bar_RK) for p_bar_RK in p_bar_RTK.unbind(1)]).mean()
         if self.center is not None:
             self.center.update(raw_TBQK)

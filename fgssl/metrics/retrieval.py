@@ -43,8 +43,8 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Retrieval metrics of a set against itself (leave-one-out) or against a gallery.
 
-    Neighbours are ranked by cosine similarity; ties are broken by the lower row. Peak memory beside the embeddings is
-    that of one float32 copy, plus 0.5 GiB or half a copy.
+    Neighbours are ranked by cosine similarity; ties are broken by the lower row. Peak memory beside the embeddings:
+    one float32 copy, and at most 1 GiB or, for a large gallery, one more copy.
 
     Args:
         embeddings: [N, D] float; L2-normalised here.

@@ -72,9 +72,11 @@ def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, pat
     columns = max(len(line) for line in lines)
     names = [[wrapped(name) for _, name, _ in line] for line in lines]
     above = [max(name.count("\n") for name in row) for row in names]  # text lines beyond the first
-    width, height = 1.25 * columns + 0.3, 1.5 * len(lines) + 0.11 * sum(above) + 0.3 + 0.2 * len(title.splitlines())
+    width = 1.25 * columns + 0.3
+    title = "\n".join(textwrap.fill(line, int(14 * width)) for line in title.splitlines())
+    height = 1.5 * len(lines) + 0.11 * sum(above) + 0.3 + 0.2 * len(title.splitlines())
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(14 * width), replace_whitespace=False), fontsize=10)
+    figure.suptitle(title, fontsize=10)
     grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=[1.5 + 0.11 * more for more in above])
     for axes, line, texts in zip(grid, lines, names, strict=True):
         for place, (axis, (image, _, colour), text) in enumerate(zip(axes, line, texts, strict=True)):

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as PNG files and in the loggers, under fixed names."""
+"""Pictures of an evaluation, as files and in the loggers, under fixed names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,7 +85,7 @@ def draw_maps(
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Log a PNG to the loggers that take images (W&B, TensorBoard, MLflow)."""
+    """Log a picture file to the loggers that take images (W&B, TensorBoard, MLflow)."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(name, [str(path)])

@@ -58,6 +58,14 @@ def test_fit_with_a_run_alone_resumes_it_with_its_own_options(copy, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["maskcon_digits"]
 
 
+def test_resumed_run_keeps_its_name(copy, tmp_path):
+    with pytest.warns(UserWarning, match="--run.name other is not used: a resumed run stays in .*maskcon_digits/run"):
+        assert main(["fit", "--ckpt_path", str(copy), "--run.name", "other", "--trainer.max_steps", "5"]) == 0
+    assert config(copy)["run"]["name"] == "run"
+    assert (copy / "config-1.yaml").is_file()
+    assert [path.name for path in (tmp_path / "maskcon_digits").iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
 def test_evaluation_with_a_run_alone_takes_its_configuration(command, copy, tmp_path):
     assert main([command, f"--ckpt_path={copy}"]) == 0

@@ -12,6 +12,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeo
 
 from fgssl.distributed import from_rank_zero, wait_for_all_ranks
 from fgssl.errors import UserError
+from tests.ddp.test_processes import metrics, on
+from tests.methods.runs import complete, state
 
 pytestmark = pytest.mark.ddp
 
@@ -84,3 +86,22 @@ def test_all_ranks_wait_for_one_with_a_slow_disk(ranks):
 def test_no_code_works_on_rank_zero_while_others_wait_in_a_broadcast():
     for path in (ROOT / "fgssl").rglob("*.py"):
         assert "strategy.broadcast(" not in path.read_text(), f"{path}: use from_rank_zero"
+
+
+def test_two_processes_measure_what_one_measures(tmp_path):
+    """Everything that rank 0 alone works out: k-means, density, k-NN, pictures."""
+    callbacks = "[{class_path: OnlineKNN}, {class_path: BestOnTest, init_args: {nmi: true}}]"
+    flags = (
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.precision", "64-true",
+        "--trainer.callbacks", callbacks,
+        "--retrieval.extra", "[clustering, density]", "--retrieval.grid", "2",
+    )  # fmt: skip
+    two = complete("maskcon", tmp_path, "two", *on(2), *flags)
+    one = complete("maskcon", tmp_path, "one", *flags)
+    ours, theirs = metrics(two), metrics(one)
+    assert {"test/nmi", "test/density", "test/knn_top1", "test/best_epoch_nmi"} <= theirs.keys()
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    for name, value in state(one).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(state(two)[name], value, rtol=1e-5, atol=1e-6)
+    assert (two / "retrieval.jpg").is_file()

@@ -11,7 +11,7 @@ from fgssl.evaluation.search import search
 from fgssl.metrics import retrieval_metrics
 from tests.memory import PeakMemory, nbytes
 
-LIMIT = 2.5  # the embeddings, one more copy in float32, and blocks: 26 GB
+LIMIT = 2.5  # the embeddings, one more copy in float32, and blocks: 26 GB; at most 3.0 where keys decide whole blocks
 
 
 @pytest.fixture(autouse=True)

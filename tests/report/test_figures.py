@@ -156,6 +156,19 @@ def test_retrieval_grid_states_title_and_similarity_of_each_neighbour(tmp_path, 
         assert [name.split("\n")[1] for _, name, _ in line[1:]] == expected
 
 
+def test_lines_of_a_title_are_wrapped_to_the_picture_each_by_itself(tmp_path, monkeypatch):
+    titles = []
+    from matplotlib.figure import Figure
+
+    draw = Figure.suptitle
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **k: titles.append(text) or draw(self, text, **k))
+    line = [(np.zeros((4, 4, 3), np.uint8), "name", "black")] * 2
+    figures.picture_rows(
+        [line], "a_run: Recall@1 59.70 %\nquery, then its nearest neighbours by similarity", tmp_path / "p.png"
+    )
+    assert titles == ["a_run: Recall@1 59.70 %\nquery, then its nearest neighbours by\nsimilarity"]
+
+
 def test_similarity_histogram_covers_the_range_of_the_data(tmp_path):
     """Features of one narrow cone: all similarities are above 0.9."""
     fine = np.arange(30) % 4
