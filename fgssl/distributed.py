@@ -3,8 +3,10 @@
 import itertools
 import json
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -71,13 +73,56 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+class AnyRank:
+    """Flags that are raised on any rank, and this rank's ``values``, to be read later. All ranks must make it.
+
+    On CUDA ``read`` waits for the work from before the construction alone. So the host can first give the device the
+    backward pass, and then learn whether the loss is finite.
+
+    Args:
+        flags: bool tensors of one element on the device, or bools.
+        values: float tensors of one element on the device.
+        device: device of the collective.
+    """
+
+    def __init__(self, flags: Sequence[Tensor | bool], device: torch.device, values: Sequence[Tensor] = ()):
+        self.count = len(flags)
+        given = [
+            x.detach() if isinstance(x, Tensor) else torch.full((), x, device=device)  # a kernel, and not a copy
+            for x in (*flags, *values)
+        ]
+        self.packed = torch.stack([x.to(torch.float32).reshape(()) for x in given])
+        self.work: Any = None
+        if is_distributed():
+            self.work = dist.all_reduce(self.packed[: self.count], op=dist.ReduceOp.MAX, async_op=True)
+        self.stream = _stream_beside(device)
+
+    def read(self) -> tuple[list[bool], list[float]]:
+        """The flags and the values, on the host."""
+        with self.stream:
+            if self.work is not None:
+                self.work.wait()
+            numbers = self.packed.tolist()
+        return [bool(number) for number in numbers[: self.count]], numbers[self.count :]
+
+
+def _stream_beside(device: torch.device) -> Any:
+    """Context of a second CUDA stream, which first waits for what the current one has been given by now."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = _second_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def any_rank(flag: Tensor | bool, device: torch.device) -> bool:
-    """Whether ``flag`` is true on any rank. All ranks must call it."""
-    if not is_distributed():
-        return bool(flag)
-    flags = torch.as_tensor(flag, device=device).to(torch.int32)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags)
+    """Whether ``flag`` is true on any rank, at once. All ranks must call it."""
+    return AnyRank([flag], device).read()[0][0]
 
 
 def from_rank_zero(work: Callable[[], Plain]) -> Plain:

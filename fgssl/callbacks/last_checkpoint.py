@@ -6,14 +6,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from fgssl.callbacks.stopping import Stopped, stop_of
+from fgssl.callbacks.stopping import Stopped, stop_of, stop_requested, stopped
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Write ``last.ckpt`` every few epochs or optimiser steps, at the end, and on SIGTERM and Ctrl-C.
 
-    If one process receives such a signal (``Stopping``), all processes finish the optimiser step, write the checkpoint
-    and end.
+    If one process receives such a signal (``Stopping``), all processes finish the optimiser step, several processes the
+    next one too, write the checkpoint and end.
 
     Args:
         folder: Folder of the checkpoint.
@@ -41,21 +41,25 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_batch_start(trainer, method, batch, batch_idx)
         if self._stop is not None:
             raise self._stop
+        method.stop_requested = stop_requested(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
-        if between_steps:
-            self._end_if_asked(trainer, method)
+        # Several processes agree in the check of each step, which does not wait for the device.
+        asked = method.stop_agreed if trainer.world_size > 1 else stop_requested(trainer)
+        if between_steps and asked:
+            self._end(trainer, stopped(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_end(trainer, method)
-        self._end_if_asked(trainer, method)
+        stop = stop_of(trainer, method.device)
+        if stop is not None:
+            self._end(trainer, stop)
 
-    def _end_if_asked(self, trainer: Trainer, method) -> None:
-        self._stop = stop_of(trainer, method.device)
-        if self._stop is not None:
-            self.save_now(trainer)
+    def _end(self, trainer: Trainer, stop: Stopped) -> None:
+        self._stop = stop
+        self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, method) -> None:
         super().on_train_end(trainer, method)

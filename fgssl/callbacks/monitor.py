@@ -33,7 +33,7 @@ class Monitor(Callback):
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         self.throughput.batch_done(len(batch.index) * trainer.world_size, waited(trainer))
         if trainer.global_step and any(pair.every == "step" for pair in method.teachers()):
-            momentum = method.teacher_momentum(trainer.global_step, method.total_steps())
+            momentum = torch.tensor(method.teacher_momentum(trainer.global_step, method.total_steps()))
             method.log("train/teacher_momentum", momentum, batch_size=len(batch.index))
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:

@@ -129,16 +129,17 @@ class ProgressBar(RichProgressBar):
         super().on_train_epoch_end(trainer, method)
         self.refresh(hard=True)
         if not self.on_terminal and trainer.is_global_zero:
-            text = "  ".join(self._figures(trainer, super().get_metrics(trainer, method)))
+            text = "  ".join(self._figures(trainer, method, super().get_metrics(trainer, method)))
             print(f"{self._get_train_description(trainer.current_epoch)}  {text}", flush=True)
 
     def get_metrics(self, trainer: Trainer, method) -> dict:
         """Nothing for Lightning's column, which would need a line of its own; ``Figures`` shows them."""
         if trainer.training:
-            self.figures = self._figures(trainer, super().get_metrics(trainer, method))
+            self.figures = self._figures(trainer, method, super().get_metrics(trainer, method))
         return {}
 
-    def _figures(self, trainer: Trainer, metrics: dict) -> list[str]:
+    def _figures(self, trainer: Trainer, method, metrics: dict) -> list[str]:
+        metrics = {"loss": method.last_loss, **metrics}  # already on the host: a logged value would have to be fetched
         metrics = {name.removeprefix("train/"): value for name, value in metrics.items() if name != "v_num"}
         measured = [f"{name} {value:.4g}" for name, value in metrics.items()]
         return [f"run {duration(self.clock.left(trainer))} left", *measured, *self.throughput.texts()]

@@ -30,7 +30,7 @@ class QueueUpdate(Callback):
             _prefill(trainer, method)
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        if outputs["enqueue"]:
+        if outputs["enqueue"] and not method.skipped:
             self._waiting.append(outputs["enqueue"])
         if trainer.global_step == self._step:
             return

@@ -36,6 +36,8 @@ class Stopping(Callback):
         if threading.current_thread() is threading.main_thread():  # Python sets handlers in the main thread only
             # Replaces Lightning's handler of SIGTERM, which calls a collective inside the signal handler.
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # Before each batch Lightning asks all processes for a SIGTERM, and waits for their devices to answer.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._tells = trainer.is_global_zero
 
     def _note(self, number: int, *_) -> None:
@@ -60,9 +62,21 @@ class Stopping(Callback):
 
 def stop_of(trainer: Trainer, device) -> Stopped | None:
     """The exception that ends the fit if any process was asked to stop, else None. All ranks must call it."""
-    stopping = next((callback for callback in trainer.callbacks if isinstance(callback, Stopping)), None)
-    if stopping is None or not any_rank(stopping.received is not None, device):
-        return None
+    return stopped(trainer) if any_rank(stop_requested(trainer), device) else None
+
+
+def stop_requested(trainer: Trainer) -> bool:
+    """Whether this process was asked to stop."""
+    return _received(trainer) is not None
+
+
+def stopped(trainer: Trainer) -> Stopped:
+    """The exception that ends the fit, with the signal of this process or, if another was asked to stop, SIGTERM."""
     stop = Stopped()
-    stop.signal = stopping.received or signal.SIGTERM
+    stop.signal = _received(trainer) or signal.SIGTERM
     return stop
+
+
+def _received(trainer: Trainer) -> signal.Signals | None:
+    stopping = next((callback for callback in trainer.callbacks if isinstance(callback, Stopping)), None)
+    return None if stopping is None else stopping.received

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     began = time.time()
     config = network_configuration(args)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     network = build(config, args).to(device).eval()
     mean, std = mean_and_std(config)
 

@@ -27,6 +27,13 @@ class Batch(NamedTuple):
     draw: Tensor
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values that were computed on the CPU to a device, without waiting for its work."""
+    if device.type in ("cpu", "mps"):
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def empty_images(shape: tuple[int, ...], dtype: type[np.generic]) -> Tensor:
     """Uninitialised tensor on the CPU for the images of a batch.
 

@@ -390,7 +390,11 @@ class DataModule(LightningDataModule):
         processes = self.trainer.num_devices if self.trainer is not None else 1
         workers = workers_of_process(processes) if self.num_workers == "auto" else self.num_workers
         options = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if workers else {}
-        return Loader(images, sampler, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
+        return Loader(images, sampler, num_workers=workers, pin_memory=self._pins(), **options)
+
+    def _pins(self) -> bool:
+        """Whether batches go to a device that copies pinned memory without waiting."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type not in ("cpu", "mps")
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Images:
         """Data set of a loader; ``shared`` are the arguments of ``Images`` from ``seed`` on."""

@@ -30,7 +30,7 @@ from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.draws import seed_of
 from fgssl.data.views import Crop
-from fgssl.distributed import any_rank
+from fgssl.distributed import AnyRank
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone, from_checkpoint
 from fgssl.nn.feature_map import last_features
@@ -73,6 +73,10 @@ class Method(LightningModule):
         embeds: whether ``embed`` is implemented, and so retrieval metrics are computed.
         prototypes: number of prototypes, set in ``__init__`` by methods whose teacher assigns images to prototypes.
             It adds the callback ``Collapse``. None: no prototypes.
+        last_loss: loss of the last batch.
+        skipped: whether the last batch was skipped, because its loss is not finite.
+        stop_requested: set by a callback of this process to stop the run between two steps.
+        stop_agreed: whether any process had requested to stop before its last batch.
     """
 
     data_module: type[DataModule] = DataModule
@@ -81,6 +85,11 @@ class Method(LightningModule):
     evaluates: Literal["student", "teacher"] = "student"
     embeds: bool = True
     prototypes: int | None = None
+    last_loss: float = math.nan
+    skipped: bool = False
+    stop_requested: bool = False
+    stop_agreed: bool = False
+    _check: AnyRank | None = None
 
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
         super().__init__()
@@ -238,6 +247,25 @@ class Method(LightningModule):
                 f"other views, or omit data.views for the default of the method, {default}."
             )
 
+    def check_precision(self, precision: str) -> None:
+        """Refuse weights of 16 bits for a teacher that follows its student by a moving average.
+
+        A change of the teacher's weights below 0.2 % of them (bfloat16; float16: 0.02 %) would be rounded away, so that
+        with a momentum of 0.996 it stays as it is.
+
+        Args:
+            precision: ``trainer.precision``.
+
+        Raises:
+            UserError: names the precisions to take.
+        """
+        if precision in ("bf16-true", "16-true") and any(pair.every == "step" for pair in self.teachers()):
+            raise UserError(
+                f"trainer.precision {precision} has weights of 16 bits, in which the moving average of "
+                f"{type(self).__name__}'s teacher would be rounded away. Take {precision.replace('true', 'mixed')}, "
+                "or 32-true."
+            )
+
     def memories(self) -> dict[str, Memory]:
         """Memories among the modules of the method, by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
@@ -247,6 +275,8 @@ class Method(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
+        if stage == "fit":
+            self.check_precision(self.trainer.precision)
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, DataModule):
             if None in datamodule.given_normalisation:
@@ -275,15 +305,42 @@ class Method(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         _check_preprocessed(batch)
         result = self.step(batch)
-        if any_rank(~torch.isfinite(result.loss.detach()), self.device):  # synchronises with the device, as DINO does
-            self._skip(result, batch, batch_idx)
-            return {"loss": self._no_loss(), "enqueue": {}}
-        self._skipped, self._has_gradient = 0, True
-        size = len(batch.index)
-        self.log("train/loss", result.loss, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in result.parts.items()}, batch_size=size)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=size)
+        loss = result.loss.detach()
+        self._check = AnyRank([~torch.isfinite(loss), self.stop_requested], self.device, values=[loss])
+        self._checked = (result._replace(loss=loss), batch, batch_idx)
+        self.skipped = False
+        if self.max_skips and self.trainer.accumulate_grad_batches > 1:
+            # Gradients of earlier batches are there, which those of a skipped batch must not spoil.
+            self._read_check()
+            if self.skipped:
+                return {"loss": self._no_loss(), "enqueue": {}}
         return {"loss": result.loss, "enqueue": result.enqueue}
+
+    def on_after_backward(self) -> None:
+        """Read whether the loss is finite: here, so that the device has the backward pass to work on meanwhile."""
+        self._read_check()
+        if self.skipped:
+            gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
+            torch._foreach_zero_(gradients)
+
+    def _read_check(self) -> None:
+        """Learn whether the loss is finite on all ranks; log the step, or skip it."""
+        if self._check is None:  # read before the backward pass
+            return
+        (spoilt, self.stop_agreed), (self.last_loss,) = self._check.read()
+        result, batch, batch_idx = self._checked
+        self._check = self._checked = None
+        if spoilt:
+            self.skipped = True
+            self._skip(result, batch, batch_idx)
+            return
+        self._skips, self._has_gradient = 0, True
+        size = len(batch.index)
+        self.log("train/loss", result.loss, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in result.parts.items()}, batch_size=size)
+        # On the CPU: Lightning would copy a number to the device, and wait for it.
+        lr = torch.tensor(self.optimizers().param_groups[0]["lr"], dtype=torch.float64)
+        self.log("train/lr", lr, batch_size=size)
 
     def _skip(self, result: StepResult, batch: Batch, batch_idx: int) -> None:
         """Skip a step whose loss is not finite, on all ranks, or stop the run after ``max_skips`` of them.
@@ -291,7 +348,7 @@ class Method(LightningModule):
         Raises:
             UserError: more than ``max_skips`` consecutive steps had such a loss.
         """
-        self._skipped += 1
+        self._skips += 1
         parts = ", ".join(f"{name} {value.item():.6g}" for name, value in {"loss": result.loss, **result.parts}.items())
         rows = ", ".join(str(row) for row in batch.index[:8].tolist()) + (", ..." if len(batch.index) > 8 else "")
         rank = f", process {self.global_rank}" if self.trainer.world_size > 1 else ""
@@ -300,8 +357,8 @@ class Method(LightningModule):
             f"the loss is not finite at step {self.global_step} (epoch {epoch}, batch {batch_idx}{rank}): "
             f"{parts}. Data-set rows of the batch: {rows}."
         )
-        if self._skipped <= self.max_skips:
-            rank_zero_warn(f"{what} Step skipped ({self._skipped} of at most {self.max_skips} consecutive ones).")
+        if self._skips <= self.max_skips:
+            rank_zero_warn(f"{what} Step skipped ({self._skips} of at most {self.max_skips} consecutive ones).")
             return
         raise UserError(
             f"{what} The weights and the last checkpoint are unaffected. Lower model.optim.lr, or use a "
@@ -373,7 +430,7 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """Apply the configured learning rate, weight decay and momentum, also after a checkpoint was restored."""
-        self._skipped, self._has_gradient = 0, False
+        self._skips, self._has_gradient = 0, False
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]
@@ -400,7 +457,9 @@ class Method(LightningModule):
         Raises:
             UserError: a weight is not finite.
         """
-        spoilt = [name for name, weight in self.named_parameters() if not torch.isfinite(weight).all()]
+        named = dict(self.named_parameters())
+        finite = torch.stack([torch.isfinite(weight).all() for weight in named.values()]).tolist()
+        spoilt = [name for name, fine in zip(named, finite, strict=True) if not fine]
         if spoilt:
             raise UserError(
                 f"no checkpoint is written at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights "

@@ -21,6 +21,7 @@ from fgssl.losses.cmd import (
     patch_loss,
     posterior,
 )
+from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import StepResult
 from fgssl.methods.self_distillation import SelfDistillation, watch
 from fgssl.nn.backbones import Backbone
@@ -223,8 +224,10 @@ class CMD(SelfDistillation):
                            for few in few_images(z)])
                 for z in z_BTD
             ]  # fmt: skip
-            mean_D = torch.cat([z.flatten(0, 1) for z in z_BTD]).mean(dim=0)
-            center.update(F.linear(mean_D, weight_KD)[None])  # the mean of the logits: the last layer is linear
+            with torch.autocast(weight_KD.device.type, enabled=False):
+                mean_D = torch.cat([at_least_float32(z.flatten(0, 1)) for z in z_BTD]).mean(dim=0)
+                # The mean of the logits: the last layer is linear.
+                center.update(F.linear(mean_D, at_least_float32(weight_KD))[None])
         weight_KD = ours.weight()
         total, bags = torch.zeros((), device=self.device), []
         for s, features in enumerate(student):

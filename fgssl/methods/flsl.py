@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from fgssl.data.batch import Batch
+from fgssl.data.batch import Batch, to_device
 from fgssl.data.draws import uniform
 from fgssl.data.views import Crop
 from fgssl.distributed import gather_rows, gather_with_gradient
@@ -187,7 +187,7 @@ class FLSL(SelfDistillation):
         draws_BQ, corners_B2 = numbers[:, :count], numbers[:, count:] < 0.5
         if self.queries == "top_left":
             draws_BQ = np.zeros_like(draws_BQ)
-        return window_tokens(grid, self.window, draws_BQ, corners_B2).to(view.device)
+        return to_device(window_tokens(grid, self.window, draws_BQ, corners_B2), view.device)
 
     def check_views(self, crops: list[Crop]) -> None:
         """Refuse views that are not those of NestedCrops with the same ``teacher_views`` and ``local_crops``."""

@@ -29,6 +29,7 @@ class Center(nn.Module):
 
         A batch with a logit that is not finite leaves the centre unchanged; its optimiser step is skipped too.
         """
-        mean_K = mean_over_ranks(logits.flatten(0, -2).mean(dim=0).to(self.value))
+        # In the centre's own type: the mean of bfloat16 logits, rounded to bfloat16, would be off by up to 0.4 %.
+        mean_K = mean_over_ranks(logits.flatten(0, -2).mean(dim=0, dtype=self.value.dtype))
         moved_K = torch.lerp(mean_K, self.value, self.momentum)
         self.value.copy_(torch.where(torch.isfinite(mean_K).all(), moved_K, self.value))

@@ -20,6 +20,7 @@ from fgssl.losses.metric_learning import (
     random_triplets,
     semi_hard_triplets,
     soft_hard_triplets,
+    without_padding,
     without_positives,
 )
 
@@ -108,14 +109,32 @@ class Margin(nn.Module):
         return margin_loss(embeddings, labels, triplets, self.beta, margin=self.margin, average=self.average)
 
 
-class RandomTriplets(nn.Module):
-    """As many random triplets as images: :func:`fgssl.losses.metric_learning.random_triplets`."""
+class Miner(nn.Module):
+    """Base of the miners here.
+
+    Attributes:
+        pads: whether the result has a row for each image, also where there is no triplet: ``Margin`` leaves those out.
+    """
+
+    pads = False
+
+    def draw(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+        """Triplets with a row for each image."""
+        raise NotImplementedError
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+        triplets = self.draw(embeddings, labels)
+        return triplets if self.pads else without_padding(triplets)
+
+
+class RandomTriplets(Miner):
+    """As many random triplets as images: :func:`fgssl.losses.metric_learning.random_triplets`."""
+
+    def draw(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         return random_triplets(embeddings, labels)
 
 
-class SemiHard(nn.Module):
+class SemiHard(Miner):
     """A semi-hard triplet for each anchor: :func:`fgssl.losses.metric_learning.semi_hard_triplets`.
 
     Args:
@@ -126,18 +145,18 @@ class SemiHard(nn.Module):
         super().__init__()
         self.margin = margin
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+    def draw(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         return semi_hard_triplets(embeddings, labels, margin=self.margin)
 
 
-class SoftHard(nn.Module):
+class SoftHard(Miner):
     """A soft-hard triplet for each anchor: :func:`fgssl.losses.metric_learning.soft_hard_triplets`."""
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+    def draw(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         return soft_hard_triplets(embeddings, labels)
 
 
-class DistanceWeighted(nn.Module):
+class DistanceWeighted(Miner):
     """A distance-weighted triplet for each anchor: :func:`fgssl.losses.metric_learning.distance_weighted_triplets`.
 
     Args:
@@ -148,7 +167,7 @@ class DistanceWeighted(nn.Module):
         super().__init__()
         self.cutoff = cutoff
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+    def draw(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         return distance_weighted_triplets(embeddings, labels, cutoff=self.cutoff)
 
 
@@ -182,6 +201,8 @@ def build_dml(dml_loss: Any, miner: Any, **facts: int) -> tuple[nn.Module, nn.Mo
     """
     loss = _build(dml_loss, "losses", "model.dml_loss", facts)
     picker = None if miner is None else _build(miner, "miners", "model.miner", facts)
+    if isinstance(picker, Miner):
+        picker.pads = isinstance(loss, Margin)
     _, _, *third = inspect.signature(loss.forward).parameters.values()
     name = type(loss).__name__
     if picker is None and third and third[0].default is inspect.Parameter.empty:

@@ -92,32 +92,44 @@ def run(command_line: list[str], processes: int = 1, *callbacks: Callback) -> in
         return main(command_line)
 
 
-class FourSteps(Callback):
-    """Records the waits of four steps in the second epoch, from the end of a step to the end of a later one."""
+class TwoSteps(Callback):
+    """Records the waits of two steps in the second epoch, from the end of the first to the end of the third.
+
+    Neither is logged: a logged step waits for its figures (``trainer.log_every_n_steps``).
+    """
 
     def __init__(self) -> None:
         self.recording = ExitStack()
         self.waits: Waits = Waits()
 
+    def on_train_start(self, trainer: Trainer, method) -> None:
+        trainer.log_every_n_steps = 50  # Monitor lowers it in a short run
+
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        if trainer.current_epoch == 1 and batch_idx == 1:
+        if trainer.current_epoch == 1 and batch_idx == 0:
             self.waits = self.recording.enter_context(recorded_waits())
-        if trainer.current_epoch == 1 and batch_idx == 5:
+        if trainer.current_epoch == 1 and batch_idx == 2:
             self.recording.close()
 
 
-# Steps that are not logged, with the progress bar that users see, of batches too large to be copied unpinned.
-SEEN = (
-    "--trainer.log_every_n_steps", "50", "--trainer.enable_progress_bar", "true", "--data.num_workers", "0",
-    "--data.batch_size", "32", "--data.protocol.label_fraction", "0.2",
+# Two epochs of four steps, with the progress bar that users see, of batches too large to be copied without waiting
+# where they are not pinned.
+SHORT = (
+    "--trainer.limit_train_batches", "4", "--trainer.enable_progress_bar", "true",
+    "--data.num_workers", "0", "--data.batch_size", "32", "--data.protocol.label_fraction", "0.2",
+    "--data.eval_batch_size", "225",
 )  # fmt: skip
 
 
-def waits_of_a_step(method: str, folder: Path, processes: int = 1) -> dict[tuple[str, str], float]:
-    """Waits for the device, by kind and place, as a mean over four steps of a run of ``tests/methods/runs.py``."""
-    steps = FourSteps()
-    assert run(arguments(method, folder, "waits", *SEEN), processes, steps) == 0
-    return {wait: count / 4 for wait, count in steps.waits.items()}
+def waits_of_a_step(command_line: list[str], processes: int = 1) -> tuple[int, dict[tuple[str, str], float]]:
+    """Run a fit on the device.
+
+    Returns:
+        Exit status, and the waits for the device of a step: their mean number, by kind and place.
+    """
+    steps = TwoSteps()
+    status = run(command_line, processes, steps)
+    return status, {wait: count / 2 for wait, count in steps.waits.items()}
 
 
 if __name__ == "__main__":
@@ -127,6 +139,6 @@ if __name__ == "__main__":
     options = parser.parse_args()
     os.environ["FGSSL_TRACEBACK"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        found = waits_of_a_step(options.method, Path(folder), options.processes)
+        _, found = waits_of_a_step(arguments(options.method, Path(folder), "run", *SHORT), options.processes)
     for (kind, place), count in sorted(found.items(), key=lambda item: -item[1]):
         print(f"{count:6.2f} a step  {kind}  {place}")

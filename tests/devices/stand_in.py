@@ -39,15 +39,13 @@ class StandIn(Tensor):
 
     @staticmethod
     def __new__(cls, raw: Tensor):
-        wrapper = Tensor._make_wrapper_subclass(
-            cls,
-            raw.size(),
-            strides=raw.stride() if raw.layout == torch.strided else None,
-            storage_offset=raw.storage_offset() if raw.layout == torch.strided else None,
-            dtype=raw.dtype,
-            layout=raw.layout,
-            device=device(),
+        strided = (
+            {"strides": raw.stride(), "storage_offset": raw.storage_offset()} if raw.layout == torch.strided else {}
         )
+        with torch.inference_mode(raw.is_inference()):  # a view of a normal tensor is one in inference mode too
+            wrapper = Tensor._make_wrapper_subclass(
+                cls, raw.size(), dtype=raw.dtype, layout=raw.layout, device=device(), **strided
+            )
         wrapper.raw = raw
         return wrapper
 
@@ -59,6 +57,9 @@ class StandIn(Tensor):
 
     def __repr__(self, **_) -> str:
         return f"StandIn({self.raw!r})"
+
+    def __format__(self, form: str) -> str:
+        return format(self.item(), form) if self.ndim == 0 else repr(self)
 
     def __reduce_ex__(self, protocol):
         return self.raw.detach().clone().__reduce_ex__(protocol)  # files hold CPU tensors
@@ -121,7 +122,7 @@ def _place() -> str:
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
         if "site-packages" in file:
-            if "/torch/_dynamo/" not in file:
+            if "/torch/_" not in file:
                 library = library or f"{file.split('site-packages/')[1]}:{function}"
         elif "/fgssl/" in file and "/fgssl/cli/" not in file:
             return f"fgssl/{file.rsplit('/fgssl/', 1)[1]}:{function}"
@@ -247,6 +248,8 @@ WAITING = {
 
 def _execute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Execute an operation by the rules of the device, with the numbers of the CPU."""
+    if func._schema.name == "aten::to":  # comes undivided in inference mode
+        return _to(**dict(zip((x.name for x in func._schema.arguments), args, strict=False)), **kwargs)
     operands = _tensors(args, kwargs)
     ours = [x for x in operands if isinstance(x, StandIn)]
     if ours:
@@ -319,6 +322,15 @@ def _note_waits(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             wait("mask as index")
         if not all(isinstance(i, StandIn) for i in indices):
             wait("index on the CPU")
+
+
+def _to(self: Tensor, other: Tensor | None = None, copy: bool = False, **options: Any) -> Tensor:
+    if other is not None:
+        options |= {"device": other.device, "dtype": other.dtype}
+    stays = options.get("device") is None or is_here(options["device"]) == isinstance(self, StandIn)
+    if stays and not copy and options.get("dtype") in (None, self.dtype):
+        return self
+    return _to_copy(self, **options)
 
 
 def _to_copy(source: Tensor, *, device=None, non_blocking=False, pin_memory=None, **kwargs) -> Tensor:

@@ -33,8 +33,30 @@ def two_processes() -> Iterator[None]:
         "broadcast_object_list": broadcast_object_list,
         "barrier": barrier,
     }
-    with mock.patch.multiple(dist, **replaced):
+    store = mock.patch("fgssl.distributed._get_default_store", return_value=Store())
+    with mock.patch.multiple(dist, **replaced), store:
         yield
+
+
+class Store:
+    """Key-value store of two processes that do the same."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+
+    def set(self, name: str, value: str) -> None:
+        self.values[name] = value
+
+    def get(self, name: str) -> str:
+        return self.values[name]
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self.values for name in names)
+
+    def add(self, name: str, count: int) -> int:
+        self.counts[name] = self.counts.get(name, 0) + 2 * count
+        return self.counts[name]
 
 
 class Done:

@@ -9,6 +9,7 @@ from pytorch_metric_learning import distances, losses, miners
 from torch.nn.functional import normalize
 
 from fgssl.losses.metric_learning import (
+    _draw,
     distance_weighted_triplets,
     inverse_density,
     margin_loss,
@@ -16,6 +17,7 @@ from fgssl.losses.metric_learning import (
     random_triplets,
     semi_hard_triplets,
     soft_hard_triplets,
+    without_padding,
     without_positives,
 )
 
@@ -117,7 +119,9 @@ def test_samplers_give_a_triplet_for_each_anchor_with_both_partners(sample):
     z, labels = cloud()
     labels[0] = 99  # alone in its class
     for _ in range(20):
-        anchor, positive, negative = sample(z, labels)
+        padded = sample(z, labels)
+        assert [len(column) for column in padded] == [24, 24, 24]
+        anchor, positive, negative = without_padding(padded)
         assert anchor.tolist() == list(range(1, 24))
         assert (labels[anchor] == labels[positive]).all()
         assert (anchor != positive).all()
@@ -127,7 +131,31 @@ def test_samplers_give_a_triplet_for_each_anchor_with_both_partners(sample):
 @pytest.mark.parametrize("sample", SAMPLERS)
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
 def test_samplers_give_no_triplet_without_partners(sample, labels):
-    assert [len(column) for column in sample(unit(torch.eye(3)), torch.tensor(labels))] == [0, 0, 0]
+    padded = sample(unit(torch.eye(3)), torch.tensor(labels))
+    assert [column.tolist() for column in padded] == [[0, 1, 2]] * 3
+    assert [len(column) for column in without_padding(padded)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("average", ["triplets", "pairs"])
+def test_margin_loss_leaves_rows_without_a_triplet_out(average):
+    z, labels = cloud()
+    labels[0] = 6  # alone in its class
+    beta = torch.linspace(0.4, 1.4, 7).double()
+    padded = semi_hard_triplets(z, labels)
+    assert padded[0][0] == padded[2][0]
+    with_padding, without = (
+        margin_loss(z, labels, triplets, beta, average=average) for triplets in (padded, without_padding(padded))
+    )
+    close(with_padding, without.item(), rtol=1e-12)
+
+
+def test_a_column_is_drawn_as_by_multinomial():
+    weights = torch.rand(50, 24)
+    weights[weights < 0.3] = 0
+    torch.manual_seed(3)
+    ours = _draw(weights)
+    torch.manual_seed(3)
+    assert torch.equal(ours, torch.multinomial(weights, 1)[:, 0])
 
 
 def test_random_triplets_are_as_many_as_rows_and_all_different():
@@ -152,10 +180,8 @@ def test_random_triplets_are_equally_likely():
     shares = counts / 2000  # 6 of 26 triplets a draw
     torch.testing.assert_close(shares, torch.full((26,), 6 / 26), rtol=0, atol=0.04)  # 4 deviations
     few = torch.tensor([0, 0, 1])  # two triplets in all
-    assert sorted(map(tuple, torch.stack(random_triplets(unit(torch.eye(3)), few)).T.tolist())) == [
-        (0, 1, 2),
-        (1, 0, 2),
-    ]
+    all_of_them = without_padding(random_triplets(unit(torch.eye(3)), few))
+    assert sorted(map(tuple, torch.stack(all_of_them).T.tolist())) == [(0, 1, 2), (1, 0, 2)]
 
 
 def distances_of(z, triplets):

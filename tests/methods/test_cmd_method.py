@@ -159,6 +159,19 @@ def test_a_step_is_the_losses_of_all_logits_at_once(monkeypatch, patches):
 # ---- which terms there are ------------------------------------------------------------------------------------------
 
 
+def test_the_region_centre_moves_by_the_float32_mean_under_autocast():
+    torch.manual_seed(0)
+    method, batch = method_of().float(), batch_of()
+    batch = batch._replace(views=[view.float() for view in batch.views])
+    with torch.autocast("cpu", torch.bfloat16):
+        method.step(batch)
+        with torch.no_grad():
+            z = [method.teacher.heads["region"].project(f.patches) for f in method.teacher.features(batch.views[:2])]
+    logits = torch.cat([x.flatten(0, 1) for x in z]).double() @ method.teacher.heads["region"].weight().double().T
+    moved = method.centers["region"].value / (1 - method.centers["region"].momentum)
+    torch.testing.assert_close(moved.double(), logits.mean(dim=0), rtol=1e-4, atol=1e-7)
+
+
 def pairs_seen(monkeypatch, sizes, **options) -> dict[str, int]:
     """Numbers of pairs that the losses of a step get."""
     seen = {}

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from fgssl.cli.main import main
 from fgssl.errors import UserError
 from fgssl.methods.base import StepResult
 from fgssl.methods.self_distillation import SelfDistillation, teacher_temperature, watch
 from fgssl.nn.backbones import Backbone
 from fgssl.nn.heads import DINOHead
-from fgssl.nn.teacher import without_drop_path
+from fgssl.nn.teacher import ema_update, without_drop_path
 from fgssl.optim import Optim, clip_each, cosine
+from tests.methods.runs import arguments
 from tests.tiny import blob_loader, tiny_trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dino.json").read_text())
@@ -195,3 +197,27 @@ def test_bad_arguments_are_refused():
             Distilled(**wrong)
     with pytest.raises(UserError, match="clip_each"):
         Optim(clip_each=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_of_16_bits_are_refused_for_a_moving_average(precision, tmp_path, capsys):
+    assert main(arguments("maskcon", tmp_path, "run", "--trainer.precision", precision)) == 2
+    said = capsys.readouterr().err
+    assert f"trainer.precision {precision} has weights of 16 bits" in said
+    assert f"MaskCon's teacher would be rounded away. Take {precision.replace('true', 'mixed')}" in said
+    assert not (tmp_path / "maskcon" / "run" / "checkpoints").exists()
+
+
+def test_the_moving_average_that_is_refused_would_stand_still():
+    student, teacher = nn.Linear(8, 8), nn.Linear(8, 8)
+    teacher.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        student.weight.mul_(1.3)
+    before = teacher.to(torch.bfloat16).weight.clone()
+    ema_update(student.to(torch.bfloat16), teacher, 0.996)
+    assert torch.equal(teacher.weight, before)
+
+
+def test_a_method_without_a_moving_average_may_have_weights_of_16_bits(tmp_path):
+    flags = ("--trainer.precision", "bf16-true", "--trainer.max_steps", "2", "--data.num_workers", "0")
+    assert main(arguments("finetune", tmp_path, "run", *flags)) == 0
