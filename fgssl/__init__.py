@@ -38,6 +38,7 @@ _PUBLIC = {
     "NestedCrops": "fgssl.data.views",
     "DataModule": "fgssl.data.datamodule",
     "Protocol": "fgssl.data.protocols",
+    "Rerank": "fgssl.evaluation.reranking",
     "Retrieval": "fgssl.callbacks.retrieval",
     "UserError": "fgssl.errors",
 }
