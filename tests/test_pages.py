@@ -58,7 +58,7 @@ PAGES = {
         before=["fgssl fit --config cmd_cub --run.name first"],
     ),
     "docs/cluster.md": Page(["parsed", "parsed", "parsed", "parsed"]),
-    "docs/compare.md": Page(["long", "short", "run", "short", "short"]),
+    "docs/compare.md": Page(["long", "short", "run", "short", "run"]),
     "docs/data.md": Page(["short", "short", "parsed", "short", "run"]),
     "docs/python.md": Page(
         ["run", "elsewhere"],
