@@ -14,7 +14,8 @@ from fgssl.cli.shipped import experiments
 from fgssl.data.normalisation import difference, normalisation
 from fgssl.data.views import Views
 from fgssl.errors import UserError
-from fgssl.methods.base import Method, trained_normalisation
+from fgssl.methods.arguments import trained_normalisation
+from fgssl.methods.base import Method
 from fgssl.methods.registry import method_class, subclasses
 
 

@@ -39,10 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fgssl compare",
         description="Compare runs: one table per data set and protocol, with means over seeds.",
     )
-    parser.add_argument("runs", nargs="+", help="run folders, or folders that contain them")
-    parser.add_argument(
-        "--metric", nargs="+", metavar="NAME", help=f"metrics to show; default {' '.join(DEFAULT_METRICS)}"
-    )
+    add_runs(parser)
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of the tables; default table")
     parser.add_argument("--plots", metavar="FOLDER", help="folder for plots: bars, Recall@K curves and training curves")
     parser.add_argument(
@@ -53,3 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         help="create or update the report 'fgssl compare' in this W&B project; default project fgssl",
     )
     return parser
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the runs that are compared and the metrics that are shown."""
+    parser.add_argument("runs", nargs="+", help="run folders, or folders that contain them")
+    parser.add_argument(
+        "--metric", nargs="+", metavar="NAME", help=f"metrics in the tables; default {' '.join(DEFAULT_METRICS)}"
+    )

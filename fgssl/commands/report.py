@@ -5,8 +5,9 @@ import shlex
 from pathlib import Path
 
 from fgssl.cli.command_parser import CommandParser
+from fgssl.commands.compare import add_runs
 from fgssl.errors import UserError
-from fgssl.report.compare import DEFAULT_METRICS, chosen_metrics, compare
+from fgssl.report.compare import chosen_metrics, compare
 from fgssl.report.runs import read_runs
 
 POINTS = 10_000  # images in a map: t-SNE takes about 10 s for 3,000 and a minute for 8,000
@@ -63,15 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="A run needs embeddings for its map: fgssl embed --ckpt_path RUN, or --embed. Other pictures in a run "
         "folder, such as that of fgssl maps --out RUN/gradcam.png, are shown too.",
     )
-    parser.add_argument("runs", nargs="+", help="run folders, or folders that contain them")
+    add_runs(parser)
     parser.add_argument(
         "--out",
         default="report",
         metavar="FOLDER",
         help="folder to write, an earlier report is replaced; default report",
-    )
-    parser.add_argument(
-        "--metric", nargs="+", metavar="NAME", help=f"metrics in the tables; default {' '.join(DEFAULT_METRICS)}"
     )
     parser.add_argument(
         "--points",

@@ -112,7 +112,7 @@ def pictures_of(index, folder: Path) -> Callable[[int], np.ndarray]:
 
     from fgssl.cli.compose import read_section
     from fgssl.data.datamodule import DataModule
-    from fgssl.methods.base import build
+    from fgssl.methods.arguments import build
 
     rows = build(DataModule, read_section(str(config))["data"]).parts.index
     return lambda position: image_of(rows, int(index.stored.index[position]))

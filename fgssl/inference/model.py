@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from fgssl.checkpoint import checkpoint_file, read_checkpoint
 from fgssl.data.preprocessing import Preprocessing
 from fgssl.errors import UserError
-from fgssl.methods.base import Method, build, class_of_path
+from fgssl.methods.arguments import build
+from fgssl.methods.base import Method, class_of_path
 from fgssl.nn.backbones import Backbone, from_checkpoint, timm_with_ours
 from fgssl.run import read_json
 from fgssl.tasks.frozen import Frozen

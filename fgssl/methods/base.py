@@ -4,7 +4,6 @@ A subclass builds its networks in ``__init__`` and implements ``step`` and ``emb
 ``teachers`` and ``teacher_momentum``; with a memory it fills ``StepResult.enqueue`` and implements ``prefill``.
 """
 
-import dataclasses
 import importlib
 import math
 import os
@@ -12,7 +11,6 @@ import sys
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -32,11 +30,11 @@ from fgssl.data.draws import seed_of
 from fgssl.data.views import Crop
 from fgssl.distributed import AnyRank
 from fgssl.errors import UserError
-from fgssl.nn.backbones import Backbone, from_checkpoint
+from fgssl.methods.arguments import NOT_PLAIN, build, plain, trained_normalisation
+from fgssl.nn.backbones import first_backbone, from_checkpoint
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
-from fgssl.nn.weights import normalisation_of
 from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_linear, warmup_steps
 
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
@@ -164,8 +162,8 @@ class Method(LightningModule):
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor as plain values; arguments that are objects of other classes are left out."""
         accepted = self.accepted()
-        values = {name: _plain(value) for name, value in self.hparams.items() if name in accepted}
-        return {name: value for name, value in values.items() if value is not _NOT_PLAIN}
+        values = {name: plain(value) for name, value in self.hparams.items() if name in accepted}
+        return {name: value for name, value in values.items() if value is not NOT_PLAIN}
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, map_location=None, **arguments: Any):  # type: ignore[override]
@@ -531,62 +529,9 @@ def class_of_path(class_path: str, path: str) -> type[Method]:
     return found
 
 
-def build(cls: type, arguments: dict[str, Any]) -> Any:
-    """Instance of a method or data module from plain values, such as ``{"backbone": {"name": "resnet18"}}``.
-
-    Raises:
-        UserError: an argument is unknown, missing or of the wrong type.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "model", fail_untyped=False)
-    try:
-        return parser.instantiate_classes(parser.parse_object({"model": arguments})).model
-    except ArgumentError as fault:
-        raise UserError(f"{cls.__name__} cannot be built: {fault}") from fault
-
-
-def trained_normalisation(arguments: dict[str, Any]) -> Any:
-    """Mean and standard deviation that the starting weights of a method were trained with; None if unknown.
-
-    Args:
-        arguments: plain arguments of the method.
-    """
-    backbone, start = arguments.get("backbone"), arguments.get("init_from")
-    if start:
-        return normalisation_of(checkpoint_file(start, "--model.init_from"), "--model.init_from")
-    fields = {field.name for field in dataclasses.fields(Backbone)}
-    if isinstance(backbone, dict) and backbone.keys() <= fields:  # a user's method may have another type of backbone
-        return Backbone(**backbone).normalisation()
-    return None
-
-
-_NOT_PLAIN = object()
-
-
-def _plain(value: Any) -> Any:
-    """Plain values of an argument, dataclasses as dicts; ``_NOT_PLAIN`` for other objects."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        value = {name: _plain(one) for name, one in value.items()}
-        return _NOT_PLAIN if any(one is _NOT_PLAIN for one in value.values()) else value
-    if isinstance(value, list | tuple):
-        items = [_plain(one) for one in value]
-        return _NOT_PLAIN if any(one is _NOT_PLAIN for one in items) else items
-    return value if isinstance(value, str | int | float | bool | None) else _NOT_PLAIN
-
-
 def _check_preprocessed(batch: Any) -> None:
     if isinstance(batch, Batch) and not batch.views[0].is_floating_point():
         raise UserError(
             "the images are uint8 as the loader gives them. Pass the data module, which augments and normalises them "
             "on the device: trainer.fit(method, datamodule=data), and the same for validate, test and predict."
         )
-
-
-def first_backbone(module: nn.Module) -> nn.Module | None:
-    """First submodule with timm's interface (``forward_features`` and ``num_features``), or None."""
-    for part in module.modules():
-        if hasattr(part, "forward_features") and hasattr(part, "num_features"):
-            return part
-    return None

@@ -241,3 +241,13 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] images to [B, D] projections of unit length."""
         return self.project(self.features(images))
+
+
+def timm_networks(module: nn.Module) -> list[Any]:
+    """Submodules with timm's interface (``forward_features`` and ``num_features``), outermost first."""
+    return [part for part in module.modules() if hasattr(part, "forward_features") and hasattr(part, "num_features")]
+
+
+def first_backbone(module: nn.Module) -> nn.Module | None:
+    """First submodule with timm's interface, or None."""
+    return next(iter(timm_networks(module)), None)

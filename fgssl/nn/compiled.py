@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fgssl.errors import UserError
+from fgssl.nn.backbones import timm_networks
 
 ENTRIES = ("forward", "forward_features", "forward_intermediates")  # through which the methods call a timm network
 # Times that dynamo compiles a function anew before it gives up: student, teacher and evaluation, each for every size of
@@ -23,9 +24,7 @@ def compile_networks(module: nn.Module, **options: Any) -> None:
     Raises:
         UserError: there is no timm network in the module.
     """
-    networks = [
-        part for part in module.modules() if hasattr(part, "forward_features") and hasattr(part, "num_features")
-    ]
+    networks = timm_networks(module)
     if not networks:
         raise UserError(f"trainer.compile: {type(module).__name__} has no timm network to compile. Set it to false.")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from fgssl.callbacks.queue import enqueue
 from fgssl.data.batch import Batch
 from fgssl.methods.mls import MLS
+from tests.ddp.ranks import seen_by_ranks
 from tests.tiny import BACKBONE
 
 pytestmark = pytest.mark.ddp
@@ -51,8 +51,7 @@ def vars_of(method: MLS) -> dict:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_rank, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return seen_by_ranks(one_rank, folder, WORLD)
 
 
 def encoded(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from fgssl.distributed import gather_with_gradient
 from fgssl.losses.metric_learning import multi_similarity
 from fgssl.methods.obd_sd import OBDSD, Distillation
+from tests.ddp.ranks import seen_by_ranks
 from tests.methods.runs import RUNS
 from tests.tiny import BACKBONE as NETWORK
 
@@ -51,8 +51,7 @@ def one_rank(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory) -> list[dict]:
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_rank, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return seen_by_ranks(one_rank, folder, WORLD)
 
 
 def test_gradient_through_the_gather_is_that_of_one_process(ranks):

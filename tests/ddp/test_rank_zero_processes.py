@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
 from fgssl.distributed import from_rank_zero, wait_for_all_ranks
 from fgssl.errors import UserError
+from tests.ddp.ranks import seen_by_ranks
 from tests.ddp.test_processes import metrics, on
 from tests.methods.runs import complete, state
 
@@ -62,8 +62,7 @@ def one_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_rank, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return seen_by_ranks(one_rank, folder, WORLD)
 
 
 def test_all_ranks_get_the_result_of_rank_zero_which_alone_works_for_longer_than_the_timeout(ranks):
