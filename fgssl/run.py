@@ -135,8 +135,9 @@ def provenance() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    program = Path(sys.argv[0]).name
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["fgssl" if program == "__main__.py" else program, *sys.argv[1:]]),
         "versions": {"fgssl": __version__, **versions},
         "hardware": {"cpus": os.cpu_count(), "gpus": gpus},
         "git": git_revision(),

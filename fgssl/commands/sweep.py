@@ -143,8 +143,12 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def name_of(cell: Mapping[str, Any]) -> str:
-    """Folder name of a cell, such as ``weight0.5_tau0.1``."""
-    words = [f"{option.rsplit('.', 1)[-1]}{value}" for option, value in cell.items() if not option.startswith("run.")]
+    """Folder name of a cell, such as ``weight0.5_tau0.1``; of an experiment file its name."""
+    words = [
+        Path(str(value)).stem if option == "config" else f"{option.rsplit('.', 1)[-1]}{value}"
+        for option, value in cell.items()
+        if not option.startswith("run.")
+    ]
     return "_".join(words).replace("/", "-").replace(" ", "")
 
 

@@ -73,6 +73,18 @@ def test_finished_cells_are_skipped_and_the_grid_is_drawn(tmp_path, started, cap
     assert len(started) == 6
 
 
+def test_cells_that_choose_on_held_out_rows_are_finished_without_a_test(tmp_path, started):
+    path = grid(tmp_path, **{"config": [str(ROOT / "experiments" / "maskcon_baselines" / "selfcon.yaml")]})
+    flags = ("--data.protocol.val_fraction", "0.2", "--trainer.limit_test_batches", "0")
+    assert run(path, tmp_path, *flags) == 0
+    assert started == ["selfcon"]
+    measured = results(tmp_path / "sweep_grid" / "selfcon")
+    assert measured["status"] == "finished"
+    assert "test/recall@1" not in measured["metrics"]
+    assert run(path, tmp_path, *flags) == 0
+    assert started == ["selfcon"]
+
+
 def test_a_cells_value_is_the_mean_over_seeds():
     sweep = sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5], "seed_everything": [0, 1]}, "test/map")
     found = {"tau0.1_seed_everything0": 0.2, "tau0.1_seed_everything1": 0.4, "tau0.5_seed_everything1": 0.7}
