@@ -1,9 +1,12 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.byol import BYOL
 from fgssl.methods.cmd import CMD
 from fgssl.methods.flsl import FLSL
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
+from fgssl.methods.simclr import SimCLR
+from fgssl.methods.simsiam import SimSiam
 
-__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "MaskCon"]
+__all__ = ["BYOL", "CMD", "FLSL", "MLS", "OBDSD", "MaskCon", "SimCLR", "SimSiam"]

@@ -60,18 +60,9 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
 RIVALS: dict[str, tuple[str, ...]] = {
-    "moco_v2": (
-        "--model",
-        "MLS",
-        "--model.variant",
-        "moco_v2",
-        *RESNET,
-        "--model.memory",
-        "40",
-        "--model.hidden",
-        "16",
-        *RIVAL_OPTIM,
-    ),
+    "simclr": ("--model", "SimCLR", *RESNET, "--model.dim", "8", *RIVAL_OPTIM),
+    "byol": ("--model", "BYOL", *RESNET, "--model.dim", "8", "--model.hidden", "16", *RIVAL_OPTIM),
+    "simsiam": ("--model", "SimSiam", *RESNET, "--model.dim", "8", "--model.hidden", "16", *RIVAL_OPTIM),
 }
 
 
