@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class Optim:
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
         momentum: momentum of SGD, LARS and other optimisers that have one.
+        betas: decay rates of Adam's and AdamW's two moving averages (MAE: 0.9 and 0.95); null: those of the
+            optimiser, 0.9 and 0.999 for most.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too.
@@ -45,6 +47,8 @@ class Optim:
         reference_batch: multiply ``lr`` by (global batch / reference_batch); null: use ``lr`` unchanged.
         schedule: decay after the warm-up. ``cosine``: half a cosine down to ``min_lr``. ``linear``: straight line down
             to ``min_lr``. ``steps``: multiply by ``gamma`` at each milestone.
+        length: length of the ``cosine`` or ``linear`` schedule, in ``unit``, where the run ends before it (LCR's BYOL: 800
+            epochs, of which 100 are trained); null: that of the run.
         milestones: times of the steps, in ``unit``, for ``schedule: steps``.
         unit: unit of ``warmup`` and ``milestones``: ``epoch`` or optimiser ``step``.
         gamma: factor at each milestone, for ``schedule: steps``.
@@ -56,6 +60,7 @@ class Optim:
     name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
@@ -63,6 +68,7 @@ class Optim:
     min_lr: float = 0.0
     reference_batch: int | None = None
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    length: float | None = None
     milestones: list[int] = field(default_factory=list)
     unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
@@ -72,6 +78,8 @@ class Optim:
     def __post_init__(self):
         at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
         at_least(0, warmup=self.warmup)
+        if self.length is not None and not self.length > self.warmup:
+            raise UserError(f"length is {self.length}; it must be above the warmup, {self.warmup}, or null: the run's.")
         if self.lr == 0:
             raise UserError("lr is 0; it must be above 0.")
         if self.reference_batch is not None:
@@ -99,7 +107,8 @@ class Optim:
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
-        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
+        given: dict[str, Any] = {} if self.betas is None else {"betas": tuple(self.betas)}
+        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 
 def parameter_groups(

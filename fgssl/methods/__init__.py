@@ -3,10 +3,11 @@
 from fgssl.methods.byol import BYOL
 from fgssl.methods.cmd import CMD
 from fgssl.methods.flsl import FLSL
+from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.simclr import SimCLR
 from fgssl.methods.simsiam import SimSiam
 
-__all__ = ["BYOL", "CMD", "FLSL", "MLS", "OBDSD", "MaskCon", "SimCLR", "SimSiam"]
+__all__ = ["BYOL", "CMD", "FLSL", "MAE", "MLS", "OBDSD", "MaskCon", "SimCLR", "SimSiam"]

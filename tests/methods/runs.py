@@ -58,11 +58,14 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 
 # The rivals of the papers' tables: name -> flags of tests/methods/rivals.yaml, which tests/methods/test_rivals.py runs.
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
-RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+SGD = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+LARS = ("--model.optim", "{name: lars, lr: 2, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
+CONSTANT = ("--model.optim.groups", "[{of: predictor, weight_decay: 1e-4, constant: true}]")
+HEADS = ("--model.dim", "8", "--model.hidden", "16")
 RIVALS: dict[str, tuple[str, ...]] = {
-    "simclr": ("--model", "SimCLR", *RESNET, "--model.dim", "8", *RIVAL_OPTIM),
-    "byol": ("--model", "BYOL", *RESNET, "--model.dim", "8", "--model.hidden", "16", *RIVAL_OPTIM),
-    "simsiam": ("--model", "SimSiam", *RESNET, "--model.dim", "8", "--model.hidden", "16", *RIVAL_OPTIM),
+    "simclr": ("--model", "SimCLR", *RESNET, *HEADS, *LARS),
+    "byol": ("--model", "BYOL", *RESNET, *HEADS, *LARS, "--model.momentum", "0.8"),
+    "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *SGD, *CONSTANT),
 }
 
 
