@@ -66,6 +66,7 @@ PAGES = {
         test="tests/test_notebook.py",
     ),
     "docs/methods.md": Page(["run", "long"]),
+    "docs/results.md": Page(["parsed"]),
     "docs/methods/cmd.md": Page(["parsed"]),
     "docs/methods/flsl.md": Page(["parsed"]),
     "docs/methods/mae.md": Page(["parsed"]),
