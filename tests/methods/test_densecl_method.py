@@ -42,9 +42,7 @@ def test_step_is_the_papers():
     q, k = (F.normalize(encoder.head(f.mean(1)), dim=1) for encoder, f in ((query, f1), (key, f2)))
     r, t = query.dense(f1), key.dense(f2)
     queue, dense_queue = method.memory.keys[:, :6], method.memory.keys[:, 6:]
-    dense = dense_info_nce(
-        F.normalize(r, dim=2), F.normalize(t, dim=2), correspondence(f1, f2), dense_queue, tau=0.25
-    )
+    dense = dense_info_nce(F.normalize(r, dim=2), F.normalize(t, dim=2), correspondence(f1, f2), dense_queue, tau=0.25)
     expected = 0.7 * info_nce(q, k, queue, tau=0.25) + 0.3 * dense
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
     keys, draw, index = result.enqueue["memory"]
