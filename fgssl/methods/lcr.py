@@ -114,9 +114,9 @@ class LCR(MomentumContrast):
         network = self.query.backbone
         map_BFHW = as_map(network, raw, images)
         cam_BHW = gradcam(map_BFHW, as_map(network, gradient, images)) / images_of_all(images)
-        how = {"tau": self.attention_tau, "over": self.attention_over}
-        fit = attention_fit(self.attention(map_BFHW), cam_BHW, **how)
-        return fit * process_count(), cam_peak(cam_BHW, **how)
+        tau, over = self.attention_tau, self.attention_over
+        fit = attention_fit(self.attention(map_BFHW), cam_BHW, tau=tau, over=over)
+        return fit * process_count(), cam_peak(cam_BHW, tau=tau, over=over)
 
 
 def images_of_all(images: Tensor) -> int:
