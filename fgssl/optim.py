@@ -17,13 +17,15 @@ class Group:
 
     Args:
         of: common prefix of the names of the parameters, such as ``dml_loss.beta``.
-        lr: peak learning rate, not scaled by the batch size; follows the schedule.
+        lr: peak learning rate, not scaled by the batch size; null: that of the optimiser, scaled as it is.
         weight_decay: weight decay.
+        constant: keep the learning rate at its peak, without warm-up and decay (SimSiam's predictor).
     """
 
     of: str
-    lr: float
+    lr: float | None = None
     weight_decay: float = 0.0
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def own_groups(
         params = [p for name, p in rest if name.startswith(group.of)]
         if not params:
             raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{group.of}...'.")
-        own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
+        settings = {"weight_decay": group.weight_decay, "constant": group.constant}
+        own.append({"params": params, **settings, **({} if group.lr is None else {"lr": group.lr})})
         rest = [(name, p) for name, p in rest if not name.startswith(group.of)]
     return own, rest
 
