@@ -44,7 +44,9 @@ def test_step_is_the_papers(over, tau):
     nce = info_nce(q, k, method.memory.keys, tau=0.2)
     (gradient,) = torch.autograd.grad(nce, map_BFHW)
     cam = (map_BFHW * gradient).sum(1).relu()
-    weights = F.relu(method.attention.maps[:2](map_BFHW)).amax(1)
+    linear, norm, _ = method.attention.maps
+    maps = F.conv2d(map_BFHW, linear.weight[:, :, None, None])
+    weights = F.batch_norm(maps, None, None, norm.weight, norm.bias, training=True).relu().amax(1)
     weights = weights / weights.amax((1, 2), keepdim=True)
     expected = nce + 0.7 * attention_fit(weights, cam, tau=tau, over=over)
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
