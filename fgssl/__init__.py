@@ -13,6 +13,7 @@ _PUBLIC = {
     "DenseCL": "fgssl.methods",
     "FLSL": "fgssl.methods",
     "LCR": "fgssl.methods",
+    "MAE": "fgssl.methods",
     "MLS": "fgssl.methods",
     "MaskCon": "fgssl.methods",
     "OBDSD": "fgssl.methods",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class Optim:
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
         momentum: momentum of SGD, LARS and other optimisers that have one.
+        betas: decay rates of Adam's and AdamW's two moving averages (MAE: 0.9 and 0.95); null: those of the
+            optimiser, 0.9 and 0.999 for most.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too.
@@ -56,6 +58,7 @@ class Optim:
     name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
@@ -99,7 +102,8 @@ class Optim:
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
-        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
+        given: dict[str, Any] = {} if self.betas is None else {"betas": tuple(self.betas)}
+        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 
 def parameter_groups(
