@@ -13,6 +13,7 @@ NO_RECIPE = {  # experiments of ours alone: no paper or released code states the
     "maskcon_cub": "CUB has no coarse labels in MaskCon's paper",
     "mls_cub": "trained on CUB itself; the paper trains on COCO",
     "flsl_cub": "trained on CUB itself; the paper trains on ImageNet",
+    "rivals/densecl_cub": "trained on CUB itself; the papers train on COCO and ImageNet",
     "obd_sd_ablations/loss_proxy_anchor": "a loss that the paper names and does not train",
     "obd_sd_ablations/loss_triplet": "a loss that the paper does not train",
 }

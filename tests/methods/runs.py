@@ -58,6 +58,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 
 # The rivals of the papers' tables: name -> flags of tests/methods/rivals.yaml, which tests/methods/test_rivals.py runs.
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
+RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
 RIVALS: dict[str, tuple[str, ...]] = {
     "moco_v2": (
@@ -72,7 +73,13 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "16",
         *RIVAL_OPTIM,
     ),
-}
+    # A map of several positions, on which the attention has something to fit.
+    "lcr": (
+        "--model", "LCR", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", "--model.nu", "0.05",
+        "--model.attention_over", "map", "--model.attention_tau", "0.4", *RIVAL_OPTIM,
+    ),
+    "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
+}  # fmt: skip
 
 
 def rival_line(name: str, root: Path, run: str, *flags: str) -> list[str]:
