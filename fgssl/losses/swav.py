@@ -9,26 +9,31 @@ from torch import Tensor
 from fgssl.losses.cmd import Pairs, bag_distillation, log_posterior
 from fgssl.losses.precision import at_least_float32
 
+EPSILON = 0.025  # exp(-2 / 0.025) is 2e-35, float32's smallest number 1e-38
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     """Codes of N features that use all prototypes equally (Eq. 3 to 5), by the iterations of Sinkhorn and Knopp.
 
-    An iteration scales the columns of exp(scores / epsilon) to equal sums and then its rows to the sum 1. It is done on
-    the logarithms: at an epsilon of 0.01 the smallest of these numbers are 0 in float32.
+    Q = Diag(v) exp(scores / epsilon) Diag(u): an iteration chooses u such that all columns have equal sums, then v such
+    that each row sums to 1.
 
     Args:
         scores: [N, K] cosines of features and prototypes, of all processes.
-        epsilon: weight of the codes' entropy; near 0 each code is a one-hot vector, a large one makes them uniform.
-        iterations: number of iterations.
+        epsilon: weight of the codes' entropy; a small one makes the codes nearly one-hot, a large one uniform. At least
+            EPSILON, or exp(scores / epsilon) would be 0 in float32.
+        iterations: number of iterations, 1 or more.
 
     Returns:
         [N, K], rows that sum to 1. Without gradient.
     """
-    log_q_NK = at_least_float32(scores) / epsilon
+    scores_NK = at_least_float32(scores)
+    m_NK = ((scores_NK - scores_NK.max()) / epsilon).exp()
+    v_N = m_NK.new_ones(len(m_NK))
     for _ in range(iterations):
-        log_q_NK = log_q_NK.log_softmax(dim=0).log_softmax(dim=1)
-    return log_q_NK.exp()
+        u_K = 1 / (v_N @ m_NK)
+        v_N = 1 / (m_NK @ u_K)
+    return v_N[:, None] * m_NK * u_K
 
 
 def swapped_prediction(scores: Tensor, codes: Tensor, *, tau: float) -> Tensor:

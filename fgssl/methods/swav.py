@@ -11,7 +11,7 @@ from fgssl.data.batch import Batch
 from fgssl.distributed import gather_rows, rows_of_this_rank
 from fgssl.errors import UserError, at_least
 from fgssl.losses.precision import at_least_float32
-from fgssl.losses.swav import sinkhorn, swapped_prediction
+from fgssl.losses.swav import EPSILON, sinkhorn, swapped_prediction
 from fgssl.methods.base import Keys, Method, StepResult
 from fgssl.methods.self_distillation import watch
 from fgssl.nn.backbones import Backbone, Encoder
@@ -43,7 +43,7 @@ class SwAV(Method):
         dim: Projection dimension D.
         hidden: Hidden width of the projector.
         tau: Temperature of the predictions.
-        epsilon: Weight of the entropy of the codes; a smaller one makes them sharper.
+        epsilon: Weight of the entropy of the codes, at least 0.025; a smaller one makes them sharper.
         iterations: Number of Sinkhorn's iterations.
         freeze_prototypes: Number of first epochs in which the prototypes are not trained. The released commands count
             steps: 313 of 4,096 images or 5,005 of 256, one epoch of ImageNet.
@@ -52,7 +52,10 @@ class SwAV(Method):
         optim: Optimiser and schedule.
     """
 
-    default_views = {"class_path": "MultiCrop", "init_args": {"recipe": "swav"}}
+    default_views = {
+        "class_path": "MultiCrop",
+        "init_args": {"recipe": "swav", "scale": (0.14, 1.0), "local_scale": (0.05, 0.14), "local_crops": 6},
+    }
     views_needed = (ASSIGNED, None)
     prototypes: int
 
@@ -74,9 +77,9 @@ class SwAV(Method):
         at_least(2, prototypes=prototypes)
         at_least(1, dim=dim, hidden=hidden, iterations=iterations)
         at_least(0, freeze_prototypes=freeze_prototypes, queue=queue, queue_start=queue_start)
-        for name, value in {"tau": tau, "epsilon": epsilon}.items():
-            if not value > 0:
-                raise UserError(f"model.{name} is {value}; it must be above 0.")
+        at_least(EPSILON, epsilon=epsilon)
+        if not tau > 0:
+            raise UserError(f"model.tau is {tau}; a temperature is above 0.")
         self.prototypes, self.tau, self.epsilon, self.iterations = prototypes, tau, epsilon, iterations
         self.freeze_prototypes, self.queue_start = freeze_prototypes, queue_start
         network = backbone.build()

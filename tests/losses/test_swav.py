@@ -7,7 +7,7 @@ import torch
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as sinkhorn_of_lightly
 
-from fgssl.losses.swav import sinkhorn, swapped_prediction
+from fgssl.losses.swav import EPSILON, sinkhorn, swapped_prediction
 
 
 def cosines(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -59,15 +59,15 @@ def test_codes_are_distributions_and_use_all_prototypes_equally():
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
-def test_sinkhorn_of_a_sharp_epsilon_is_finite(kind):
-    """exp(1 / 0.01) is infinite in float32, where lightly's codes are nan."""
+def test_sinkhorn_of_the_sharpest_epsilon_has_the_digits_of_float32(kind):
+    """With a feature on a prototype, and a prototype opposite to all features: exp(-2 / 0.025) = 2e-35."""
     scores = cosines(8, 5)
-    scores[0, 0] = 1.0  # a feature on its prototype
+    scores[:, 1], scores[0, 0] = -1.0, 1.0
     scores = scores.to(kind)
-    codes = sinkhorn(scores, epsilon=0.01, iterations=3)
+    codes = sinkhorn(scores, epsilon=EPSILON, iterations=3)
     assert codes.dtype == torch.float32
-    close(codes.double(), sinkhorn(scores.double(), epsilon=0.01, iterations=3), rtol=1e-3)
-    assert not torch.isfinite(sinkhorn_of_lightly(scores.float(), epsilon=0.01)).all()
+    close(codes.double(), sinkhorn(scores.double(), epsilon=EPSILON, iterations=3), rtol=1e-4)
+    close(codes.sum(dim=1), torch.ones(8), rtol=1e-5)
 
 
 def test_swapped_prediction_is_the_plain_mean_over_pairs():

@@ -99,8 +99,7 @@ def test_projections_of_crops_of_two_sizes_are_those_of_each_crop_alone():
     torch.testing.assert_close(z_VBD, torch.stack([method.encoder(crop) for crop in crops]))
 
 
-def test_every_view_trains_the_network_and_the_codes_do_not():
-    """A view's own code is no target of it: with one large crop's gradient alone, the other three are needed."""
+def test_every_view_and_the_prototypes_have_a_gradient():
     method = make()
     views = [torch.randn(6, 3, 8, 8, requires_grad=True) for _ in range(4)]
     rows = torch.arange(6)
@@ -112,8 +111,8 @@ def test_every_view_trains_the_network_and_the_codes_do_not():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tau": 0.0}, "model.tau is 0.0; it must be above 0"),
-        ({"epsilon": -0.05}, "model.epsilon is -0.05; it must be above 0"),
+        ({"tau": 0.0}, "model.tau is 0.0; a temperature is above 0"),
+        ({"epsilon": 0.01}, "epsilon is 0.01; it must be 0.025 or more"),
         ({"iterations": 0}, "iterations is 0; it must be 1 or more"),
         ({"queue": -1}, "queue is -1; it must be 0 or more"),
     ],
