@@ -17,13 +17,15 @@ class Group:
 
     Args:
         of: common prefix of the names of the parameters, such as ``dml_loss.beta``.
-        lr: peak learning rate, not scaled by the batch size; follows the schedule.
+        lr: peak learning rate, not scaled by the batch size; null: that of the optimiser, scaled as it is.
         weight_decay: weight decay.
+        constant: keep the learning rate at its peak, without warm-up and decay (SimSiam's predictor).
     """
 
     of: str
-    lr: float
+    lr: float | None = None
     weight_decay: float = 0.0
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Optim:
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
         momentum: momentum of SGD, LARS and other optimisers that have one.
+        betas: decay rates of Adam's and AdamW's two moving averages (MAE: 0.9 and 0.95); null: those of the
+            optimiser, 0.9 and 0.999 for most.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too. ``lars`` does not scale the steps of
@@ -57,6 +61,7 @@ class Optim:
     name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
@@ -107,7 +112,8 @@ class Optim:
         lr_1d = None if self.lr_1d is None else self.scaled(self.lr_1d, global_batch)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d, lr_1d) + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
-        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
+        given: dict[str, Any] = {} if self.betas is None else {"betas": tuple(self.betas)}
+        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 
 def parameter_groups(
@@ -148,7 +154,8 @@ def own_groups(
         params = [p for name, p in rest if name.startswith(group.of)]
         if not params:
             raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{group.of}...'.")
-        own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
+        settings = {"weight_decay": group.weight_decay, "constant": group.constant}
+        own.append({"params": params, **settings, **({} if group.lr is None else {"lr": group.lr})})
         rest = [(name, p) for name, p in rest if not name.startswith(group.of)]
     return own, rest
 

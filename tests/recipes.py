@@ -31,6 +31,7 @@ DEVIATIONS = ROOT / "docs" / "deviations.md"
 PAPERS = {
     "cmd": "CMD (Bi et al., 2024)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
+    "mae": "MAE (He et al., CVPR 2022)",
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",
     "obd_sd": "OBD-SD (Zeng et al., 2022)",

@@ -68,6 +68,7 @@ PAGES = {
     "docs/methods.md": Page(["run", "long"]),
     "docs/methods/cmd.md": Page(["parsed"]),
     "docs/methods/flsl.md": Page(["parsed"]),
+    "docs/methods/mae.md": Page(["parsed"]),
     "docs/methods/maskcon.md": Page(["parsed"]),
     "docs/methods/mls.md": Page(["parsed"]),
     "docs/methods/obd_sd.md": Page(["parsed"]),

@@ -187,15 +187,21 @@ class PairViews(Views):
 
 
 class SingleView(Views):
-    """One random crop with flip (supervised training, OBD-SD, linear probes).
+    """One random crop with flip (supervised training, OBD-SD, MAE, linear probes).
 
     Args:
         size: side of the view, px.
         scale: range of the area of the crop, as a share of the image.
+        resample: interpolation of the resizing, with antialiasing.
     """
 
-    def __init__(self, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)):
-        super().__init__([Crop(size, scale)])
+    def __init__(
+        self,
+        size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        resample: Literal["bilinear", "bicubic"] = "bilinear",
+    ):
+        super().__init__([Crop(size, scale, resample=resample)])
 
 
 class MultiCrop(Views):
