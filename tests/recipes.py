@@ -31,10 +31,13 @@ DEVIATIONS = ROOT / "docs" / "deviations.md"
 PAPERS = {
     "cmd": "CMD (Bi et al., 2024)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
+    "barlow_twins": "Barlow Twins (Zbontar et al., ICML 2021)",
     "mae": "MAE (He et al., CVPR 2022)",
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",
     "obd_sd": "OBD-SD (Zeng et al., 2022)",
+    "swav": "SwAV (Caron et al., NeurIPS 2020)",
+    "vicreg": "VICReg (Bardes, Ponce & LeCun, ICLR 2022)",
 }
 COLUMNS = ["experiment", "option", "paper", "paper_place", "code", "code_place", "ours", "reason"]
 

@@ -57,28 +57,6 @@ def test_biases_and_normalisation_have_a_learning_rate_of_their_own_when_asked(d
     assert (weights["weight_decay"], rest["weight_decay"]) == (1e-6, 1e-6 if decay_1d else 0)
 
 
-def test_lars_scales_steps_by_the_norms_except_without_weight_decay():
-    """Released code of Barlow Twins and VICReg: 0.001 |w| / |g + wd w| for weights, 1 for biases; momentum 0.9."""
-    torch.manual_seed(0)
-    module = nn.Linear(3, 4).double()
-    optimizer = Optim(name="lars", lr=0.2, weight_decay=1e-6, decay_1d=False).build(module, 256)
-    expected = [p.detach().clone() for p in module.parameters()]
-    moved = [torch.zeros_like(p) for p in expected]
-    for step in range(3):
-        for p in module.parameters():
-            p.grad = torch.full_like(p, 0.5 + step)
-        optimizer.step()
-        for number, (w, mu) in enumerate(zip(expected, moved, strict=True)):
-            d = torch.full_like(w, 0.5 + step)
-            if w.ndim > 1:
-                d = d + 1e-6 * w
-                d = d * 0.001 * w.norm() / d.norm()
-            moved[number] = 0.9 * mu + d
-            expected[number] = w - 0.2 * moved[number]
-    for p, w in zip(module.parameters(), expected, strict=True):
-        torch.testing.assert_close(p.detach(), w, rtol=1e-5, atol=1e-8)
-
-
 def test_steps_fall_at_the_milestones_after_the_warmup():
     assert [warmup_steps(step, 2, [4, 6], 0.3) for step in range(8)] == pytest.approx(
         [0, 0.5, 1, 1, 0.3, 0.3, 0.09, 0.09]

@@ -11,6 +11,7 @@ from fgssl.losses.precision import at_least_float32
 
 EPSILON = 0.025  # exp(-2 / 0.025) is 2e-35, float32's smallest number 1e-38
 
+
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     """Codes of N features that use all prototypes equally (Eq. 3 to 5), by the iterations of Sinkhorn and Knopp.

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_rivals.py [--network resnet18 --size 96 --batch 32 --rounds 5 --device cpu]
 
-Bare: the mean square of the projections of the same views. Rounds of both alternate, so that a noisy machine bends both;
-the ratio is that of the medians. Time is that of the clock on a GPU, of the processor on the CPU.
+Bare: the mean square of the projections of the same views. Rounds of both alternate, so that a noisy machine bends
+both; the ratio is that of the medians. Time is that of the clock on a GPU, of the processor on the CPU.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def view_by_view(method: Method, views: list[torch.Tensor]) -> torch.Tensor:
 RIVALS: dict[str, tuple[type[Method], dict, int, Encode]] = {
     "Barlow Twins": (BarlowTwins, {}, 0, view_by_view),
     "VICReg": (VICReg, {}, 0, view_by_view),
-    "SwAV": (SwAV, {"queue": True, "queue_start": 0}, 6, lambda method, views: method.project(views)),
+    "SwAV": (SwAV, {"queue_start": 0}, 6, lambda method, views: method.project(views)),
 }
 
 
@@ -40,6 +40,8 @@ class Step:
 
     def __init__(self, name: str, options):
         kind, arguments, small, self.encode = RIVALS[name]
+        if kind is SwAV:
+            arguments = {**arguments, "queue": 15 * options.batch}  # as the released command
         torch.manual_seed(0)
         self.method = kind(Backbone(options.network), **arguments).to(options.device).train()
         sizes = [options.size] * 2 + [options.size * 3 // 7] * small  # 224 and 96
@@ -80,7 +82,9 @@ def main() -> None:
     sync = torch.cuda.synchronize if on_gpu else lambda: None
     clock = time.perf_counter if on_gpu else time.process_time
 
-    print(f"\nSteps of the rivals, {options.network}, {options.size} px, batch {options.batch}, {options.rounds} rounds")
+    print(
+        f"\nSteps of the rivals, {options.network}, {options.size} px, batch {options.batch}, {options.rounds} rounds"
+    )
     for name in options.only:
         step = Step(name, options)
         times: dict[str, list[float]] = {"whole": [], "bare": []}

@@ -59,6 +59,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 # The rivals of the papers' tables: name -> flags of tests/methods/rivals.yaml, which tests/methods/test_rivals.py runs.
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+LARS = ("--model.optim", "{name: lars, lr: 1, lr_1d: 0.001, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
 RIVALS: dict[str, tuple[str, ...]] = {
     "moco_v2": (
         "--model",
@@ -71,6 +72,29 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "--model.hidden",
         "16",
         *RIVAL_OPTIM,
+    ),
+    "barlow_twins": ("--model", "BarlowTwins", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    "vicreg": ("--model", "VICReg", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    # The prototypes are trained and the queue takes part in the second epoch; crops of two sizes.
+    "swav": (
+        "--model",
+        "SwAV",
+        *RESNET,
+        "--model.dim",
+        "8",
+        "--model.hidden",
+        "16",
+        "--model.prototypes",
+        "12",
+        "--model.queue",
+        "40",
+        "--model.queue_start",
+        "1",
+        "--data.views.local_size",
+        "16",
+        "--data.views.local_crops",
+        "2",
+        *LARS,
     ),
 }
 
