@@ -29,9 +29,11 @@ EXPERIMENTS = ROOT / "experiments"
 REGISTERS = Path(__file__).parent / "golden" / "recipes"
 DEVIATIONS = ROOT / "docs" / "deviations.md"
 PAPERS = {
-    "cmd": "CMD (Bi et al., 2024)",
-    "flsl": "FLSL (Su et al., NeurIPS 2023)",
     "barlow_twins": "Barlow Twins (Zbontar et al., ICML 2021)",
+    "cmd": "CMD (Bi et al., 2024)",
+    "densecl": "DenseCL (Wang et al., CVPR 2021)",
+    "flsl": "FLSL (Su et al., NeurIPS 2023)",
+    "lcr": "LCR (Shu et al., CVPR 2023)",
     "mae": "MAE (He et al., CVPR 2022)",
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",

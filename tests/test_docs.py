@@ -8,13 +8,15 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, MAE, MLS, OBDSD, BarlowTwins, MaskCon, SwAV, VICReg
+from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, BarlowTwins, DenseCL, MaskCon, SwAV, VICReg
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "barlow_twins": BarlowTwins,
     "cmd": CMD,
+    "densecl": DenseCL,
     "flsl": FLSL,
+    "lcr": LCR,
     "mae": MAE,
     "maskcon": MaskCon,
     "mls": MLS,

@@ -2,7 +2,9 @@
 
 from fgssl.methods.barlow_twins import BarlowTwins
 from fgssl.methods.cmd import CMD
+from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
+from fgssl.methods.lcr import LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
@@ -10,4 +12,4 @@ from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.swav import SwAV
 from fgssl.methods.vicreg import VICReg
 
-__all__ = ["CMD", "FLSL", "MAE", "MLS", "OBDSD", "BarlowTwins", "MaskCon", "SwAV", "VICReg"]
+__all__ = ["BarlowTwins", "CMD", "DenseCL", "FLSL", "LCR", "MAE", "MLS", "MaskCon", "OBDSD", "SwAV", "VICReg"]
