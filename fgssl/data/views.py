@@ -213,7 +213,7 @@ class MultiCrop(Views):
         local_size: side of the small views, px.
         local_scale: range of the area of a small view, as a share of the image.
         local_crops: number of small views.
-        recipe: colours, blur and interpolation. ``dino``: DINO's, with another blur for each kind of view, bicubic.
+        colours: colours, blur and interpolation. ``dino``: DINO's, with another blur for each kind of view, bicubic.
             ``swav``: SwAV's, which are SimCLR's for all views, bilinear.
     """
 
@@ -224,9 +224,9 @@ class MultiCrop(Views):
         local_size: int = 96,
         local_scale: tuple[float, float] = (0.05, 0.4),
         local_crops: int = 8,
-        recipe: Literal["dino", "swav"] = "dino",
+        colours: Literal["dino", "swav"] = "dino",
     ):
-        if recipe == "swav":
+        if colours == "swav":
             like_swav = Crop(size, scale, photometric=_SIMCLR)
             super().__init__([like_swav] * 2 + [replace(like_swav, size=local_size, scale=local_scale)] * local_crops)
             return

@@ -54,7 +54,7 @@ class SwAV(Method):
 
     default_views = {
         "class_path": "MultiCrop",
-        "init_args": {"recipe": "swav", "scale": (0.14, 1.0), "local_scale": (0.05, 0.14), "local_crops": 6},
+        "init_args": {"colours": "swav", "scale": (0.14, 1.0), "local_scale": (0.05, 0.14), "local_crops": 6},
     }
     views_needed = (ASSIGNED, None)
     prototypes: int
