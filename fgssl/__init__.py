@@ -13,6 +13,7 @@ _PUBLIC = {
     "FLSL": "fgssl.methods",
     "MLS": "fgssl.methods",
     "MaskCon": "fgssl.methods",
+    "MetricLearning": "fgssl.methods",
     "OBDSD": "fgssl.methods",
     "Detect": "fgssl.tasks",
     "Finetune": "fgssl.tasks",

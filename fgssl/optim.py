@@ -35,6 +35,8 @@ class Optim:
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
         momentum: momentum of SGD, LARS and other optimisers that have one.
+        eps: term added to the denominator of Adam's and AdamW's step, above 0 (ProxyNCA++: 1.0, SoftTriple: 0.01);
+            null: that of the optimiser, 1e-8 for most.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too.
@@ -54,6 +56,7 @@ class Optim:
     name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    eps: float | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
@@ -76,6 +79,8 @@ class Optim:
             at_least(1, reference_batch=self.reference_batch)
         if self.weight_decay_end is not None:
             at_least(0, weight_decay_end=self.weight_decay_end)
+        if self.eps is not None and not self.eps > 0:
+            raise UserError(f"eps is {self.eps}; it must be above 0, or null for that of the optimiser.")
         if self.clip_each is not None and not self.clip_each > 0:
             raise UserError(f"clip_each is {self.clip_each}; it must be above 0, or null for no clipping.")
 
@@ -87,9 +92,9 @@ class Optim:
         """Build the optimiser over the module's trainable parameters.
 
         Raises:
-            UserError: timm has no optimiser of this name.
+            UserError: timm has no optimiser of this name, or it has no ``eps`` and one is given.
         """
-        from timm.optim import create_optimizer_v2, list_optimizers  # takes seconds to import
+        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # takes seconds to import
 
         if self.name not in list_optimizers():
             hint = did_you_mean(self.name, list_optimizers())
@@ -97,7 +102,10 @@ class Optim:
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
-        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
+        if self.eps is not None and not get_optimizer_info(name).has_eps:
+            raise UserError(f"model.optim.eps: {self.name} has none; set it to null.")
+        given = {} if self.eps is None else {"eps": self.eps}
+        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 
 def parameter_groups(

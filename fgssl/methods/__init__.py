@@ -3,7 +3,8 @@
 from fgssl.methods.cmd import CMD
 from fgssl.methods.flsl import FLSL
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 
-__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "MaskCon"]
+__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "MaskCon", "MetricLearning"]
