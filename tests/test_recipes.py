@@ -19,18 +19,24 @@ NO_RECIPE = {  # experiments of ours alone: no paper or released code states the
 
 
 def experiments_of(paper: str) -> set[str]:
-    """The experiments that reproduce a paper, small ones of ours left out, by their path below ``experiments/``."""
+    """The experiments that reproduce a paper, small ones of ours left out, by their path below ``experiments/``.
+
+    A rival's number may stand in the table of another paper; its recipe is of its own: ``rivals/lcr_cub`` is LCR's.
+    """
     return {
         name
         for name, file in experiment_files().items()
-        if name.split("/")[0].split("_ablations")[0] == paper or paper_of(file) == paper
+        if name.startswith(f"rivals/{paper}_")
+        or (not name.startswith("rivals/"))
+        and (name.split("/")[0].split("_ablations")[0] == paper or paper_of(file) == paper)
     }
 
 
 def experiment_files() -> dict:
     files = {str(path.relative_to(EXPERIMENTS).with_suffix("")): path for path in EXPERIMENTS.rglob("*.yaml")}
     ours = ("_digits", "_small", "_small_start")
-    return {name: path for name, path in files.items() if not name.startswith("sweeps/") and not name.endswith(ours)}
+    elsewhere = ("sweeps/", "rivals/small/")  # grids; a size of ours, which no paper has
+    return {name: path for name, path in files.items() if not name.startswith(elsewhere) and not name.endswith(ours)}
 
 
 def paper_of(file) -> str:
