@@ -11,6 +11,7 @@ _PUBLIC = {
     "StepResult": "fgssl.methods.base",
     "CMD": "fgssl.methods",
     "FLSL": "fgssl.methods",
+    "MAE": "fgssl.methods",
     "MLS": "fgssl.methods",
     "MaskCon": "fgssl.methods",
     "MetricLearning": "fgssl.methods",

@@ -64,6 +64,25 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return _Gather.apply(rows) if is_distributed() else rows
 
 
+class _Sum(torch.autograd.Function):
+    """All-reduce; the gradient of a rank's values is the sum of the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        summed = values.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """Sum over the ranks, of the same shape on every rank; DDP's mean over ranks then is that of one process."""
+    return _Sum.apply(values) if is_distributed() else values
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean over the ranks, without gradient. All ranks must call it."""
     value = value.detach().clone()

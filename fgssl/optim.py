@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,13 +17,15 @@ class Group:
 
     Args:
         of: common prefix of the names of the parameters, such as ``dml_loss.beta``.
-        lr: peak learning rate, not scaled by the batch size; follows the schedule.
+        lr: peak learning rate, not scaled by the batch size; null: that of the optimiser, scaled as it is.
         weight_decay: weight decay.
+        constant: keep the learning rate at its peak, without warm-up and decay (SimSiam's predictor).
     """
 
     of: str
-    lr: float
+    lr: float | None = None
     weight_decay: float = 0.0
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Optim:
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
         momentum: momentum of SGD, LARS and other optimisers that have one.
+        betas: decay rates of Adam's and AdamW's two moving averages (MAE: 0.9 and 0.95); null: those of the
+            optimiser, 0.9 and 0.999 for most.
         eps: term added to the denominator of Adam's and AdamW's step, above 0 (ProxyNCA++: 1.0, SoftTriple: 0.01);
             null: that of the optimiser, 1e-8 for most.
         weight_decay: weight decay, 0 or more.
@@ -56,6 +60,7 @@ class Optim:
     name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     eps: float | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
@@ -104,7 +109,8 @@ class Optim:
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
         if self.eps is not None and not get_optimizer_info(name).has_eps:
             raise UserError(f"model.optim.eps: {self.name} has none; set it to null.")
-        given = {} if self.eps is None else {"eps": self.eps}
+        given: dict[str, Any] = {} if self.betas is None else {"betas": tuple(self.betas)}
+        given |= {} if self.eps is None else {"eps": self.eps}
         return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 
@@ -134,7 +140,8 @@ def own_groups(
         params = [p for name, p in rest if name.startswith(group.of)]
         if not params:
             raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{group.of}...'.")
-        own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
+        settings = {"weight_decay": group.weight_decay, "constant": group.constant}
+        own.append({"params": params, **settings, **({} if group.lr is None else {"lr": group.lr})})
         rest = [(name, p) for name, p in rest if not name.startswith(group.of)]
     return own, rest
 

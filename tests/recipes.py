@@ -33,6 +33,7 @@ PAPERS = {
     "cmd": "CMD (Bi et al., 2024)",
     "cross_entropy": "Cross-entropy (Boudiaf et al., ECCV 2020)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
+    "mae": "MAE (He et al., CVPR 2022)",
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",
     "obd_sd": "OBD-SD (Zeng et al., 2022)",

@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, MLS, OBDSD, MaskCon
+from fgssl.methods import CMD, FLSL, MAE, MLS, OBDSD, MaskCon, MetricLearning
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"cmd": CMD, "flsl": FLSL, "maskcon": MaskCon, "mls": MLS, "obd_sd": OBDSD}
+PAGES = {"cmd": CMD, "flsl": FLSL, "mae": MAE, "maskcon": MaskCon, "mls": MLS, "obd_sd": OBDSD}
+PAGES |= {"metric_learning": MetricLearning}
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
-EXPERIMENT = "maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
+EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
 PATHS = ("", "cmd_ablations/", "maskcon_baselines/", "mls_ablations/", "obd_sd_ablations/", "flsl_ablations/")
 
 

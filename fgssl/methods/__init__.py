@@ -2,9 +2,10 @@
 
 from fgssl.methods.cmd import CMD
 from fgssl.methods.flsl import FLSL
+from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 
-__all__ = ["CMD", "FLSL", "MLS", "OBDSD", "MaskCon", "MetricLearning"]
+__all__ = ["CMD", "FLSL", "MAE", "MLS", "OBDSD", "MaskCon", "MetricLearning"]

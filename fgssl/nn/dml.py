@@ -114,8 +114,8 @@ class Margin(nn.Module):
 class CrossEntropy(nn.Module):
     """Cross-entropy of a linear classifier over the training classes, with label smoothing (Boudiaf et al., ECCV 2020).
 
-    The classifier starts at zero, as in the paper's released code. With ``model.normalize: false`` it sees embeddings of
-    any length, as there.
+    The classifier starts at zero and, with ``model.normalize: false``, sees embeddings of any length, both as in the
+    paper's released code.
 
     Args:
         num_classes: number of training classes C; default: those of the data set.
@@ -337,7 +337,7 @@ def _is_spec(value: Any) -> bool:
 
 
 def _class_of(path: str, kind: str, option: str) -> type:
-    """Class of a short name (ours or pytorch-metric-learning's, with ``Loss`` at its end or not) or of a dotted path."""
+    """Class of a dotted path, or of a short name: ours or pytorch-metric-learning's, whose ``Loss`` may be left out."""
     if path in OURS[kind]:
         return OURS[kind][path]
     if "." in path:

@@ -56,6 +56,45 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
     "probe": PROBE,
 }
 
+# The rivals of the papers' tables: name -> flags of tests/methods/rivals.yaml, which tests/methods/test_rivals.py runs.
+RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
+RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+RIVALS: dict[str, tuple[str, ...]] = {
+    "moco_v2": (
+        "--model",
+        "MLS",
+        "--model.variant",
+        "moco_v2",
+        *RESNET,
+        "--model.memory",
+        "40",
+        "--model.hidden",
+        "16",
+        *RIVAL_OPTIM,
+    ),
+    "metric_learning": (  # the proxies have a rate of their own; the network is frozen in the first of two epochs
+        "--model",
+        "MetricLearning",
+        *RESNET,
+        "--model.dim",
+        "8",
+        "--model.dml_loss",
+        "SoftTriple",
+        "--model.frozen_epochs",
+        "1",
+        "--model.optim",
+        "{name: adam, lr: 1e-3, eps: 0.01, warmup: 0, groups: [{of: dml_loss, lr: 1e-2}]}",
+    ),  # fmt: skip
+}
+
+
+def rival_line(name: str, root: Path, run: str, *flags: str) -> list[str]:
+    """The command line of a rival's run, without the program."""
+    config = str(ROOT / "tests" / "methods" / "rivals.yaml")
+    place = ("--run.root", str(root), "--run.experiment", name, "--run.name", run)
+    return ["fit", "--config", config, *RIVALS[name], *place, *flags]
+
+
 # 135 digits to train with: 8 batches of 16 an epoch, and a rest
 SMALL = (
     "--data.protocol.label_fraction", "0.1", "--data.batch_size", "16", "--model.backbone.options", NETWORK,
