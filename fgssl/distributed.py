@@ -25,6 +25,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def process_count() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def gather_rows(*tensors: Tensor) -> list[Tensor]:
     """Concatenate each tensor ([B, ...], the same B on every rank) over the ranks, in rank order.
 

@@ -8,11 +8,20 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, MAE, MLS, OBDSD, MaskCon, MetricLearning
+from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon, MetricLearning
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"cmd": CMD, "flsl": FLSL, "mae": MAE, "maskcon": MaskCon, "mls": MLS, "obd_sd": OBDSD}
-PAGES |= {"metric_learning": MetricLearning}
+PAGES = {
+    "cmd": CMD,
+    "densecl": DenseCL,
+    "flsl": FLSL,
+    "lcr": LCR,
+    "mae": MAE,
+    "maskcon": MaskCon,
+    "metric_learning": MetricLearning,
+    "mls": MLS,
+    "obd_sd": OBDSD,
+}
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
 EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
 PATHS = ("", "cmd_ablations/", "maskcon_baselines/", "mls_ablations/", "obd_sd_ablations/", "flsl_ablations/")

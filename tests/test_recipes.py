@@ -13,6 +13,7 @@ NO_RECIPE = {  # experiments of ours alone: no paper or released code states the
     "maskcon_cub": "CUB has no coarse labels in MaskCon's paper",
     "mls_cub": "trained on CUB itself; the paper trains on COCO",
     "flsl_cub": "trained on CUB itself; the paper trains on ImageNet",
+    "rivals/densecl_cub": "trained on CUB itself; the papers train on COCO and ImageNet",
     "obd_sd_ablations/loss_proxy_anchor": "a loss that the paper names and does not train",
     "obd_sd_ablations/loss_triplet": "a loss that the paper does not train",
 }
@@ -35,7 +36,7 @@ def experiments_of(paper: str) -> set[str]:
 def experiment_files() -> dict:
     files = {str(path.relative_to(EXPERIMENTS).with_suffix("")): path for path in EXPERIMENTS.rglob("*.yaml")}
     ours = ("_digits", "_small", "_small_start")
-    elsewhere = ("sweeps/", "rivals/small/")  # grids; a size of ours, which no paper has
+    elsewhere = ("sweeps/", "evidence/", "rivals/small/")  # grids; contrasts at a size of ours, which no paper has
     return {name: path for name, path in files.items() if not name.startswith(elsewhere) and not name.endswith(ours)}
 
 

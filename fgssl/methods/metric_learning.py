@@ -67,7 +67,7 @@ class MetricLearning(Method):
         network = backbone.build()
         features = network.num_features
         self.student = Encoder(network, embedding_layer(features, dim, feature_norm), freeze_statistics=freeze_bn)
-        self._named = {"dml_loss": dml_loss, "miner": miner, "num_classes": len(train_classes)}
+        self._named = (dml_loss, miner)
         self.dml_loss, self.miner = self.new_loss(dim or features)
         self.variant = loss_label(self.dml_loss)
         self._draw_seed = 0
@@ -91,7 +91,7 @@ class MetricLearning(Method):
 
     def new_loss(self, dim: int) -> tuple[nn.Module, nn.Module | None]:
         """Loss for embeddings of ``dim`` dimensions, and miner, as the options name them."""
-        return build_dml(**self._named, embedding_size=dim)
+        return build_dml(*self._named, num_classes=len(self.classes), embedding_size=dim)
 
     def metric_loss(self, loss: nn.Module, z_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Metric-learning loss, in float32 at least."""

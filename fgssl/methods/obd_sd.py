@@ -41,7 +41,7 @@ class OBDSD(MetricLearning):
         if not self.normalize:
             raise UserError("model.normalize false: OBDSD compares cosines, of embeddings of unit length.")
         self.distillation = distillation
-        features = self.student.backbone.num_features
+        features: Any = self.student.backbone.num_features
         if distillation.teacher in ("epoch", "pretrained"):
             self.teacher = teacher_of(self.student).eval()
             if distillation.teacher_precision == "bf16":
