@@ -17,6 +17,7 @@ _PUBLIC = {
     "MLS": "fgssl.methods",
     "BarlowTwins": "fgssl.methods",
     "MaskCon": "fgssl.methods",
+    "MetricLearning": "fgssl.methods",
     "OBDSD": "fgssl.methods",
     "SwAV": "fgssl.methods",
     "VICReg": "fgssl.methods",

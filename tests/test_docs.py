@@ -8,7 +8,20 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, BarlowTwins, DenseCL, MaskCon, SwAV, VICReg
+from fgssl.methods import (
+    CMD,
+    FLSL,
+    LCR,
+    MAE,
+    MLS,
+    OBDSD,
+    BarlowTwins,
+    DenseCL,
+    MaskCon,
+    MetricLearning,
+    SwAV,
+    VICReg,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -19,6 +32,7 @@ PAGES = {
     "lcr": LCR,
     "mae": MAE,
     "maskcon": MaskCon,
+    "metric_learning": MetricLearning,
     "mls": MLS,
     "obd_sd": OBDSD,
     "swav": SwAV,

@@ -7,9 +7,23 @@ from fgssl.methods.flsl import FLSL
 from fgssl.methods.lcr import LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.swav import SwAV
 from fgssl.methods.vicreg import VICReg
 
-__all__ = ["BarlowTwins", "CMD", "DenseCL", "FLSL", "LCR", "MAE", "MLS", "MaskCon", "OBDSD", "SwAV", "VICReg"]
+__all__ = [
+    "CMD",
+    "FLSL",
+    "LCR",
+    "MAE",
+    "MLS",
+    "OBDSD",
+    "BarlowTwins",
+    "DenseCL",
+    "MaskCon",
+    "MetricLearning",
+    "SwAV",
+    "VICReg",
+]
