@@ -6,7 +6,8 @@ from fgssl.methods.flsl import FLSL
 from fgssl.methods.lcr import LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 
-__all__ = ["CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon"]
+__all__ = ["CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon", "MetricLearning"]
