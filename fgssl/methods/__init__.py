@@ -1,5 +1,6 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.barlow_twins import BarlowTwins
 from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
@@ -9,5 +10,20 @@ from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
+from fgssl.methods.swav import SwAV
+from fgssl.methods.vicreg import VICReg
 
-__all__ = ["CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon", "MetricLearning"]
+__all__ = [
+    "CMD",
+    "FLSL",
+    "LCR",
+    "MAE",
+    "MLS",
+    "OBDSD",
+    "BarlowTwins",
+    "DenseCL",
+    "MaskCon",
+    "MetricLearning",
+    "SwAV",
+    "VICReg",
+]
