@@ -42,7 +42,7 @@ TEST_IMAGES = {
 # Conditions of every row, unless it states another value.
 WHOLE = {
     "held out": 0, "training batches": "all", "test batches": "all", "label_proportion": 100, "noise": 0,
-    "pretraining images": 100, "frozen stages": 0,
+    "pretraining images": 100, "frozen stages": 0, "frozen statistics": False,
 }  # fmt: skip
 
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
@@ -258,6 +258,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "test images": lambda e: e.data["test"]["images"],
     "held out": lambda e: e.data.get("val_fraction", 0),
     "frozen stages": lambda e: e.of_task.get("model.backbone.freeze") or e.config.get("model.backbone.freeze", 0),
+    "frozen statistics": option("model.backbone.freeze_statistics", False),
     "training batches": _limit("limit_train_batches", "overfit_batches"),
     "test batches": _limit("limit_test_batches"),
     "gallery": lambda e: e.run.results.get("gallery", "evaluated"),
