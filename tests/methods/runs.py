@@ -42,7 +42,7 @@ FLSL = ("flsl_digits", "--model.backbone.options", VIT, "--model.prototypes", "1
 CMD_NETWORK = NETWORK.replace("norm_layer", "output_stride: 8, norm_layer")
 CMD = (
     "cmd_digits", "--model.backbone.options", CMD_NETWORK, "--model.prototypes", "16", "--model.hidden", "16",
-    "--model.bottleneck", "8", "--model.l_ts", "0.1", "--trainer.gradient_clip_val", "5",
+    "--model.bottleneck", "8", "--model.l_ts", "0.1", "--model.koleo", "0.1", "--trainer.gradient_clip_val", "5",
 )  # fmt: skip
 
 RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
@@ -60,6 +60,11 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
 RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
+MAE = (
+    "--model", "MAE", "--model.backbone", MAE_VIT, "--model.decoder_dim", "8", "--model.decoder_depth", "1",
+    "--model.decoder_heads", "2", *RIVAL_OPTIM,
+)  # fmt: skip
 RIVALS: dict[str, tuple[str, ...]] = {
     "moco_v2": (
         "--model",
@@ -73,6 +78,7 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "16",
         *RIVAL_OPTIM,
     ),
+    "mae": MAE,
     # A map of several positions, on which the attention has something to fit.
     "lcr": (
         "--model", "LCR", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", "--model.nu", "0.05",
