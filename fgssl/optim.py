@@ -47,6 +47,8 @@ class Optim:
         reference_batch: multiply ``lr`` by (global batch / reference_batch); null: use ``lr`` unchanged.
         schedule: decay after the warm-up. ``cosine``: half a cosine down to ``min_lr``. ``linear``: straight line down
             to ``min_lr``. ``steps``: multiply by ``gamma`` at each milestone.
+        length: length of the ``cosine`` or ``linear`` schedule, in ``unit``, where the run ends before it (LCR's BYOL: 800
+            epochs, of which 100 are trained); null: that of the run.
         milestones: times of the steps, in ``unit``, for ``schedule: steps``.
         unit: unit of ``warmup`` and ``milestones``: ``epoch`` or optimiser ``step``.
         gamma: factor at each milestone, for ``schedule: steps``.
@@ -66,6 +68,7 @@ class Optim:
     min_lr: float = 0.0
     reference_batch: int | None = None
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    length: float | None = None
     milestones: list[int] = field(default_factory=list)
     unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
@@ -75,6 +78,8 @@ class Optim:
     def __post_init__(self):
         at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
         at_least(0, warmup=self.warmup)
+        if self.length is not None and not self.length > self.warmup:
+            raise UserError(f"length is {self.length}; it must be above the warmup, {self.warmup}, or null: the run's.")
         if self.lr == 0:
             raise UserError("lr is 0; it must be above 0.")
         if self.reference_batch is not None:

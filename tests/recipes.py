@@ -29,6 +29,7 @@ EXPERIMENTS = ROOT / "experiments"
 REGISTERS = Path(__file__).parent / "golden" / "recipes"
 DEVIATIONS = ROOT / "docs" / "deviations.md"
 PAPERS = {
+    "byol": "BYOL (Grill et al., NeurIPS 2020)",
     "cmd": "CMD (Bi et al., 2024)",
     "densecl": "DenseCL (Wang et al., CVPR 2021)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
@@ -37,6 +38,8 @@ PAPERS = {
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",
     "obd_sd": "OBD-SD (Zeng et al., 2022)",
+    "simclr": "SimCLR (Chen et al., ICML 2020)",
+    "simsiam": "SimSiam (Chen & He, CVPR 2021)",
 }
 COLUMNS = ["experiment", "option", "paper", "paper_place", "code", "code_place", "ours", "reason"]
 

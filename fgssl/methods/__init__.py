@@ -1,5 +1,6 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.byol import BYOL
 from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
@@ -8,5 +9,7 @@ from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
+from fgssl.methods.simclr import SimCLR
+from fgssl.methods.simsiam import SimSiam
 
-__all__ = ["CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon"]
+__all__ = ["BYOL", "CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon", "SimCLR", "SimSiam"]

@@ -60,24 +60,18 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
 RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+LARS = ("--model.optim", "{name: lars, lr: 2, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
+CONSTANT = ("--model.optim.groups", "[{of: predictor, weight_decay: 1e-4, constant: true}]")
+HEADS = ("--model.dim", "8", "--model.hidden", "16")
 MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
 MAE = (
     "--model", "MAE", "--model.backbone", MAE_VIT, "--model.decoder_dim", "8", "--model.decoder_depth", "1",
     "--model.decoder_heads", "2", *RIVAL_OPTIM,
 )  # fmt: skip
 RIVALS: dict[str, tuple[str, ...]] = {
-    "moco_v2": (
-        "--model",
-        "MLS",
-        "--model.variant",
-        "moco_v2",
-        *RESNET,
-        "--model.memory",
-        "40",
-        "--model.hidden",
-        "16",
-        *RIVAL_OPTIM,
-    ),
+    "simclr": ("--model", "SimCLR", *RESNET, *HEADS, *LARS),
+    "byol": ("--model", "BYOL", *RESNET, *HEADS, *LARS, "--model.momentum", "0.8"),
+    "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *RIVAL_OPTIM, *CONSTANT),
     "mae": MAE,
     # A map of several positions, on which the attention has something to fit.
     "lcr": (
