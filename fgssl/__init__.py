@@ -9,6 +9,7 @@ __version__ = "0.2.0"
 _PUBLIC = {
     "Method": "fgssl.methods.base",
     "StepResult": "fgssl.methods.base",
+    "BYOLLCR": "fgssl.methods",
     "CMD": "fgssl.methods",
     "DenseCL": "fgssl.methods",
     "FLSL": "fgssl.methods",

@@ -4,7 +4,7 @@ from fgssl.methods.byol import BYOL
 from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
-from fgssl.methods.lcr import LCR
+from fgssl.methods.lcr import BYOLLCR, LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.mls import MLS
@@ -12,4 +12,4 @@ from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.simclr import SimCLR
 from fgssl.methods.simsiam import SimSiam
 
-__all__ = ["BYOL", "CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon", "SimCLR", "SimSiam"]
+__all__ = ["BYOL", "BYOLLCR", "CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon", "SimCLR", "SimSiam"]

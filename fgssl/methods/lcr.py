@@ -173,9 +173,7 @@ class BYOLLCR(Rationale, BYOL):
         attention_over: Over = "map",
         **base,
     ):
-        super().__init__(
-            backbone=backbone, attention_tau=attention_tau, attention_over=attention_over, **base
-        )
+        super().__init__(backbone=backbone, attention_tau=attention_tau, attention_over=attention_over, **base)
         self.make_attention(self.online.backbone)
 
     def step(self, batch: Batch) -> StepResult:
