@@ -17,6 +17,7 @@ _PUBLIC = {
     "MAE": "fgssl.methods",
     "MLS": "fgssl.methods",
     "MaskCon": "fgssl.methods",
+    "MetricLearning": "fgssl.methods",
     "OBDSD": "fgssl.methods",
     "Detect": "fgssl.tasks",
     "Finetune": "fgssl.tasks",

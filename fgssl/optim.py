@@ -39,6 +39,8 @@ class Optim:
         momentum: momentum of SGD, LARS and other optimisers that have one.
         betas: decay rates of Adam's and AdamW's two moving averages (MAE: 0.9 and 0.95); null: those of the
             optimiser, 0.9 and 0.999 for most.
+        eps: term added to the denominator of Adam's and AdamW's step, above 0 (ProxyNCA++: 1.0, SoftTriple: 0.01);
+            null: that of the optimiser, 1e-8 for most.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
         decay_1d: apply weight decay to biases and normalisation parameters too.
@@ -61,6 +63,7 @@ class Optim:
     lr: float = 0.02
     momentum: float = 0.9
     betas: tuple[float, float] | None = None
+    eps: float | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
@@ -86,6 +89,8 @@ class Optim:
             at_least(1, reference_batch=self.reference_batch)
         if self.weight_decay_end is not None:
             at_least(0, weight_decay_end=self.weight_decay_end)
+        if self.eps is not None and not self.eps > 0:
+            raise UserError(f"eps is {self.eps}; it must be above 0, or null for that of the optimiser.")
         if self.clip_each is not None and not self.clip_each > 0:
             raise UserError(f"clip_each is {self.clip_each}; it must be above 0, or null for no clipping.")
 
@@ -97,9 +102,9 @@ class Optim:
         """Build the optimiser over the module's trainable parameters.
 
         Raises:
-            UserError: timm has no optimiser of this name.
+            UserError: timm has no optimiser of this name, or it has no ``eps`` and one is given.
         """
-        from timm.optim import create_optimizer_v2, list_optimizers  # takes seconds to import
+        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # takes seconds to import
 
         if self.name not in list_optimizers():
             hint = did_you_mean(self.name, list_optimizers())
@@ -107,7 +112,10 @@ class Optim:
         own, rest = own_groups(module.named_parameters(), self.groups)
         groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
+        if self.eps is not None and not get_optimizer_info(name).has_eps:
+            raise UserError(f"model.optim.eps: {self.name} has none; set it to null.")
         given: dict[str, Any] = {} if self.betas is None else {"betas": tuple(self.betas)}
+        given |= {} if self.eps is None else {"eps": self.eps}
         return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 

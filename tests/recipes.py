@@ -30,7 +30,9 @@ REGISTERS = Path(__file__).parent / "golden" / "recipes"
 DEVIATIONS = ROOT / "docs" / "deviations.md"
 PAPERS = {
     "byol": "BYOL (Grill et al., NeurIPS 2020)",
+    "arcface": "ArcFace (Deng et al., CVPR 2019; recipe of Roth et al., ICML 2020)",
     "cmd": "CMD (Bi et al., 2024)",
+    "cross_entropy": "Cross-entropy (Boudiaf et al., ECCV 2020)",
     "densecl": "DenseCL (Wang et al., CVPR 2021)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
     "lcr": "LCR (Shu et al., CVPR 2023)",
@@ -40,6 +42,9 @@ PAPERS = {
     "obd_sd": "OBD-SD (Zeng et al., 2022)",
     "simclr": "SimCLR (Chen et al., ICML 2020)",
     "simsiam": "SimSiam (Chen & He, CVPR 2021)",
+    "proxy_anchor": "ProxyAnchor (Kim et al., CVPR 2020)",
+    "proxy_nca_pp": "ProxyNCA++ (Teh et al., ECCV 2020)",
+    "soft_triple": "SoftTriple (Qian et al., ICCV 2019)",
 }
 COLUMNS = ["experiment", "option", "paper", "paper_place", "code", "code_place", "ours", "reason"]
 

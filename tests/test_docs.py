@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon
+from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon, MetricLearning
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -18,6 +18,7 @@ PAGES = {
     "lcr": LCR,
     "mae": MAE,
     "maskcon": MaskCon,
+    "metric_learning": MetricLearning,
     "mls": MLS,
     "obd_sd": OBDSD,
 }

@@ -138,3 +138,19 @@ def test_group_without_a_rate_takes_that_of_the_optimiser_scaled():
     built = Optim(lr=0.1, reference_batch=256, weight_decay=0.3, groups=groups).build(module, global_batch=512)
     settings = [(group["lr"], group["weight_decay"], group.get("constant", False)) for group in built.param_groups]
     assert settings == [(pytest.approx(0.2), 0.3, False), (pytest.approx(0.2), 0.2, True)]
+
+
+def test_eps_is_that_of_adam_and_refused_where_there_is_none():
+    """A step of Adam at the start is lr g / (|g| + eps): eps 1 makes it nearly a step of gradient descent."""
+    module = nn.Linear(3, 1)
+    start = module.weight.detach().clone()
+    optimizer = Optim(name="adam", lr=0.1, eps=1.0, weight_decay=0).build(module, 1)
+    module.weight.grad = torch.tensor([[0.5, -2.0, 1e-3]])
+    module.bias.grad = torch.zeros(1)
+    optimizer.step()
+    expected = -0.1 * module.weight.grad / (module.weight.grad.abs() + 1)
+    torch.testing.assert_close(module.weight.detach() - start, expected)
+    with pytest.raises(UserError, match="model.optim.eps: sgd has none; set it to null"):
+        Optim(name="sgd", eps=1.0).build(module, 1)
+    with pytest.raises(UserError, match="eps is 0"):
+        Optim(eps=0)

@@ -73,6 +73,7 @@ PAGES = {
     "docs/methods/lcr.md": Page(["parsed"]),
     "docs/methods/mae.md": Page(["parsed"]),
     "docs/methods/maskcon.md": Page(["parsed"]),
+    "docs/methods/metric_learning.md": Page(["parsed"]),
     "docs/methods/mls.md": Page(["parsed"]),
     "docs/methods/obd_sd.md": Page(["parsed"]),
     "experiments/cmd_ablations/README.md": Page(["parsed"]),

@@ -7,9 +7,24 @@ from fgssl.methods.flsl import FLSL
 from fgssl.methods.lcr import BYOLLCR, LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.simclr import SimCLR
 from fgssl.methods.simsiam import SimSiam
 
-__all__ = ["BYOL", "BYOLLCR", "CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon", "SimCLR", "SimSiam"]
+__all__ = [
+    "BYOL",
+    "BYOLLCR",
+    "CMD",
+    "FLSL",
+    "LCR",
+    "MAE",
+    "MLS",
+    "OBDSD",
+    "DenseCL",
+    "MaskCon",
+    "MetricLearning",
+    "SimCLR",
+    "SimSiam",
+]

@@ -82,6 +82,12 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "--model", "BYOLLCR", *RESNET_8, *HEADS, "--model.nu", "0.05", "--model.momentum", "0.8", *LARS,
     ),
     "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
+    # The centres have a rate of their own; the network is frozen in the first of the two epochs.
+    "metric_learning": (
+        "--model", "MetricLearning", *RESNET, "--model.dim", "8", "--model.dml_loss", "SoftTriple",
+        "--model.frozen_epochs", "1", "--model.optim",
+        "{name: adam, lr: 1e-3, eps: 0.01, warmup: 0, groups: [{of: dml_loss, lr: 1e-2}]}",
+    ),
 }  # fmt: skip
 
 
