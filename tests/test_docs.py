@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon, MetricLearning
+from fgssl.methods import BYOL, CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon, MetricLearning, SimCLR, SimSiam
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
+    "byol": BYOL,
     "cmd": CMD,
     "densecl": DenseCL,
     "flsl": FLSL,
@@ -21,6 +22,8 @@ PAGES = {
     "metric_learning": MetricLearning,
     "mls": MLS,
     "obd_sd": OBDSD,
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
 }
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
 EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"

@@ -18,8 +18,8 @@ class SimSiam(Method):
 
         p = h(f(x)), z = f(x),  L = D(p1, stopgrad(z2)) / 2 + D(p2, stopgrad(z1)) / 2    (Eq. 4)
 
-    D is the negative cosine (Eq. 1). The predictor's learning rate stays at its peak: ``optim.groups`` has a group of
-    ``predictor`` with ``constant: true`` (Table 1). ``batch.views = [view 1, view 2]``. Logged each step:
+    D is the negative cosine (Eq. 1). The predictor's learning rate stays at its peak with ``optim.constant: predictor``
+    (Table 1). ``batch.views = [view 1, view 2]``. Logged each step:
     ``train/z_std``, the deviation of a channel of z / |z|: about 1 / sqrt(D), or 0 in a collapse (Fig. 2).
 
     Shapes: B batch, D projection.

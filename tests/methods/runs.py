@@ -61,7 +61,6 @@ RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {N
 RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
 LARS = ("--model.optim", "{name: lars, lr: 2, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
-CONSTANT = ("--model.optim.groups", "[{of: predictor, weight_decay: 1e-4, constant: true}]")
 HEADS = ("--model.dim", "8", "--model.hidden", "16")
 MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
 MAE = (
@@ -71,7 +70,7 @@ MAE = (
 RIVALS: dict[str, tuple[str, ...]] = {
     "simclr": ("--model", "SimCLR", *RESNET, *HEADS, *LARS),
     "byol": ("--model", "BYOL", *RESNET, *HEADS, *LARS, "--model.momentum", "0.8"),
-    "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *RIVAL_OPTIM, *CONSTANT),
+    "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *RIVAL_OPTIM, "--model.optim.constant", "predictor"),
     "mae": MAE,
     # A map of several positions, on which the attention has something to fit.
     "lcr": (

@@ -10,7 +10,7 @@ from fgssl.errors import UserError
 from fgssl.losses.contrastive import nt_xent
 from fgssl.methods import BYOL, SimCLR, SimSiam
 from fgssl.methods.base import Method
-from fgssl.optim import Group, Optim
+from fgssl.optim import Optim
 from tests.methods.runs import ROOT
 from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
@@ -152,7 +152,7 @@ def rates(optim: Optim) -> list[list[float]]:
 
 
 def test_rate_of_the_predictor_stays_and_all_others_follow_the_cosine():
-    optim = Optim(lr=0.2, warmup=0, groups=[Group("predictor", constant=True)])
+    optim = Optim(lr=0.2, warmup=0, constant="predictor")
     fallen = [0.1 * (1 + torch.tensor(torch.pi * step / 4).cos().item()) for step in (1, 2, 3, 4)]
     assert [step[1] for step in rates(optim)] == [0.2] * 4
     assert [step[0] for step in rates(optim)] == pytest.approx(fallen)
