@@ -8,10 +8,27 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import BYOL, CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon, MetricLearning, SimCLR, SimSiam
+from fgssl.methods import (
+    BYOL,
+    CMD,
+    FLSL,
+    LCR,
+    MAE,
+    MLS,
+    OBDSD,
+    BarlowTwins,
+    DenseCL,
+    MaskCon,
+    MetricLearning,
+    SimCLR,
+    SimSiam,
+    SwAV,
+    VICReg,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
+    "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "cmd": CMD,
     "densecl": DenseCL,
@@ -24,6 +41,8 @@ PAGES = {
     "obd_sd": OBDSD,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "swav": SwAV,
+    "vicreg": VICReg,
 }
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
 EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"

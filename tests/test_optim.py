@@ -45,6 +45,18 @@ def test_learning_rate_scales_with_the_global_batch():
     assert isinstance(Optim(name="adamw").build(module, 1), torch.optim.AdamW)
 
 
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_biases_and_normalisation_have_a_learning_rate_of_their_own_when_asked(decay_1d):
+    """Barlow Twins: 0.2 and 0.0048 for 256 images."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optim = Optim(name="lars", lr=0.2, lr_1d=0.0048, weight_decay=1e-6, decay_1d=decay_1d, reference_batch=256)
+    weights, rest = optim.build(module, 1024).param_groups
+    assert [p.ndim for p in weights["params"]] == [2]
+    assert [p.ndim for p in rest["params"]] == [1, 1, 1]
+    assert (weights["lr"], rest["lr"]) == pytest.approx((0.8, 0.0192))
+    assert (weights["weight_decay"], rest["weight_decay"]) == (1e-6, 1e-6 if decay_1d else 0)
+
+
 def test_steps_fall_at_the_milestones_after_the_warmup():
     assert [warmup_steps(step, 2, [4, 6], 0.3) for step in range(8)] == pytest.approx(
         [0, 0.5, 1, 1, 0.3, 0.3, 0.09, 0.09]

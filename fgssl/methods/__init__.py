@@ -1,5 +1,6 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.barlow_twins import BarlowTwins
 from fgssl.methods.byol import BYOL
 from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
@@ -12,6 +13,8 @@ from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
 from fgssl.methods.simclr import SimCLR
 from fgssl.methods.simsiam import SimSiam
+from fgssl.methods.swav import SwAV
+from fgssl.methods.vicreg import VICReg
 
 __all__ = [
     "BYOL",
@@ -22,9 +25,12 @@ __all__ = [
     "MAE",
     "MLS",
     "OBDSD",
+    "BarlowTwins",
     "DenseCL",
     "MaskCon",
     "MetricLearning",
     "SimCLR",
     "SimSiam",
+    "SwAV",
+    "VICReg",
 ]

@@ -20,8 +20,11 @@ TASKS = {"linear_probe": "Probe", "finetune": "Finetune", "detection": "Detect",
 MASKS_OF_OBJECTS = "coco"  # data set whose segmentation rows are of a detector
 RETRIEVAL = ("recall", "retrieval_loo", "clustering", "embedding_space")
 DATASETS = {"cifar10toy": "cifartoy", "voc07": "voc2007"}  # names in the tables -> names of our data sets
-# Variants whose names in the tables differ from ours.
-ALSO = {"moco_v2": ("MoCo-v2", "MoCo v2", "Baseline"), "knn": ("+kNN",), "bce_pos": ("+BCE-pos",)}
+# Variants and methods whose names in the tables differ from ours.
+ALSO = {
+    "moco_v2": ("MoCo-v2", "MoCo v2", "Baseline"), "knn": ("+kNN",), "bce_pos": ("+BCE-pos",),
+    "BarlowTwins": ("Barlow",),
+}  # fmt: skip
 # Keys of ``setting`` that are no conditions.
 REMARKS = ("note", "hyper_from", "reproduced", "reimplemented", "epochs_inferred", "elements", "extra_loss", "venue")
 

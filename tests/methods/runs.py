@@ -60,7 +60,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
 RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
-LARS = ("--model.optim", "{name: lars, lr: 2, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
+LARS = ("--model.optim", "{name: lars, lr: 1, lr_1d: 0.001, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
 HEADS = ("--model.dim", "8", "--model.hidden", "16")
 MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
 MAE = (
@@ -71,6 +71,14 @@ RIVALS: dict[str, tuple[str, ...]] = {
     "simclr": ("--model", "SimCLR", *RESNET, *HEADS, *LARS),
     "byol": ("--model", "BYOL", *RESNET, *HEADS, *LARS, "--model.momentum", "0.8"),
     "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *RIVAL_OPTIM, "--model.optim.constant", "predictor"),
+    "barlow_twins": ("--model", "BarlowTwins", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    "vicreg": ("--model", "VICReg", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    # The prototypes are trained and the queue takes part in the second epoch; crops of two sizes.
+    "swav": (
+        "--model", "SwAV", *RESNET, "--model.dim", "8", "--model.hidden", "16", "--model.prototypes", "12",
+        "--model.queue", "40", "--model.queue_start", "1", "--data.views.local_size", "16",
+        "--data.views.local_crops", "2", *LARS,
+    ),
     "mae": MAE,
     # A map of several positions, on which the attention has something to fit.
     "lcr": (
