@@ -442,9 +442,13 @@ def draw(points: dict[str, dict[str, list[dict[float, float]]]], metrics: dict[s
     from fgssl.report.plots import COLOURS, mean_curve
 
     labels = list(dict.fromkeys(label for panel in points.values() for label in panel))
-    figure = Figure((3.4 * len(points) + 0.2, 3.1), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, len(points), squeeze=False)[0]
-    for axis, (heading, panel) in zip(axes, points.items(), strict=True):
+    columns = 2 if len(points) == 4 else min(len(points), 3)
+    lines = math.ceil(len(points) / columns)
+    figure = Figure((3.1 * columns + 0.2, 2.5 * lines + 0.5), layout="constrained", facecolor="white")
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for axis in axes[len(points) :]:
+        axis.set_visible(False)
+    for axis, (heading, panel) in zip(axes, points.items(), strict=False):
         share = is_share(base(metrics[heading]))
         scale = 100 if share else 1
         for label, curves in panel.items():
@@ -461,7 +465,7 @@ def draw(points: dict[str, dict[str, list[dict[float, float]]]], metrics: dict[s
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    handles = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
+    handles = {line.get_label(): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     with rc_context({"svg.hashsalt": "fgssl", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None, "Description": digest(points)})
