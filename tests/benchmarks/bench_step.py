@@ -36,6 +36,7 @@ from fgssl.data.batch import Batch
 from fgssl.loggers import MetricsLogger
 from fgssl.methods.base import Method
 from fgssl.nn.backbones import Backbone
+from fgssl.nn.dml import Spec
 
 STEPS = 4  # a round
 AIM = 1.05  # largest ratio of any method
@@ -69,7 +70,12 @@ def masked(method: Any, views: list[Tensor]) -> Outputs:
     return [method.predict(views[0], *numbers.tensor_split([method.visible], dim=1))]
 
 
+def projected(encoder: Any, views: list[Tensor]) -> Outputs:
+    return [encoder.head(encoder.features(images)) for images in views]
+
+
 HEAD = {"dim": 128, "hidden": 512}
+WIDE = {"dim": 512, "hidden": 512}
 VIT = {"patch_size": 8, "depth": 6, "embed_dim": 192, "num_heads": 3}
 CASES: dict[str, Case] = {
     "MaskCon": Case({"num_coarse": COARSE}, lambda m, v: [m.query(v[0]), constant(m.key, v[1])]),
@@ -77,6 +83,23 @@ CASES: dict[str, Case] = {
     "LCR": Case({"memory": 4096, **HEAD}, lambda m, v: [m.query(v[0]), constant(m.key, v[1])]),
     "DenseCL": Case(
         {"memory": 4096, **HEAD}, lambda m, v: [*m.query.outputs(v[0])[:2], *constant(m.key.outputs, v[1])[:2]]
+    ),
+    "SimCLR": Case(HEAD, lambda m, v: [m.encoder(torch.cat(v))]),
+    "BYOL": Case(
+        HEAD,
+        lambda m, v: [
+            *(m.predictor(z) for z in projected(m.online, v)),
+            *(constant(lambda x: m.target.head(m.target.features(x)), x) for x in v),
+        ],
+    ),
+    "SimSiam": Case(
+        {"dim": 512, "hidden": 128}, lambda m, v: [m.predictor(z) for z in projected(m.encoder, v)]
+    ),
+    "BarlowTwins": Case(WIDE, lambda m, v: projected(m.encoder, v)),
+    "VICReg": Case(WIDE, lambda m, v: projected(m.encoder, v)),
+    "SwAV": Case({"prototypes": 512, **HEAD}, lambda m, v: [m.project(v) @ m.c_KD.T]),
+    "MetricLearning": Case(
+        {"dml_loss": Spec("ProxyAnchor"), "train_classes": list(range(FINE))}, lambda m, v: [m.student(v[0])], views=1
     ),
     "MAE": Case(
         {"backbone": Backbone("vit_tiny_patch16_224", options=VIT), "decoder_dim": 96, "decoder_depth": 2,
