@@ -45,6 +45,11 @@ def gather_rows(*tensors: Tensor) -> list[Tensor]:
     return [c.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
 
 
+def rows_of_this_rank(gathered: Tensor) -> Tensor:
+    """Rows that this rank gave to ``gather_rows``."""
+    return gathered.chunk(dist.get_world_size())[dist.get_rank()] if is_distributed() else gathered
+
+
 class _Gather(torch.autograd.Function):
     """All-gather of rows; the gradient of a rank's rows is the sum of the gradients of all ranks."""
 

@@ -8,18 +8,35 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, LCR, MAE, MLS, OBDSD, DenseCL, MaskCon
+from fgssl.methods import (
+    CMD,
+    FLSL,
+    LCR,
+    MAE,
+    MLS,
+    OBDSD,
+    BarlowTwins,
+    DenseCL,
+    MaskCon,
+    MetricLearning,
+    SwAV,
+    VICReg,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
+    "barlow_twins": BarlowTwins,
     "cmd": CMD,
     "densecl": DenseCL,
     "flsl": FLSL,
     "lcr": LCR,
     "mae": MAE,
     "maskcon": MaskCon,
+    "metric_learning": MetricLearning,
     "mls": MLS,
     "obd_sd": OBDSD,
+    "swav": SwAV,
+    "vicreg": VICReg,
 }
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
 EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"

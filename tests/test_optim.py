@@ -45,6 +45,18 @@ def test_learning_rate_scales_with_the_global_batch():
     assert isinstance(Optim(name="adamw").build(module, 1), torch.optim.AdamW)
 
 
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_biases_and_normalisation_have_a_learning_rate_of_their_own_when_asked(decay_1d):
+    """Barlow Twins: 0.2 and 0.0048 for 256 images."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optim = Optim(name="lars", lr=0.2, lr_1d=0.0048, weight_decay=1e-6, decay_1d=decay_1d, reference_batch=256)
+    weights, rest = optim.build(module, 1024).param_groups
+    assert [p.ndim for p in weights["params"]] == [2]
+    assert [p.ndim for p in rest["params"]] == [1, 1, 1]
+    assert (weights["lr"], rest["lr"]) == pytest.approx((0.8, 0.0192))
+    assert (weights["weight_decay"], rest["weight_decay"]) == (1e-6, 1e-6 if decay_1d else 0)
+
+
 def test_steps_fall_at_the_milestones_after_the_warmup():
     assert [warmup_steps(step, 2, [4, 6], 0.3) for step in range(8)] == pytest.approx(
         [0, 0.5, 1, 1, 0.3, 0.3, 0.09, 0.09]
@@ -138,3 +150,19 @@ def test_group_without_a_rate_takes_that_of_the_optimiser_scaled():
     built = Optim(lr=0.1, reference_batch=256, weight_decay=0.3, groups=groups).build(module, global_batch=512)
     settings = [(group["lr"], group["weight_decay"], group.get("constant", False)) for group in built.param_groups]
     assert settings == [(pytest.approx(0.2), 0.3, False), (pytest.approx(0.2), 0.2, True)]
+
+
+def test_eps_is_that_of_adam_and_refused_where_there_is_none():
+    """A step of Adam at the start is lr g / (|g| + eps): eps 1 makes it nearly a step of gradient descent."""
+    module = nn.Linear(3, 1)
+    start = module.weight.detach().clone()
+    optimizer = Optim(name="adam", lr=0.1, eps=1.0, weight_decay=0).build(module, 1)
+    module.weight.grad = torch.tensor([[0.5, -2.0, 1e-3]])
+    module.bias.grad = torch.zeros(1)
+    optimizer.step()
+    expected = -0.1 * module.weight.grad / (module.weight.grad.abs() + 1)
+    torch.testing.assert_close(module.weight.detach() - start, expected)
+    with pytest.raises(UserError, match="model.optim.eps: sgd has none; set it to null"):
+        Optim(name="sgd", eps=1.0).build(module, 1)
+    with pytest.raises(UserError, match="eps is 0"):
+        Optim(eps=0)

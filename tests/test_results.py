@@ -2,14 +2,31 @@
 
 import csv
 import json
+import shlex
 import statistics
+from functools import reduce
 
 import pytest
 import yaml
 
+from fgssl.cli.main import main
+from fgssl.commands.sweep import read_sweep
 from fgssl.errors import UserError
 from tests import results
-from tests.results import PAGE, ROOT, Place, collect, digest, faults, filled, interval, points_of, printed, rows_of
+from tests.results import (
+    PAGE,
+    ROOT,
+    Place,
+    collect,
+    commands_of,
+    digest,
+    faults,
+    filled,
+    interval,
+    points_of,
+    printed,
+    rows_of,
+)
 
 PLACE = Place()
 
@@ -39,6 +56,23 @@ def test_every_committed_run_is_text_and_small():
     for folder in PLACE.runs():
         assert {file.name for file in folder.iterdir()} <= {"results.json", "config.yaml", "metrics.csv"}
         assert sum(file.stat().st_size for file in folder.iterdir()) < 50_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(PLACE.sweeps.glob("*.yaml")), ids=lambda file: file.stem)
+def test_sweep_parses_as_it_did_when_it_ran(file, monkeypatch, capsys):
+    """The first cell; the header has the command."""
+    assert f"fgssl sweep experiments/evidence/sweeps/{file.name}" in file.read_text()
+    monkeypatch.chdir(ROOT)
+    command = next(iter(commands_of(file.stem, file.parent).values()))
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(command)[1:], "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    for option, value in read_sweep(file).cells()[0].items():
+        if option.startswith("model."):
+            *places, name = option.removeprefix("model.").split(".")
+            assert reduce(dict.__getitem__, places, config["model"]["init_args"])[name] == value
 
 
 # ---- a small sweep --------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ random place, before a strongly blurred fourth one. The first is the labelled ob
 others are what a feature of the whole image confuses with it. No photograph is an object twice; training scenes are
 made of training photographs, test scenes of test photographs. The same seed gives the same scenes::
 
-    python experiments/evidence/scenes.py cifar10-jpeg.tar scenes
-    fgssl data check folder --root scenes/scenes.csv
+    python experiments/evidence/scenes.py cifar10-jpeg.tar data/scenes
+    fgssl data check folder --root data/scenes/scenes.csv
 
 ``cifar10-jpeg.tar`` holds ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``.
 """

@@ -205,7 +205,7 @@ class SingleView(Views):
 
 
 class MultiCrop(Views):
-    """Two large and several small views (DINO, EsViT, CMD).
+    """Two large and several small views (DINO, EsViT, CMD, SwAV).
 
     Args:
         size: side of the large views, px.
@@ -213,6 +213,8 @@ class MultiCrop(Views):
         local_size: side of the small views, px.
         local_scale: range of the area of a small view, as a share of the image.
         local_crops: number of small views.
+        colours: colours, blur and interpolation. ``dino``: DINO's, with another blur for each kind of view, bicubic.
+            ``swav``: SwAV's, which are SimCLR's for all views, bilinear.
     """
 
     def __init__(
@@ -222,7 +224,12 @@ class MultiCrop(Views):
         local_size: int = 96,
         local_scale: tuple[float, float] = (0.05, 0.4),
         local_crops: int = 8,
+        colours: Literal["dino", "swav"] = "dino",
     ):
+        if colours == "swav":
+            like_swav = Crop(size, scale, photometric=_SIMCLR)
+            super().__init__([like_swav] * 2 + [replace(like_swav, size=local_size, scale=local_scale)] * local_crops)
+            return
         large = Crop(size, scale, resample="bicubic")
         small = Crop(local_size, local_scale, resample="bicubic", photometric=replace(_DINO, blur=0.5))
         first = replace(large, photometric=replace(_DINO, blur=1.0))

@@ -1,12 +1,29 @@
 """The methods, by the short names that a configuration uses."""
 
+from fgssl.methods.barlow_twins import BarlowTwins
 from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
 from fgssl.methods.lcr import LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
+from fgssl.methods.metric_learning import MetricLearning
 from fgssl.methods.mls import MLS
 from fgssl.methods.obd_sd import OBDSD
+from fgssl.methods.swav import SwAV
+from fgssl.methods.vicreg import VICReg
 
-__all__ = ["CMD", "FLSL", "LCR", "MAE", "MLS", "OBDSD", "DenseCL", "MaskCon"]
+__all__ = [
+    "CMD",
+    "FLSL",
+    "LCR",
+    "MAE",
+    "MLS",
+    "OBDSD",
+    "BarlowTwins",
+    "DenseCL",
+    "MaskCon",
+    "MetricLearning",
+    "SwAV",
+    "VICReg",
+]

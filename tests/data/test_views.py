@@ -108,6 +108,13 @@ def test_recipes_of_simclr_and_byol_are_those_of_their_appendices():
             assert (change.jitter, change.grey) == (0.8, 0.2)
 
 
+def test_multi_crop_of_swav_has_simclrs_colours_for_all_views():
+    views = MultiCrop(64, (0.14, 1.0), 28, (0.05, 0.14), 6, colours="swav").crops
+    assert [(crop.size, crop.scale) for crop in views] == [(64, (0.14, 1.0))] * 2 + [(28, (0.05, 0.14))] * 6
+    assert {crop.photometric for crop in views} == {RECIPES["simclr"][0].photometric}
+    assert {(crop.resample, crop.flip) for crop in views} == {("bilinear", 0.5)}
+
+
 def test_recipes_of_maskcon():
     strong, weak = RECIPES["cars"]
     assert (strong.photometric.perspective, strong.photometric.jitter, strong.photometric.blur) == (0.5, 0.8, 0.5)

@@ -60,6 +60,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
 RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
 RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+LARS = ("--model.optim", "{name: lars, lr: 1, lr_1d: 0.001, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
 MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
 MAE = (
     "--model", "MAE", "--model.backbone", MAE_VIT, "--model.decoder_dim", "8", "--model.decoder_depth", "1",
@@ -67,16 +68,16 @@ MAE = (
 )  # fmt: skip
 RIVALS: dict[str, tuple[str, ...]] = {
     "moco_v2": (
-        "--model",
-        "MLS",
-        "--model.variant",
-        "moco_v2",
-        *RESNET,
-        "--model.memory",
-        "40",
-        "--model.hidden",
-        "16",
+        "--model", "MLS", "--model.variant", "moco_v2", *RESNET, "--model.memory", "40", "--model.hidden", "16",
         *RIVAL_OPTIM,
+    ),
+    "barlow_twins": ("--model", "BarlowTwins", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    "vicreg": ("--model", "VICReg", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    # The prototypes are trained and the queue takes part in the second epoch; crops of two sizes.
+    "swav": (
+        "--model", "SwAV", *RESNET, "--model.dim", "8", "--model.hidden", "16", "--model.prototypes", "12",
+        "--model.queue", "40", "--model.queue_start", "1", "--data.views.local_size", "16",
+        "--data.views.local_crops", "2", *LARS,
     ),
     "mae": MAE,
     # A map of several positions, on which the attention has something to fit.
@@ -85,6 +86,12 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "--model.attention_over", "map", "--model.attention_tau", "0.4", *RIVAL_OPTIM,
     ),
     "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
+    # The centres have a rate of their own; the network is frozen in the first of the two epochs.
+    "metric_learning": (
+        "--model", "MetricLearning", *RESNET, "--model.dim", "8", "--model.dml_loss", "SoftTriple",
+        "--model.frozen_epochs", "1", "--model.optim",
+        "{name: adam, lr: 1e-3, eps: 0.01, warmup: 0, groups: [{of: dml_loss, lr: 1e-2}]}",
+    ),
 }  # fmt: skip
 
 

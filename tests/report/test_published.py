@@ -189,8 +189,7 @@ RIVALS = {
     "flsl": "MoCo-v2, DetCo, DenseCL, BYOL, SCRL, MOCO-v3, MoCo-v3, MoBY, DINO, DINO+SelfPatch, ADCLR, None, "
     "Supervised, MAE, CT, MAST, SwAV, SimCLR-v2, MoCov2, MoCov3, iBOT, EsViT, ReSim",
     "mls": "ReSim-C4, LEWEL_M, SetSim, SoCo, Self-EMD, BYOL, DenseCL, ORL, SwAV, SimCLR",
-    "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyAnchor, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, "
-    "MS+DAS",
+    "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, MS+DAS",
 }
 UNREACHABLE: list[tuple[str, dict[str, str]]] = [
     ("a property of the network, measured by nothing that writes results", {"dataset": ""}),
