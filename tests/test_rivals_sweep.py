@@ -1,5 +1,6 @@
 """The sweeps over experiments/rivals/small/: every file, in one frame, each cell a configuration that resolves."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def test_sweeps_name_every_small_file_once():
     named = [file for name in SWEEPS for file in files(name)]
     there = [str(path.relative_to(ROOT)) for path in (RIVALS / "small").glob("*.yaml")]
     assert sorted(named) == sorted(there)
+
+
+def test_page_names_every_small_file_and_every_one_on_cub():
+    text = (RIVALS / "README.md").read_text()
+    files = [*(RIVALS / "small").glob("*.yaml"), *RIVALS.glob("*_cub.yaml")]
+    assert [path.name for path in files if f"`{path.relative_to(RIVALS)}`" not in text] == []
+    named = re.findall(r"`([\w./]+\.yaml)`", text)
+    assert [name for name in named if not (RIVALS / name).is_file()] == []
 
 
 def test_cells_of_both_sweeps_share_a_folder_under_different_names():
