@@ -9,6 +9,8 @@ __version__ = "0.2.0"
 _PUBLIC = {
     "Method": "fgssl.methods.base",
     "StepResult": "fgssl.methods.base",
+    "BYOL": "fgssl.methods",
+    "BYOLLCR": "fgssl.methods",
     "CMD": "fgssl.methods",
     "DenseCL": "fgssl.methods",
     "FLSL": "fgssl.methods",
@@ -19,6 +21,8 @@ _PUBLIC = {
     "MaskCon": "fgssl.methods",
     "MetricLearning": "fgssl.methods",
     "OBDSD": "fgssl.methods",
+    "SimCLR": "fgssl.methods",
+    "SimSiam": "fgssl.methods",
     "SwAV": "fgssl.methods",
     "VICReg": "fgssl.methods",
     "Detect": "fgssl.tasks",

@@ -17,15 +17,13 @@ class Group:
 
     Args:
         of: common prefix of the names of the parameters, such as ``dml_loss.beta``.
-        lr: peak learning rate, not scaled by the batch size; null: that of the optimiser, scaled as it is.
+        lr: peak learning rate, not scaled by the batch size; follows the schedule.
         weight_decay: weight decay.
-        constant: keep the learning rate at its peak, without warm-up and decay (SimSiam's predictor).
     """
 
     of: str
-    lr: float | None = None
+    lr: float
     weight_decay: float = 0.0
-    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,15 @@ class Optim:
         reference_batch: multiply ``lr`` by (global batch / reference_batch); null: use ``lr`` unchanged.
         schedule: decay after the warm-up. ``cosine``: half a cosine down to ``min_lr``. ``linear``: straight line down
             to ``min_lr``. ``steps``: multiply by ``gamma`` at each milestone.
+        length: length of the ``cosine`` or ``linear`` schedule, in ``unit``, where the run ends before it (LCR's BYOL:
+            800 epochs, of which 100 are trained); null: that of the run.
         milestones: times of the steps, in ``unit``, for ``schedule: steps``.
         unit: unit of ``warmup`` and ``milestones``: ``epoch`` or optimiser ``step``.
         gamma: factor at each milestone, for ``schedule: steps``.
         clip_each: largest gradient norm of each parameter tensor (DINO's code: 3.0); null: no clipping. The trainer's
             gradient_clip_val limits the norm over all tensors together.
+        constant: common prefix of the names of parameters whose learning rate stays at its peak, without warm-up and
+            decay, such as ``predictor`` (SimSiam); null: none.
         groups: parameter groups with their own settings, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
     """
 
@@ -73,15 +75,19 @@ class Optim:
     min_lr: float = 0.0
     reference_batch: int | None = None
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    length: float | None = None
     milestones: list[int] = field(default_factory=list)
     unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
     clip_each: float | None = None
+    constant: str | None = None
     groups: list[Group] = field(default_factory=list)
 
     def __post_init__(self):
         at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
         at_least(0, warmup=self.warmup)
+        if self.length is not None and not self.length > self.warmup:
+            raise UserError(f"length is {self.length}; it must be above the warmup, {self.warmup}, or null: the run's.")
         for name, lr in {"lr": self.lr, "lr_1d": self.lr_1d}.items():
             if lr is not None and not lr > 0:
                 raise UserError(f"{name} is {lr:g}; it must be above 0.")
@@ -115,7 +121,10 @@ class Optim:
             raise UserError(f"model.optim.name: unknown optimiser '{self.name}'.{hint}")
         own, rest = own_groups(module.named_parameters(), self.groups)
         lr_1d = None if self.lr_1d is None else self.scaled(self.lr_1d, global_batch)
-        groups = parameter_groups(rest, self.weight_decay, self.decay_1d, lr_1d) + own
+        kept, rest = split_constant(rest, self.constant)
+        groups = parameter_groups(rest, self.weight_decay, self.decay_1d, lr_1d)
+        constant = parameter_groups(kept, self.weight_decay, self.decay_1d, lr_1d)
+        groups += [{**group, "constant": True} for group in constant] + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
         if self.eps is not None and not get_optimizer_info(name).has_eps:
             raise UserError(f"model.optim.eps: {self.name} has none; set it to null.")
@@ -162,10 +171,23 @@ def own_groups(
         params = [p for name, p in rest if name.startswith(group.of)]
         if not params:
             raise UserError(f"model.optim.groups: no trainable parameter of the model is named '{group.of}...'.")
-        settings = {"weight_decay": group.weight_decay, "constant": group.constant}
-        own.append({"params": params, **settings, **({} if group.lr is None else {"lr": group.lr})})
+        own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
         rest = [(name, p) for name, p in rest if not name.startswith(group.of)]
     return own, rest
+
+
+def split_constant(
+    named_parameters: Sequence[tuple[str, nn.Parameter]], prefix: str | None
+) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
+    """The parameters whose names begin with ``prefix``, none where it is None, and the others.
+
+    Raises:
+        UserError: the prefix matches no parameter.
+    """
+    kept = [] if prefix is None else [(name, p) for name, p in named_parameters if name.startswith(prefix)]
+    if prefix is not None and not kept:
+        raise UserError(f"model.optim.constant: no trainable parameter of the model is named '{prefix}...'.")
+    return kept, [(name, p) for name, p in named_parameters if prefix is None or not name.startswith(prefix)]
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:

@@ -161,7 +161,7 @@ def write_curves(source: Path, target: Path, metrics: set[str]) -> None:
     with source.open(newline="") as file:
         for row in csv.DictReader(file):
             for metric in metrics & row.keys():
-                if row[metric]:
+                if row[metric] and row["epoch"]:
                     epoch = float(row["epoch"])
                     epochs.setdefault(epoch, {}).setdefault(metric, []).append(float(row[metric]))
                     steps[epoch] = int(row["step"])

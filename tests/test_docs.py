@@ -9,6 +9,7 @@ import yaml
 
 import fgssl
 from fgssl.methods import (
+    BYOL,
     CMD,
     FLSL,
     LCR,
@@ -19,6 +20,8 @@ from fgssl.methods import (
     DenseCL,
     MaskCon,
     MetricLearning,
+    SimCLR,
+    SimSiam,
     SwAV,
     VICReg,
 )
@@ -26,6 +29,7 @@ from fgssl.methods import (
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "barlow_twins": BarlowTwins,
+    "byol": BYOL,
     "cmd": CMD,
     "densecl": DenseCL,
     "flsl": FLSL,
@@ -35,6 +39,8 @@ PAGES = {
     "metric_learning": MetricLearning,
     "mls": MLS,
     "obd_sd": OBDSD,
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
     "swav": SwAV,
     "vicreg": VICReg,
 }
@@ -90,7 +96,9 @@ def test_experiments_named_on_the_page_of_a_method_exist(name):
 
 
 def test_every_method_of_the_package_has_a_page():
-    methods = {cls.__name__ for cls in PAGES.values()}
-    assert methods == {name for name, room in fgssl._PUBLIC.items() if room == "fgssl.methods"}
+    methods = {name for name, room in fgssl._PUBLIC.items() if room == "fgssl.methods"}
+    pages = "".join(map(page_of, PAGES))
+    assert {cls.__name__ for cls in PAGES.values()} <= methods
+    assert {name for name in methods if f"`--model {name}`" in pages} == methods
     site = (ROOT / "mkdocs.yml").read_text()
     assert all(f"methods/{name}.md" in site for name in PAGES)

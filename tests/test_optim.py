@@ -144,12 +144,14 @@ def test_lars_step_is_that_of_its_paper_and_spares_biases():
         assert weight.flatten().tolist() == pytest.approx(expected[name], rel=1e-7, abs=1e-12), name
 
 
-def test_group_without_a_rate_takes_that_of_the_optimiser_scaled():
+def test_parameters_with_a_constant_rate_are_groups_of_their_own_with_the_same_settings():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    groups = [Group("1.", weight_decay=0.2, constant=True)]
-    built = Optim(lr=0.1, reference_batch=256, weight_decay=0.3, groups=groups).build(module, global_batch=512)
-    settings = [(group["lr"], group["weight_decay"], group.get("constant", False)) for group in built.param_groups]
-    assert settings == [(pytest.approx(0.2), 0.3, False), (pytest.approx(0.2), 0.2, True)]
+    optim = Optim(lr=0.1, reference_batch=256, weight_decay=0.3, decay_1d=False, constant="1.")
+    built = optim.build(module, global_batch=512)
+    settings = [(len(g["params"]), g["lr"], g["weight_decay"], g.get("constant", False)) for g in built.param_groups]
+    assert settings == [(1, 0.2, 0.3, False), (1, 0.2, 0.0, False), (1, 0.2, 0.3, True), (1, 0.2, 0.0, True)]
+    with pytest.raises(UserError, match="model.optim.constant: no trainable parameter of the model is named '2"):
+        Optim(constant="2").build(module, global_batch=1)
 
 
 def test_eps_is_that_of_adam_and_refused_where_there_is_none():

@@ -128,7 +128,7 @@ def run(place: Place, variant: str, seed: int, recall: float, **changed):
     (folder / "results.json").write_text(json.dumps(told | changed))
     config = {"seed_everything": seed, "model": {"class_path": "MLS", "init_args": {"variant": variant}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = [[0, 1, 0.5, ""], [0, 3, 0.7, 0.25], [4, 9, 0.1, recall]]
+    rows = [["", 0, 0.9, 0.1], [0, 1, 0.5, ""], [0, 3, 0.7, 0.25], [4, 9, 0.1, recall]]
     with (folder / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["epoch", "step", "train/loss", "test_each_epoch/nmi"], *rows])
     return folder

@@ -415,7 +415,8 @@ class Method(LightningModule):
             return warmup_steps(step, warmup, milestones, self.optim.gamma)
         floor = self.optim.min_lr / self.optim.peak(self.global_batch())
         fall = warmup_linear if self.optim.schedule == "linear" else warmup_cosine
-        return fall(step, self.total_steps(), warmup, floor=floor)
+        total = self.total_steps() if self.optim.length is None else round(self.optim.length * unit)
+        return fall(step, total, warmup, floor=floor)
 
     def lr_factors(self, settings: list[dict[str, Any]]) -> list[Callable[[int], float]]:
         """``lr_factor`` for each parameter group; 1 at every step for those with a constant learning rate."""

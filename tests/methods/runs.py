@@ -61,16 +61,16 @@ RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {N
 RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
 RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
 LARS = ("--model.optim", "{name: lars, lr: 1, lr_1d: 0.001, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
+HEADS = ("--model.dim", "8", "--model.hidden", "16")
 MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
 MAE = (
     "--model", "MAE", "--model.backbone", MAE_VIT, "--model.decoder_dim", "8", "--model.decoder_depth", "1",
     "--model.decoder_heads", "2", *RIVAL_OPTIM,
 )  # fmt: skip
 RIVALS: dict[str, tuple[str, ...]] = {
-    "moco_v2": (
-        "--model", "MLS", "--model.variant", "moco_v2", *RESNET, "--model.memory", "40", "--model.hidden", "16",
-        *RIVAL_OPTIM,
-    ),
+    "simclr": ("--model", "SimCLR", *RESNET, *HEADS, *LARS),
+    "byol": ("--model", "BYOL", *RESNET, *HEADS, *LARS, "--model.momentum", "0.8"),
+    "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *RIVAL_OPTIM, "--model.optim.constant", "predictor"),
     "barlow_twins": ("--model", "BarlowTwins", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
     "vicreg": ("--model", "VICReg", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
     # The prototypes are trained and the queue takes part in the second epoch; crops of two sizes.
@@ -84,6 +84,9 @@ RIVALS: dict[str, tuple[str, ...]] = {
     "lcr": (
         "--model", "LCR", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", "--model.nu", "0.05",
         "--model.attention_over", "map", "--model.attention_tau", "0.4", *RIVAL_OPTIM,
+    ),
+    "byol_lcr": (
+        "--model", "BYOLLCR", *RESNET_8, *HEADS, "--model.nu", "0.05", "--model.momentum", "0.8", *LARS,
     ),
     "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
     # The centres have a rate of their own; the network is frozen in the first of the two epochs.

@@ -38,13 +38,13 @@ def whole(tmp_path_factory) -> Callable[[str], Path]:
     return run
 
 
-def assert_close_state(ours: dict, theirs: dict) -> None:
+def assert_close_state(ours: dict, theirs: dict, rtol: float, atol: float) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not isinstance(value, torch.Tensor):
             assert ours[name] == value, name  # a memory's pointer and fill
         elif value.is_floating_point():
-            torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(ours[name], value, rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
         else:
             assert torch.equal(ours[name], value), name  # a memory's labels and rows
 
@@ -62,7 +62,8 @@ def test_rival_trains_goes_on_from_a_checkpoint_on_a_device_and_is_exported(name
     assert elsewhere(waits_of_a_step, line) == (0, {CHECK: 1.0})
     on = tmp_path / name / "on"
     assert results(on)["steps"] == STEPS
-    assert_close_state(state(on), state(run))
+    # The CPU augments a few images at a time, in float32, and leaves out other taps of the blur.
+    assert_close_state(state(on), state(run), rtol=1e-3, atol=1e-5)
 
     out = ["--out", str(tmp_path / "export"), "--formats", "timm"]  # the features are compared when it is read back
     assert main(["export", "--ckpt_path", str(run), *out]) == 0
@@ -92,4 +93,4 @@ def test_two_processes_train_every_rival_to_the_weights_of_one(whole, tmp_path):
     for name in RIVALS:
         run = tmp_path / name / "run"
         assert results(run)["processes"] == WORLD
-        assert_close_state(state(run), state(whole(name)))
+        assert_close_state(state(run), state(whole(name)), rtol=1e-5, atol=1e-7)
