@@ -180,6 +180,12 @@ def test_dino_and_esvit_are_called_so(runs):
     assert runs.add("cmd", changed("cmd_cub")).method == "CMD"
 
 
+@pytest.mark.parametrize(("rival", "printed"), [("barlow_twins", 33.45), ("vicreg", 37.78)])
+def test_probe_of_a_rival_has_its_number_of_cmds_table(rival, printed, runs):
+    config = changed(f"rivals/{rival}_cub")
+    assert beside(runs.probe(runs.add(rival, config), config), "top1") == printed
+
+
 # ---- the whole table, both ways -------------------------------------------------------------------------------------
 
 # Printed numbers that no experiment of ours can produce: the reason, and columns of their rows.
