@@ -10,6 +10,7 @@ _PUBLIC = {
     "Method": "fgssl.methods.base",
     "StepResult": "fgssl.methods.base",
     "BYOL": "fgssl.methods",
+    "BYOLLCR": "fgssl.methods",
     "CMD": "fgssl.methods",
     "DenseCL": "fgssl.methods",
     "FLSL": "fgssl.methods",

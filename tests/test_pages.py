@@ -87,6 +87,7 @@ PAGES = {
     "experiments/maskcon_baselines/README.md": Page(["parsed"]),
     "experiments/mls_ablations/README.md": Page(["parsed"] * 3),
     "experiments/obd_sd_ablations/README.md": Page(["parsed"] * 2),
+    "experiments/rivals/README.md": Page(["parsed"] * 2),
 }
 BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 

@@ -5,7 +5,7 @@ from fgssl.methods.byol import BYOL
 from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
-from fgssl.methods.lcr import LCR
+from fgssl.methods.lcr import BYOLLCR, LCR
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.metric_learning import MetricLearning
@@ -18,6 +18,7 @@ from fgssl.methods.vicreg import VICReg
 
 __all__ = [
     "BYOL",
+    "BYOLLCR",
     "CMD",
     "FLSL",
     "LCR",

@@ -16,11 +16,23 @@ from collections.abc import Callable
 import torch
 
 from fgssl.data.batch import Batch
-from fgssl.methods import BarlowTwins, SwAV, VICReg
+from fgssl.methods import BYOL, BarlowTwins, SimCLR, SimSiam, SwAV, VICReg
 from fgssl.methods.base import Method
 from fgssl.nn.backbones import Backbone
 
 Encode = Callable[[Method, list[torch.Tensor]], torch.Tensor]
+
+
+def encoder_and_predictor(method: Method, views: list[torch.Tensor]) -> torch.Tensor:
+    """SimSiam's predictions of both views."""
+    return torch.stack([method.predictor(method.encoder.head(method.encoder.features(view))) for view in views])
+
+
+def online_and_target(method: Method, views: list[torch.Tensor]) -> torch.Tensor:
+    """BYOL's predictions of both views, and the target's projections."""
+    with torch.no_grad():
+        targets = torch.stack([method.target.head(method.target.features(view)) for view in views])
+    return torch.stack([method.predictor(method.online.head(method.online.features(view))) for view in views]) - targets
 
 
 def view_by_view(method: Method, views: list[torch.Tensor]) -> torch.Tensor:
@@ -29,6 +41,9 @@ def view_by_view(method: Method, views: list[torch.Tensor]) -> torch.Tensor:
 
 # name -> class, its arguments, number of small views, the networks alone
 RIVALS: dict[str, tuple[type[Method], dict, int, Encode]] = {
+    "SimCLR": (SimCLR, {}, 0, lambda method, views: method.encoder(torch.cat(views))),
+    "BYOL": (BYOL, {}, 0, online_and_target),
+    "SimSiam": (SimSiam, {}, 0, encoder_and_predictor),
     "Barlow Twins": (BarlowTwins, {}, 0, view_by_view),
     "VICReg": (VICReg, {}, 0, view_by_view),
     "SwAV": (SwAV, {"queue_start": 0}, 6, lambda method, views: method.project(views)),

@@ -85,6 +85,9 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "--model", "LCR", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", "--model.nu", "0.05",
         "--model.attention_over", "map", "--model.attention_tau", "0.4", *RIVAL_OPTIM,
     ),
+    "byol_lcr": (
+        "--model", "BYOLLCR", *RESNET_8, *HEADS, "--model.nu", "0.05", "--model.momentum", "0.8", *LARS,
+    ),
     "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
     # The centres have a rate of their own; the network is frozen in the first of the two epochs.
     "metric_learning": (

@@ -1,4 +1,4 @@
-"""LCR as a LightningModule: attention, GradCAM of its own loss, embedding."""
+"""LCR on MoCo-v2 and on BYOL as LightningModules: attention, GradCAM of their own loss, embedding."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from fgssl.errors import UserError
 from fgssl.losses.contrastive import info_nce
 from fgssl.losses.lcr import attention_fit
-from fgssl.methods.lcr import LCR
+from fgssl.losses.prediction import negative_cosine
+from fgssl.methods.lcr import BYOLLCR, LCR
 from fgssl.nn.attention import MaxAttention, attention_pool
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
@@ -18,6 +19,12 @@ def lcr(**options) -> LCR:
     torch.manual_seed(0)
     settings = {"backbone": BACKBONE, "dim": 6, "hidden": 8, "memory": 12, "maps": 4, "optim": Optim(lr=0.1, warmup=0)}
     return LCR(**(settings | options))
+
+
+def byol_lcr(**options) -> BYOLLCR:
+    torch.manual_seed(0)
+    settings = {"backbone": BACKBONE, "dim": 6, "hidden": 8, "maps": 4, "optim": Optim(lr=0.1, warmup=0)}
+    return BYOLLCR(**(settings | options))
 
 
 def filled(method: LCR) -> LCR:
@@ -44,16 +51,34 @@ def test_step_is_the_papers(over, tau):
     nce = info_nce(q, k, method.memory.keys, tau=0.2)
     (gradient,) = torch.autograd.grad(nce, map_BFHW)
     cam = (map_BFHW * gradient).sum(1).relu()
-    linear, norm, _ = method.attention.maps
-    maps = F.conv2d(map_BFHW, linear.weight[:, :, None, None])
-    weights = F.batch_norm(maps, None, None, norm.weight, norm.bias, training=True).relu().amax(1)
-    weights = weights / weights.amax((1, 2), keepdim=True)
-    expected = nce + 0.7 * attention_fit(weights, cam, tau=tau, over=over)
+    expected = nce + 0.7 * attention_fit(plain_attention(method, map_BFHW), cam, tau=tau, over=over)
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
     keys, draw, index = result.enqueue["memory"]
     torch.testing.assert_close(keys, k)
     assert torch.equal(draw, batch.draw)
     assert torch.equal(index, batch.index)
+
+
+def plain_attention(method: LCR | BYOLLCR, map_BFHW: torch.Tensor) -> torch.Tensor:
+    linear, norm, _ = method.attention.maps
+    maps = F.conv2d(map_BFHW, linear.weight[:, :, None, None])
+    weights = F.batch_norm(maps, None, None, norm.weight, norm.bias, training=True).relu().amax(1)
+    return weights / weights.amax((1, 2), keepdim=True)
+
+
+def test_step_on_byol_is_the_released_codes():
+    method, batch = byol_lcr(nu=0.7), one_batch()
+    result = method.step(batch)
+    map1 = method.online.backbone.forward_features(batch.views[0])
+    z1 = method.online.head(map1.mean((2, 3)))
+    z2 = method.online.head(method.online.backbone(batch.views[1]))
+    with torch.no_grad():
+        target1, target2 = (method.target.head(method.target.backbone(view)) for view in batch.views)
+    loss = negative_cosine(method.predictor(z1), target2) / 2 + negative_cosine(method.predictor(z2), target1) / 2
+    (gradient,) = torch.autograd.grad(loss, map1, retain_graph=True)
+    cam = (map1 * gradient).sum(1).relu()
+    expected = loss + 0.7 * attention_fit(plain_attention(method, map1), cam, tau=0.4, over="map")
+    torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_both_terms_train_the_backbone_and_the_fit_alone_the_attention():
@@ -75,11 +100,12 @@ def test_gradcam_leaves_no_gradient_behind():
     assert all(p.grad is None for p in method.parameters())
 
 
-def test_embedding_is_the_map_weighted_by_the_attention():
-    method, images = lcr().eval(), one_batch().views[0]
+@pytest.mark.parametrize("make", [lcr, byol_lcr])
+def test_embedding_is_the_map_weighted_by_the_attention(make):
+    method, images = make().eval(), one_batch().views[0]
     with torch.no_grad():
         found = method.embed(images)
-        map_BFHW = method.query.backbone.forward_features(images)
+        map_BFHW = method.backbones()["student"].forward_features(images)
         weights = method.attention(map_BFHW)
     for b in range(len(images)):
         total = sum(weights[b, y, x] * map_BFHW[b, :, y, x] for y in range(2) for x in range(2))
@@ -115,10 +141,11 @@ def test_a_map_with_channels_last_has_a_gradcam():
     assert method.embed(one_batch().views[0]).shape == (8, 16)
 
 
-def test_a_class_token_is_refused():
+@pytest.mark.parametrize("make", [lcr, byol_lcr])
+def test_a_class_token_is_refused(make):
     vit = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
     with pytest.raises(UserError, match="global_pool: avg"):
-        lcr(backbone=Backbone("vit_tiny_patch16_224", options=vit))
+        make(backbone=Backbone("vit_tiny_patch16_224", options=vit))
 
 
 def test_two_epochs_lower_the_fit():
@@ -136,8 +163,9 @@ def test_two_epochs_lower_the_fit():
     assert fits[-1] < 0.8 * fits[0]
 
 
-def test_training_moves_the_attention():
-    method = lcr()
+@pytest.mark.parametrize("make", [lcr, byol_lcr])
+def test_training_moves_the_attention(make):
+    method = make()
     before = method.attention.maps[0].weight.clone()
     tiny_trainer(max_epochs=1).fit(method, blob_loader())
     assert not torch.equal(method.attention.maps[0].weight, before)
