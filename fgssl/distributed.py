@@ -25,6 +25,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def process_count() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def gather_rows(*tensors: Tensor) -> list[Tensor]:
     """Concatenate each tensor ([B, ...], the same B on every rank) over the ranks, in rank order.
 
@@ -38,6 +43,11 @@ def gather_rows(*tensors: Tensor) -> list[Tensor]:
     dist.all_gather_into_tensor(gathered, packed)
     columns = gathered.split([r.shape[1] for r in rows], dim=1)
     return [c.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
+
+
+def rows_of_this_rank(gathered: Tensor) -> Tensor:
+    """Rows that this rank gave to ``gather_rows``."""
+    return gathered.chunk(dist.get_world_size())[dist.get_rank()] if is_distributed() else gathered
 
 
 class _Gather(torch.autograd.Function):
@@ -62,6 +72,25 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     If every rank computes the same loss from the result, DDP's mean over ranks is the gradient of that loss.
     """
     return _Gather.apply(rows) if is_distributed() else rows
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce; the gradient of a rank's values is the sum of the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        summed = values.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """Sum over the ranks, of the same shape on every rank; DDP's mean over ranks then is that of one process."""
+    return _Sum.apply(values) if is_distributed() else values
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

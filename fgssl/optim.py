@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,80 +35,125 @@ class Optim:
             ``list_optimizers()``, such as ``lars`` or ``lamb``.
         lr: peak learning rate, above 0; for a global batch of ``reference_batch`` images if that is set.
         momentum: momentum of SGD, LARS and other optimisers that have one.
+        betas: decay rates of Adam's and AdamW's two moving averages (MAE: 0.9 and 0.95); null: those of the
+            optimiser, 0.9 and 0.999 for most.
+        eps: term added to the denominator of Adam's and AdamW's step, above 0 (ProxyNCA++: 1.0, SoftTriple: 0.01);
+            null: that of the optimiser, 1e-8 for most.
         weight_decay: weight decay, 0 or more.
         weight_decay_end: weight decay at the end of the run, after half a cosine (DINO: 0.04 to 0.4); null: constant.
-        decay_1d: apply weight decay to biases and normalisation parameters too.
+        decay_1d: apply weight decay to biases and normalisation parameters too. ``lars`` does not scale the steps of
+            parameters without weight decay.
+        lr_1d: peak learning rate of biases and normalisation parameters, scaled as ``lr``; null: ``lr``. Barlow Twins'
+            code has 0.0048 beside 0.2.
         warmup: length of the warm-up, in ``unit``.
         min_lr: learning rate at the end of the ``cosine`` or ``linear`` schedule.
         reference_batch: multiply ``lr`` by (global batch / reference_batch); null: use ``lr`` unchanged.
         schedule: decay after the warm-up. ``cosine``: half a cosine down to ``min_lr``. ``linear``: straight line down
             to ``min_lr``. ``steps``: multiply by ``gamma`` at each milestone.
+        length: length of the ``cosine`` or ``linear`` schedule, in ``unit``, where the run ends before it (LCR's BYOL:
+            800 epochs, of which 100 are trained); null: that of the run.
         milestones: times of the steps, in ``unit``, for ``schedule: steps``.
         unit: unit of ``warmup`` and ``milestones``: ``epoch`` or optimiser ``step``.
         gamma: factor at each milestone, for ``schedule: steps``.
         clip_each: largest gradient norm of each parameter tensor (DINO's code: 3.0); null: no clipping. The trainer's
             gradient_clip_val limits the norm over all tensors together.
+        constant: common prefix of the names of parameters whose learning rate stays at its peak, without warm-up and
+            decay, such as ``predictor`` (SimSiam); null: none.
         groups: parameter groups with their own settings, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
     """
 
     name: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
     weight_decay: float = 5e-4
     weight_decay_end: float | None = None
     decay_1d: bool = True
+    lr_1d: float | None = None
     warmup: float = 5
     min_lr: float = 0.0
     reference_batch: int | None = None
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    length: float | None = None
     milestones: list[int] = field(default_factory=list)
     unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
     clip_each: float | None = None
+    constant: str | None = None
     groups: list[Group] = field(default_factory=list)
 
     def __post_init__(self):
-        at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
+        at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
         at_least(0, warmup=self.warmup)
-        if self.lr == 0:
-            raise UserError("lr is 0; it must be above 0.")
+        if self.length is not None and not self.length > self.warmup:
+            raise UserError(f"length is {self.length}; it must be above the warmup, {self.warmup}, or null: the run's.")
+        for name, lr in {"lr": self.lr, "lr_1d": self.lr_1d}.items():
+            if lr is not None and not lr > 0:
+                raise UserError(f"{name} is {lr:g}; it must be above 0.")
         if self.reference_batch is not None:
             at_least(1, reference_batch=self.reference_batch)
         if self.weight_decay_end is not None:
             at_least(0, weight_decay_end=self.weight_decay_end)
+        if self.eps is not None and not self.eps > 0:
+            raise UserError(f"eps is {self.eps}; it must be above 0, or null for that of the optimiser.")
         if self.clip_each is not None and not self.clip_each > 0:
             raise UserError(f"clip_each is {self.clip_each}; it must be above 0, or null for no clipping.")
 
     def peak(self, global_batch: int) -> float:
         """Peak learning rate at a global batch size (linear scaling rule)."""
-        return self.lr * global_batch / self.reference_batch if self.reference_batch else self.lr
+        return self.scaled(self.lr, global_batch)
+
+    def scaled(self, lr: float, global_batch: int) -> float:
+        """Learning rate at a global batch size, of one for ``reference_batch`` images."""
+        return lr * global_batch / self.reference_batch if self.reference_batch else lr
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
         """Build the optimiser over the module's trainable parameters.
 
         Raises:
-            UserError: timm has no optimiser of this name.
+            UserError: timm has no optimiser of this name, or it has no ``eps`` and one is given.
         """
-        from timm.optim import create_optimizer_v2, list_optimizers  # takes seconds to import
+        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers  # takes seconds to import
 
         if self.name not in list_optimizers():
             hint = did_you_mean(self.name, list_optimizers())
             raise UserError(f"model.optim.name: unknown optimiser '{self.name}'.{hint}")
         own, rest = own_groups(module.named_parameters(), self.groups)
-        groups = parameter_groups(rest, self.weight_decay, self.decay_1d) + own
+        lr_1d = None if self.lr_1d is None else self.scaled(self.lr_1d, global_batch)
+        kept, rest = split_constant(rest, self.constant)
+        groups = parameter_groups(rest, self.weight_decay, self.decay_1d, lr_1d)
+        constant = parameter_groups(kept, self.weight_decay, self.decay_1d, lr_1d)
+        groups += [{**group, "constant": True} for group in constant] + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
-        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum)
+        if self.eps is not None and not get_optimizer_info(name).has_eps:
+            raise UserError(f"model.optim.eps: {self.name} has none; set it to null.")
+        given: dict[str, Any] = {} if self.betas is None else {"betas": tuple(self.betas)}
+        given |= {} if self.eps is None else {"eps": self.eps}
+        return create_optimizer_v2(groups, name, lr=self.peak(global_batch), momentum=self.momentum, **given)
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decay_1d: bool = True
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    decay_1d: bool = True,
+    lr_1d: float | None = None,
 ) -> list[dict]:
-    """Optimiser groups of the trainable parameters; without ``decay_1d`` the 1-D ones are a group without decay."""
+    """Optimiser groups of the trainable parameters; the 1-D ones are a group of their own where they differ.
+
+    Args:
+        named_parameters: parameters by name.
+        weight_decay: weight decay.
+        decay_1d: whether the 1-D parameters have it too.
+        lr_1d: peak learning rate of the 1-D parameters; None: that of the others.
+    """
     trainable = [p for _, p in named_parameters if p.requires_grad]
-    decayed = [p for p in trainable if decay_1d or p.ndim > 1]
-    rest = [p for p in trainable if not decay_1d and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay, "decayed": True}]
-    groups += [{"params": rest, "weight_decay": 0.0}]
+    own_1d: dict[str, Any] = {} if decay_1d else {"weight_decay": 0.0, "decayed": False}
+    own_1d |= {} if lr_1d is None else {"lr": lr_1d}
+    alike = [p for p in trainable if p.ndim > 1 or not own_1d]
+    other = [p for p in trainable if p.ndim <= 1 and own_1d]
+    shared = {"weight_decay": weight_decay, "decayed": True}
+    groups = [{"params": alike, **shared}, {"params": other, **shared, **own_1d}]
     return [group for group in groups if group["params"]]
 
 
@@ -129,6 +174,20 @@ def own_groups(
         own.append({"params": params, "lr": group.lr, "weight_decay": group.weight_decay})
         rest = [(name, p) for name, p in rest if not name.startswith(group.of)]
     return own, rest
+
+
+def split_constant(
+    named_parameters: Sequence[tuple[str, nn.Parameter]], prefix: str | None
+) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
+    """The parameters whose names begin with ``prefix``, none where it is None, and the others.
+
+    Raises:
+        UserError: the prefix matches no parameter.
+    """
+    kept = [] if prefix is None else [(name, p) for name, p in named_parameters if name.startswith(prefix)]
+    if prefix is not None and not kept:
+        raise UserError(f"model.optim.constant: no trainable parameter of the model is named '{prefix}...'.")
+    return kept, [(name, p) for name, p in named_parameters if prefix is None or not name.startswith(prefix)]
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:

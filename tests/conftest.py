@@ -1,13 +1,20 @@
-"""Shared by all tests: one thread per process (pytest-xdist uses the cores), and the folder of research data."""
+"""Shared by all tests: one thread per process (pytest-xdist uses the cores), the folder of research data, and the
+process in which the stand-in device exists."""
 
+import multiprocessing
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of two test processes would fight for two cores
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+
+from tests.methods.runs import PATIENCE
 
 torch.set_num_threads(1)
 
@@ -18,3 +25,13 @@ def research_data() -> Path:
     if "FGSSL_DATA" not in os.environ:
         pytest.skip("FGSSL_DATA is not set: no real data sets here")
     return Path(os.environ["FGSSL_DATA"])
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[Callable[..., Any]]:
+    """``elsewhere(function, *arguments)`` calls a function of a module in the process of ``tests/devices``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield lambda function, *arguments: pool.submit(function, *arguments).result(PATIENCE)

@@ -50,10 +50,10 @@ def variant_of(config: dict) -> str | None:
     method = flat["model"]
     if method == "CMD":
         return OTHERS.get(tuple(options[name] for name in ("l_i", "l_r", "l_s", "l_t", "l_ts")))
-    if method == "OBDSD":
+    if method in ("MetricLearning", "OBDSD"):
         loss, margin = str(flat["model.dml_loss"]), bool(flat.get("model.dml_loss.push_own"))
         named = {"MultiSimilarity": "MS", "Margin": "R-Margin" if margin else "Margin"}.get(loss, loss)
-        return named + Distillation(**options["distillation"]).label
+        return named + (Distillation(**options["distillation"]).label if method == "OBDSD" else "")
     return options.get("variant")
 
 
@@ -194,6 +194,9 @@ def trainings() -> dict[str, dict]:
         for options in OPTIONS.get(name, []):
             words = " ".join(f"{option.split('__')[-1]}={value}" for option, value in options.items())
             found[f"{name} {words}"] = changed(name, **options)
+    for path in sorted((EXPERIMENTS / "rivals").glob("*.yaml")):
+        if read_yaml(path).get("run.paper"):
+            found[f"rivals/{path.stem}"] = changed(f"rivals/{path.stem}")
     for sweep in sorted((EXPERIMENTS / "sweeps").glob("*.yaml")):
         for name, (base, options) in cells(sweep).items():
             if not base.endswith(NOT_OF_A_PAPER):

@@ -29,11 +29,25 @@ EXPERIMENTS = ROOT / "experiments"
 REGISTERS = Path(__file__).parent / "golden" / "recipes"
 DEVIATIONS = ROOT / "docs" / "deviations.md"
 PAPERS = {
+    "arcface": "ArcFace (Deng et al., CVPR 2019; recipe of Roth et al., ICML 2020)",
+    "barlow_twins": "Barlow Twins (Zbontar et al., ICML 2021)",
+    "byol": "BYOL (Grill et al., NeurIPS 2020)",
     "cmd": "CMD (Bi et al., 2024)",
+    "cross_entropy": "Cross-entropy (Boudiaf et al., ECCV 2020)",
+    "densecl": "DenseCL (Wang et al., CVPR 2021)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
+    "lcr": "LCR (Shu et al., CVPR 2023)",
+    "mae": "MAE (He et al., CVPR 2022)",
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",
     "obd_sd": "OBD-SD (Zeng et al., 2022)",
+    "proxy_anchor": "ProxyAnchor (Kim et al., CVPR 2020)",
+    "proxy_nca_pp": "ProxyNCA++ (Teh et al., ECCV 2020)",
+    "simclr": "SimCLR (Chen et al., ICML 2020)",
+    "simsiam": "SimSiam (Chen & He, CVPR 2021)",
+    "soft_triple": "SoftTriple (Qian et al., ICCV 2019)",
+    "swav": "SwAV (Caron et al., NeurIPS 2020)",
+    "vicreg": "VICReg (Bardes, Ponce & LeCun, ICLR 2022)",
 }
 COLUMNS = ["experiment", "option", "paper", "paper_place", "code", "code_place", "ours", "reason"]
 

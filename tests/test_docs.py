@@ -8,12 +8,44 @@ import pytest
 import yaml
 
 import fgssl
-from fgssl.methods import CMD, FLSL, MLS, OBDSD, MaskCon
+from fgssl.methods import (
+    BYOL,
+    CMD,
+    FLSL,
+    LCR,
+    MAE,
+    MLS,
+    OBDSD,
+    BarlowTwins,
+    DenseCL,
+    MaskCon,
+    MetricLearning,
+    SimCLR,
+    SimSiam,
+    SwAV,
+    VICReg,
+)
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"cmd": CMD, "flsl": FLSL, "maskcon": MaskCon, "mls": MLS, "obd_sd": OBDSD}
+PAGES = {
+    "barlow_twins": BarlowTwins,
+    "byol": BYOL,
+    "cmd": CMD,
+    "densecl": DenseCL,
+    "flsl": FLSL,
+    "lcr": LCR,
+    "mae": MAE,
+    "maskcon": MaskCon,
+    "metric_learning": MetricLearning,
+    "mls": MLS,
+    "obd_sd": OBDSD,
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "swav": SwAV,
+    "vicreg": VICReg,
+}
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
-EXPERIMENT = "maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
+EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
 PATHS = ("", "cmd_ablations/", "maskcon_baselines/", "mls_ablations/", "obd_sd_ablations/", "flsl_ablations/")
 
 
@@ -64,7 +96,9 @@ def test_experiments_named_on_the_page_of_a_method_exist(name):
 
 
 def test_every_method_of_the_package_has_a_page():
-    methods = {cls.__name__ for cls in PAGES.values()}
-    assert methods == {name for name, room in fgssl._PUBLIC.items() if room == "fgssl.methods"}
+    methods = {name for name, room in fgssl._PUBLIC.items() if room == "fgssl.methods"}
+    pages = "".join(map(page_of, PAGES))
+    assert {cls.__name__ for cls in PAGES.values()} <= methods
+    assert {name for name in methods if f"`--model {name}`" in pages} == methods
     site = (ROOT / "mkdocs.yml").read_text()
     assert all(f"methods/{name}.md" in site for name in PAGES)

@@ -45,6 +45,18 @@ def test_learning_rate_scales_with_the_global_batch():
     assert isinstance(Optim(name="adamw").build(module, 1), torch.optim.AdamW)
 
 
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_biases_and_normalisation_have_a_learning_rate_of_their_own_when_asked(decay_1d):
+    """Barlow Twins: 0.2 and 0.0048 for 256 images."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optim = Optim(name="lars", lr=0.2, lr_1d=0.0048, weight_decay=1e-6, decay_1d=decay_1d, reference_batch=256)
+    weights, rest = optim.build(module, 1024).param_groups
+    assert [p.ndim for p in weights["params"]] == [2]
+    assert [p.ndim for p in rest["params"]] == [1, 1, 1]
+    assert (weights["lr"], rest["lr"]) == pytest.approx((0.8, 0.0192))
+    assert (weights["weight_decay"], rest["weight_decay"]) == (1e-6, 1e-6 if decay_1d else 0)
+
+
 def test_steps_fall_at_the_milestones_after_the_warmup():
     assert [warmup_steps(step, 2, [4, 6], 0.3) for step in range(8)] == pytest.approx(
         [0, 0.5, 1, 1, 0.3, 0.3, 0.09, 0.09]
@@ -98,3 +110,61 @@ def test_optimiser_of_timm_takes_a_step_with_groups_of_its_own(name):
 def test_unknown_optimiser_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"model.optim.name: unknown optimiser 'larz'. Did you mean 'lars'\?"):
         Optim(name="larz").build(nn.Linear(1, 1), global_batch=1)
+
+
+def test_lars_step_is_that_of_its_paper_and_spares_biases():
+    """You, Gitman & Ginsburg (2017), algorithm 1, in plain floats: two steps with momentum."""
+    lr, momentum, decay, trust = 0.3, 0.9, 0.01, 0.001
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    names = [name for name, _ in module.named_parameters()]
+    optim = Optim(name="lars", lr=lr, momentum=momentum, weight_decay=decay, decay_1d=False, warmup=0)
+    built = optim.build(module, global_batch=1)
+    expected = {name: weight.detach().flatten().tolist() for name, weight in module.named_parameters()}
+    speed = {name: [0.0] * len(values) for name, values in expected.items()}
+
+    def length(values: list[float]) -> float:
+        return sum(v * v for v in values) ** 0.5
+
+    for step in range(2):
+        built.zero_grad()
+        for scale, weight in enumerate(module.parameters(), start=1):
+            weight.grad = scale * torch.sin(torch.arange(weight.numel(), dtype=torch.float64) + step).view_as(weight)
+        for name, weight in module.named_parameters():
+            gradient, old = weight.grad.flatten().tolist(), expected[name]
+            rate = 1.0
+            if name == "0.weight":
+                rate = trust * length(old) / (length(gradient) + decay * length(old))
+                gradient = [g + decay * w for g, w in zip(gradient, old, strict=True)]
+            speed[name] = [momentum * v + rate * g for v, g in zip(speed[name], gradient, strict=True)]
+            expected[name] = [w - lr * v for w, v in zip(old, speed[name], strict=True)]
+        built.step()
+    assert names == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    for name, weight in module.named_parameters():
+        assert weight.flatten().tolist() == pytest.approx(expected[name], rel=1e-7, abs=1e-12), name
+
+
+def test_parameters_with_a_constant_rate_are_groups_of_their_own_with_the_same_settings():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optim = Optim(lr=0.1, reference_batch=256, weight_decay=0.3, decay_1d=False, constant="1.")
+    built = optim.build(module, global_batch=512)
+    settings = [(len(g["params"]), g["lr"], g["weight_decay"], g.get("constant", False)) for g in built.param_groups]
+    assert settings == [(1, 0.2, 0.3, False), (1, 0.2, 0.0, False), (1, 0.2, 0.3, True), (1, 0.2, 0.0, True)]
+    with pytest.raises(UserError, match="model.optim.constant: no trainable parameter of the model is named '2"):
+        Optim(constant="2").build(module, global_batch=1)
+
+
+def test_eps_is_that_of_adam_and_refused_where_there_is_none():
+    """A step of Adam at the start is lr g / (|g| + eps): eps 1 makes it nearly a step of gradient descent."""
+    module = nn.Linear(3, 1)
+    start = module.weight.detach().clone()
+    optimizer = Optim(name="adam", lr=0.1, eps=1.0, weight_decay=0).build(module, 1)
+    module.weight.grad = torch.tensor([[0.5, -2.0, 1e-3]])
+    module.bias.grad = torch.zeros(1)
+    optimizer.step()
+    expected = -0.1 * module.weight.grad / (module.weight.grad.abs() + 1)
+    torch.testing.assert_close(module.weight.detach() - start, expected)
+    with pytest.raises(UserError, match="model.optim.eps: sgd has none; set it to null"):
+        Optim(name="sgd", eps=1.0).build(module, 1)
+    with pytest.raises(UserError, match="eps is 0"):
+        Optim(eps=0)

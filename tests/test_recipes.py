@@ -13,24 +13,32 @@ NO_RECIPE = {  # experiments of ours alone: no paper or released code states the
     "maskcon_cub": "CUB has no coarse labels in MaskCon's paper",
     "mls_cub": "trained on CUB itself; the paper trains on COCO",
     "flsl_cub": "trained on CUB itself; the paper trains on ImageNet",
+    "rivals/densecl_cub": "trained on CUB itself; the papers train on COCO and ImageNet",
     "obd_sd_ablations/loss_proxy_anchor": "a loss that the paper names and does not train",
     "obd_sd_ablations/loss_triplet": "a loss that the paper does not train",
 }
 
 
 def experiments_of(paper: str) -> set[str]:
-    """The experiments that reproduce a paper, small ones of ours left out, by their path below ``experiments/``."""
+    """The experiments that reproduce a paper, small ones of ours left out, by their path below ``experiments/``.
+
+    A rival's number may stand in the table of another paper; its recipe is of its own: ``rivals/lcr_cub`` is LCR's.
+    """
     return {
         name
         for name, file in experiment_files().items()
-        if name.split("/")[0].split("_ablations")[0] == paper or paper_of(file) == paper
+        if name.startswith(f"rivals/{paper}_")
+        or (not name.startswith("rivals/"))
+        and (name.split("/")[0].split("_ablations")[0] == paper or paper_of(file) == paper)
     }
 
 
 def experiment_files() -> dict:
     files = {str(path.relative_to(EXPERIMENTS).with_suffix("")): path for path in EXPERIMENTS.rglob("*.yaml")}
     ours = ("_digits", "_small", "_small_start")
-    return {name: path for name, path in files.items() if not name.startswith("sweeps/") and not name.endswith(ours)}
+    # Grids; contrasts at a size of ours, which no paper has.
+    elsewhere = ("sweeps/", "evidence/", "rivals/small/", "rivals/sweeps/")
+    return {name: path for name, path in files.items() if not name.startswith(elsewhere) and not name.endswith(ours)}
 
 
 def paper_of(file) -> str:

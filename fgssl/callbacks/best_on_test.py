@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from fgssl.callbacks.evaluation import log_exactly
 from fgssl.callbacks.online import evaluating
-from fgssl.callbacks.retrieval import statistics_over_ranks
+from fgssl.callbacks.retrieval import extra_metrics, statistics_over_ranks
 from fgssl.distributed import from_rank_zero
 from fgssl.errors import UserError, at_least
 from fgssl.evaluation.embedding import Embeddings, embed_rows
@@ -30,12 +30,20 @@ class BestOnTest(Callback):
     Args:
         ks: the K of Recall@K.
         nmi: measure NMI too, by k-means with as many clusters as test classes; takes longer than the rest.
+        structure: log embedding density and spectral decay of each epoch too, ``test_each_epoch/density`` and
+            ``test_each_epoch/spectral_decay``; they have no best epoch.
         every_n_epochs: measure after every n-th epoch, and after the last.
     """
 
-    def __init__(self, ks: list[int] = [1], nmi: bool = False, every_n_epochs: int = 1):  # noqa: B006
+    def __init__(
+        self,
+        ks: list[int] = [1],  # noqa: B006
+        nmi: bool = False,
+        structure: bool = False,
+        every_n_epochs: int = 1,
+    ):
         at_least(1, every_n_epochs=every_n_epochs, **{f"ks: {k}": k for k in ks})
-        self.ks, self.nmi, self.every_n_epochs = list(ks), nmi, every_n_epochs
+        self.ks, self.nmi, self.structure, self.every_n_epochs = list(ks), nmi, structure, every_n_epochs
         self.best: dict[str, tuple[float, int]] = {}  # metric: its best value, epochs trained by then
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
@@ -58,6 +66,8 @@ class BestOnTest(Callback):
         for name, value in measured.items():
             if name not in self.best or value > self.best[name][0]:
                 self.best[name] = (value, trained)
+        if self.structure:
+            measured |= from_rank_zero(lambda: extra_metrics(["density", "spectral_decay"], rows))
         log_exactly(method, "test_each_epoch", measured)
 
     def _measure(self, trainer: Trainer, rows: Embeddings) -> dict[str, float]:

@@ -11,37 +11,48 @@ from torch import Tensor
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.data.batch import Batch
 from fgssl.data.images import open_image
+from fgssl.distributed import from_rank_zero
 from fgssl.errors import UserError, at_least
-from fgssl.evaluation.box_knn import box_knn_right, box_patches
+from fgssl.evaluation.box_knn import box_patches, patches_right
 from fgssl.evaluation.embedding import Embeddings, collect
+from fgssl.metrics.clustering import k_means, nmi, purity
 
 
 class BoxKNN(Evaluation):
     """Bounding-box-aligned k-NN accuracy (FLSL, appendix F) of the validation and test rows, as ``box_knn_top1``.
 
+    An image counts as right if one of its 9 patches is, as in the paper; ``box_knn_patches`` is the share of patches.
     Off by default. ``--trainer.callbacks+ BoxKNN`` adds it to ``fgssl fit``, ``fgssl test`` or ``fgssl embed --model
     timm/...``. The bank holds the patches of the training images; images without a box are left out. Needs a data set
-    with boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, or ImageNet with ``--data.dataset.boxes true``.
+    with boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, ImageNet with ``--data.dataset.boxes true``, or the CSV
+    file of a Folder.
+
+    With ``clusters``, k-means groups the same patches of the evaluated images, without the training images:
+    ``patch_purity`` is the share of patches whose class is the most frequent of their cluster, ``patch_nmi`` the
+    normalised mutual information of clusters and classes.
 
     Args:
         k: neighbours of a patch that vote; the paper's 20 times 7, because the bank has 9 patches an image.
         temperature: temperature of the votes.
         every_n_epochs: epochs between evaluations in training; the test at the end is always evaluated.
+        clusters: number of k-means clusters of patches; 0: no clustering.
     """
 
-    def __init__(self, k: int = 140, temperature: float = 0.07, every_n_epochs: int = 1):
+    def __init__(self, k: int = 140, temperature: float = 0.07, every_n_epochs: int = 1, clusters: int = 0):
         super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
+        at_least(0, clusters=clusters)
         if not temperature > 0:
             raise UserError(f"BoxKNN.temperature is {temperature}; it must be above 0.")
-        self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
+        self.k, self.temperature, self.every_n_epochs, self.clusters = k, temperature, every_n_epochs, clusters
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         index = trainer.datamodule.parts.index  # type: ignore[attr-defined]
         if index.boxes is None or np.isnan(index.boxes).all():
             raise UserError(
                 f"BoxKNN: {index.name} has no bounding boxes here. CUB's are in bounding_boxes.txt, ImageNet's in "
-                "Annotations/ (--data.dataset.boxes true); or take BoxKNN out of trainer.callbacks."
+                "Annotations/ (--data.dataset.boxes true), a Folder's in the columns x0, y0, x1, y1 of its CSV file; "
+                "or take BoxKNN out of trainer.callbacks."
             )
         if index.paths is None or index.pixels is not None or index.targets is not None:
             raise UserError(f"BoxKNN needs image files with one class each, and {index.name} has none.")
@@ -79,9 +90,19 @@ class BoxKNN(Evaluation):
         bank_MPD, bank_labels_M = self._with_boxes(trainer, self._bank(trainer, method))
         mine = slice(trainer.global_rank, None, trainer.world_size)
         options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
-        right_N = box_knn_right(queries_NPD[mine], labels_N[mine], bank_MPD, bank_labels_M, **options)
-        right = int(trainer.strategy.reduce(right_N.sum(), reduce_op="sum"))
-        log_exactly(method, part, {"box_knn_top1": right / len(labels_N)})
+        right_NP = patches_right(queries_NPD[mine], labels_N[mine], bank_MPD, bank_labels_M, **options)
+        counts = torch.stack([right_NP.any(dim=1).sum(), right_NP.sum()])
+        images, patches = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        shares = {"box_knn_top1": images / len(labels_N), "box_knn_patches": patches / queries_NPD[..., 0].numel()}
+        log_exactly(method, part, shares)
+        if self.clusters:
+            log_exactly(method, part, from_rank_zero(lambda: self._agreement(queries_NPD, labels_N)))
+
+    def _agreement(self, patches_NPD: Tensor, labels_N: Tensor) -> dict[str, float]:
+        """Purity and NMI of the clusters of all patches."""
+        labels = labels_N.repeat_interleave(patches_NPD.shape[1]).cpu().numpy()
+        clusters = k_means(patches_NPD.flatten(0, 1), min(self.clusters, len(labels)))
+        return {"patch_purity": purity(labels, clusters), "patch_nmi": nmi(labels, clusters)}
 
     @torch.no_grad()
     def _bank(self, trainer: Trainer, method) -> Embeddings:

@@ -1,5 +1,6 @@
 """Retrieval metrics of the validation and test rows; embeddings of ``fgssl predict``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ class Retrieval(Evaluation):
             train = gallery
             if train is None and "cmd_code" in self.extra:
                 train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
-            metrics |= from_rank_zero(lambda: self._extra_metrics(queries, train))
+            metrics |= from_rank_zero(lambda: extra_metrics(self.extra, queries, train, self.clusters))
         log_exactly(method, part, metrics)
         if part == "test" and self.folder and self.grid:
             from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
@@ -91,21 +92,31 @@ class Retrieval(Evaluation):
             paths = np.asarray(trainer.datamodule.parts.index.paths)[arrays["index"]]
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
 
-    def _extra_metrics(self, rows: Embeddings, train: Any) -> dict[str, float]:
-        """Metrics of ``extra``; computed on one rank, because k-means uses all cores of the machine."""
-        measures = {
-            "clustering": lambda: clustering_metrics(rows.embedding, rows.fine, n_clusters=self.clusters),
-            "density": lambda: {"density": embedding_density(rows.embedding, rows.fine)},
-            "spectral_decay": lambda: {"spectral_decay": spectral_decay(rows.embedding)},
-            "cmd_code": lambda: cmd_code_retrieval(rows.embedding, rows.fine, train.embedding, train.fine),
-        }
-        metrics: dict[str, float] = {}
-        for name in self.extra:
-            try:
-                metrics |= measures[name]()
-            except ValueError as fault:  # too few rows or classes
-                rank_zero_warn(f"retrieval.extra: no {name} ({fault}).")
-        return metrics
+
+def extra_metrics(
+    names: Sequence[Extra], rows: Embeddings, train: Any = None, clusters: int | None = None
+) -> dict[str, float]:
+    """Metrics of ``Retrieval.extra``; computed on one rank, because k-means uses all cores of the machine.
+
+    Args:
+        names: what to measure.
+        rows: the evaluated rows.
+        train: the training rows, for ``cmd_code``.
+        clusters: number of clusters of k-means; None: the number of classes.
+    """
+    measures = {
+        "clustering": lambda: clustering_metrics(rows.embedding, rows.fine, n_clusters=clusters),
+        "density": lambda: {"density": embedding_density(rows.embedding, rows.fine)},
+        "spectral_decay": lambda: {"spectral_decay": spectral_decay(rows.embedding)},
+        "cmd_code": lambda: cmd_code_retrieval(rows.embedding, rows.fine, train.embedding, train.fine),
+    }
+    metrics: dict[str, float] = {}
+    for name in names:
+        try:
+            metrics |= measures[name]()
+        except ValueError as fault:  # too few rows or classes
+            rank_zero_warn(f"retrieval.extra: no {name} ({fault}).")
+    return metrics
 
 
 def labelled(rows: Embeddings, part: str) -> Embeddings | None:

@@ -11,7 +11,6 @@ from jsonargparse import DefaultHelpFormatter
 from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._common import parser_context
 from jsonargparse._parameter_resolvers import get_signature_parameters
-from jsonargparse.typing import register_type
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -22,10 +21,6 @@ from fgssl.data.views import Views
 from fgssl.errors import UserError, did_you_mean
 from fgssl.methods.base import Method
 from fgssl.methods.registry import known_methods, subclasses
-from fgssl.nn.dml import Spec
-
-# Otherwise the parser would read the mapping of a Spec as a class and require its full import path.
-register_type(Spec, Spec.plain, Spec.read)
 
 
 class ExperimentParser(LightningArgumentParser):

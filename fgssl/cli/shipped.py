@@ -8,6 +8,7 @@ from pathlib import Path
 from fgssl.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
+RESULTS = "evidence/results/"  # configurations of finished runs; in a checkout alone
 
 
 def root() -> Path:
@@ -19,11 +20,12 @@ def experiments(sweeps: bool = False) -> dict[str, Path]:
     """The files of ``experiments/`` by name: ``maskcon_cub``, ``cmd_ablations/table4_lr``.
 
     Args:
-        sweeps: the sweep files (``sweeps/maskcon_cars``) instead of the experiments.
+        sweeps: the sweep files (``sweeps/maskcon_cars``, ``evidence/sweeps/mls``) instead of the experiments.
     """
     folder = root() / "experiments"
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    return {name: path for name, path in files.items() if name.startswith("sweeps/") == sweeps}
+    files = {name: path for name, path in files.items() if not name.startswith(RESULTS)}
+    return {name: path for name, path in files.items() if ("sweeps" in name.split("/")[:-1]) == sweeps}
 
 
 def find(name: str | Path) -> Path:

@@ -149,49 +149,63 @@ class EvalView(Views):
 
 _WARP = Photometric(perspective=0.5)
 _MOCO = Photometric(jitter=0.8, grey=0.2, blur=0.5)
+_SIMCLR = Photometric(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5)
+_DINO = Photometric(jitter=0.8, saturation=0.2, grey=0.2)  # jitter (0.4, 0.4, 0.2, 0.1); BYOL's too
 _PEN = Photometric(perspective=0.5, jitter=0.8, saturation=0.0, hue=0.0)
+_WHOLE_RANGE = Crop(scale=(0.08, 1.0), resample="bicubic")
 
 # name -> (strong view, weak view), without their size
-RECIPES: dict[str, tuple[Crop, Crop]] = {
+Recipe = Literal["cars", "sop", "cifar", "moco", "simclr", "byol", "digits"]
+RECIPES: dict[Recipe, tuple[Crop, Crop]] = {
     "cars": (Crop(photometric=replace(_MOCO, perspective=0.5)), Crop(photometric=_WARP)),
     "sop": (Crop(photometric=_WARP), Crop(photometric=_WARP)),
     "cifar": (Crop(auto_augment=True), Crop()),
     "moco": (Crop(photometric=_MOCO), Crop(photometric=_MOCO)),
+    "simclr": (replace(_WHOLE_RANGE, photometric=_SIMCLR), replace(_WHOLE_RANGE, photometric=_SIMCLR)),
+    "byol": (
+        replace(_WHOLE_RANGE, photometric=replace(_DINO, blur=1.0)),
+        replace(_WHOLE_RANGE, photometric=replace(_DINO, blur=0.1, solarise=0.2)),
+    ),
     "digits": (Crop(scale=(0.6, 1.0), flip=0.0, photometric=_PEN), Crop(scale=(0.8, 1.0), flip=0.0)),
 }
 
 
 class PairViews(Views):
-    """A strong and a weak view.
+    """Two views: a strong and a weak one, or two of one kind.
 
     Args:
         recipe: augmentation of the two views. ``cars``, ``sop``, ``cifar``: MaskCon, appendix A.1 (``cars`` also for
-            CUB and other photographs, ``cifar`` for images of 32 px). ``moco``: MoCo v2's augmentation for both (MLS).
-            ``digits``: our own, weak and without flips.
+            CUB and other photographs, ``cifar`` for images of 32 px). ``moco``: MoCo v2's augmentation for both (MLS,
+            SimSiam). ``simclr``: SimCLR's for both, appendix A, with jitter of strength 1. ``byol``: BYOL's, Table 6:
+            blur of the first view with probability 1 and of the second with 0.1, solarisation of the second with 0.2
+            (Barlow Twins and VICReg too). ``digits``: our own, weak and without flips.
         size: side of both views, px.
     """
 
-    def __init__(self, recipe: Literal["cars", "sop", "cifar", "moco", "digits"] = "cars", size: int = 224):
+    def __init__(self, recipe: Recipe = "cars", size: int = 224):
         super().__init__([replace(crop, size=size) for crop in RECIPES[recipe]])
 
 
 class SingleView(Views):
-    """One random crop with flip (supervised training, OBD-SD, linear probes).
+    """One random crop with flip (supervised training, OBD-SD, MAE, linear probes).
 
     Args:
         size: side of the view, px.
         scale: range of the area of the crop, as a share of the image.
+        resample: interpolation of the resizing, with antialiasing.
     """
 
-    def __init__(self, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)):
-        super().__init__([Crop(size, scale)])
-
-
-_DINO = Photometric(jitter=0.8, saturation=0.2, grey=0.2)  # jitter (0.4, 0.4, 0.2, 0.1)
+    def __init__(
+        self,
+        size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        resample: Literal["bilinear", "bicubic"] = "bilinear",
+    ):
+        super().__init__([Crop(size, scale, resample=resample)])
 
 
 class MultiCrop(Views):
-    """Two large and several small views (DINO, EsViT, CMD).
+    """Two large and several small views (DINO, EsViT, CMD, SwAV).
 
     Args:
         size: side of the large views, px.
@@ -199,6 +213,8 @@ class MultiCrop(Views):
         local_size: side of the small views, px.
         local_scale: range of the area of a small view, as a share of the image.
         local_crops: number of small views.
+        colours: colours, blur and interpolation. ``dino``: DINO's, with another blur for each kind of view, bicubic.
+            ``swav``: SwAV's, which are SimCLR's for all views, bilinear.
     """
 
     def __init__(
@@ -208,7 +224,12 @@ class MultiCrop(Views):
         local_size: int = 96,
         local_scale: tuple[float, float] = (0.05, 0.4),
         local_crops: int = 8,
+        colours: Literal["dino", "swav"] = "dino",
     ):
+        if colours == "swav":
+            like_swav = Crop(size, scale, photometric=_SIMCLR)
+            super().__init__([like_swav] * 2 + [replace(like_swav, size=local_size, scale=local_scale)] * local_crops)
+            return
         large = Crop(size, scale, resample="bicubic")
         small = Crop(local_size, local_scale, resample="bicubic", photometric=replace(_DINO, blur=0.5))
         first = replace(large, photometric=replace(_DINO, blur=1.0))

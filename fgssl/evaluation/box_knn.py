@@ -41,7 +41,15 @@ def box_patches(boxes_B4: Tensor, seen_B4: Tensor, grid: tuple[int, int]) -> Ten
 def box_knn_right(
     queries_NPD: Tensor, labels_N: Tensor, bank_MPD: Tensor, bank_labels_M: Tensor, *, k: int, temperature: float
 ) -> Tensor:
-    """Whether at least one patch of a test image is classified correctly by its nearest training patches.
+    """Whether at least one patch of a test image is classified correctly, [N] bool; arguments of ``patches_right``."""
+    right_NP = patches_right(queries_NPD, labels_N, bank_MPD, bank_labels_M, k=k, temperature=temperature)
+    return right_NP.any(dim=1)
+
+
+def patches_right(
+    queries_NPD: Tensor, labels_N: Tensor, bank_MPD: Tensor, bank_labels_M: Tensor, *, k: int, temperature: float
+) -> Tensor:
+    """Whether each patch of a test image is classified correctly by its nearest training patches.
 
     Args:
         queries_NPD: patches of the test images.
@@ -52,14 +60,14 @@ def box_knn_right(
         temperature: temperature of the votes.
 
     Returns:
-        [N] bool.
+        [N, P] bool.
     """
     if not len(labels_N):  # a rank without test images
-        return torch.zeros(0, dtype=torch.bool, device=queries_NPD.device)
+        return torch.zeros(queries_NPD.shape[:2], dtype=torch.bool, device=queries_NPD.device)
     bank_labels = bank_labels_M.repeat_interleave(bank_MPD.shape[1])
     cosine_Qk, ids_Qk = nearest(queries_NPD.flatten(0, 1), bank_MPD.flatten(0, 1), min(k, len(bank_labels)))
     predicted_Q = vote(cosine_Qk, bank_labels[ids_Qk], temperature)
-    return (predicted_Q.view(len(queries_NPD), -1) == labels_N[:, None]).any(dim=1)
+    return predicted_Q.view(len(queries_NPD), -1) == labels_N[:, None]
 
 
 def nearest(queries_QD: Tensor, bank: Tensor, k: int, *, at_once: int = PART) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Contrastive losses against a memory of keys. Shapes: B batch, K memory length, D projection."""
+"""Contrastive losses, against a memory of keys or within a batch. Shapes: B batch, K memory length, D projection."""
 
 import torch
 from torch import Tensor
@@ -37,3 +37,21 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, *, tau: float) -> Ten
     """
     logits_BK = contrastive_logits(queries, keys, queue, tau=tau)
     return F.cross_entropy(logits_BK, logits_BK.new_zeros(len(logits_BK), dtype=torch.long))
+
+
+def nt_xent(first: Tensor, second: Tensor, *, tau: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy: the other view of an image is the positive of a view, all views of
+    the other images are its negatives (SimCLR: Chen et al., ICML 2020, Eq. 1).
+
+    Args:
+        first: [B, D] projections of the first views, L2-normalised.
+        second: [B, D] projections of the second views of the same images, L2-normalised.
+        tau: temperature.
+
+    Returns:
+        Scalar, mean over the 2B views.
+    """
+    z_ND = torch.cat([first, second])  # N = 2B
+    logits_NN = (z_ND @ z_ND.T / tau).fill_diagonal_(-torch.inf)
+    other_view_N = torch.arange(len(z_ND), device=z_ND.device).roll(len(first))
+    return F.cross_entropy(logits_NN, other_view_N)

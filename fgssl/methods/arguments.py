@@ -4,17 +4,24 @@ import dataclasses
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import register_type
 
 from fgssl.checkpoint import checkpoint_file
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone
+from fgssl.nn.dml import Spec
 from fgssl.nn.weights import normalisation_of
+
+# Otherwise a parser would read the mapping of a Spec as a class and require its full import path.
+register_type(Spec, Spec.plain, Spec.read)
 
 NOT_PLAIN = object()  # what ``plain`` gives for an object that no file can hold
 
 
 def plain(value: Any) -> Any:
     """Plain values of an argument, dataclasses as dicts; ``NOT_PLAIN`` for other objects."""
+    if isinstance(value, Spec):
+        return value.plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):

@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -414,12 +415,17 @@ class Method(LightningModule):
             return warmup_steps(step, warmup, milestones, self.optim.gamma)
         floor = self.optim.min_lr / self.optim.peak(self.global_batch())
         fall = warmup_linear if self.optim.schedule == "linear" else warmup_cosine
-        return fall(step, self.total_steps(), warmup, floor=floor)
+        total = self.total_steps() if self.optim.length is None else round(self.optim.length * unit)
+        return fall(step, total, warmup, floor=floor)
+
+    def lr_factors(self, settings: list[dict[str, Any]]) -> list[Callable[[int], float]]:
+        """``lr_factor`` for each parameter group; 1 at every step for those with a constant learning rate."""
+        return [_one if group.get("constant") else self.lr_factor for group in settings]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optim.build(self, self.global_batch())
         self._group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        scheduler = {"scheduler": LambdaLR(optimizer, self.lr_factor), "interval": "step"}
+        scheduler = {"scheduler": LambdaLR(optimizer, self.lr_factors(self._group_settings)), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -433,8 +439,9 @@ class Method(LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]
         rank_zero_info(self._start_line())
-        for group, settings in zip(optimizer.param_groups, self._group_settings, strict=True):
-            group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * self.lr_factor(scheduler.last_epoch))
+        restored = zip(optimizer.param_groups, self._group_settings, self.lr_factors(self._group_settings), strict=True)
+        for group, settings, factor in restored:
+            group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * factor(scheduler.last_epoch))
 
     def _start_line(self) -> str:
         """Global batch, learning rate and seed, for the log."""
@@ -487,6 +494,10 @@ class Method(LightningModule):
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING and trainer.datamodule is not None:
             check_global_batch(checkpoint, trainer.datamodule, trainer.accumulate_grad_batches)
+
+
+def _one(step: int) -> float:
+    return 1.0
 
 
 def check_global_batch(checkpoint: dict[str, Any], datamodule: DataModule, accumulated: int) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fgssl.data.batch import Batch
+from fgssl.distributed import gather_with_gradient
 from fgssl.errors import UserError, at_least
 from fgssl.losses.cmd import (
     Pairs,
@@ -21,6 +22,7 @@ from fgssl.losses.cmd import (
     patch_loss,
     posterior,
 )
+from fgssl.losses.koleo import koleo as koleo_of
 from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import StepResult
 from fgssl.methods.self_distillation import SelfDistillation, watch
@@ -105,6 +107,8 @@ class CMD(SelfDistillation):
         bottleneck: width before the last layer of a head.
         norm_last_layer: keep the prototypes at length 1; false, the default, trains their lengths too (the released
             commands of CMD and EsViT).
+        koleo: weight of KoLeo, which keeps the student's pooled features of different images apart, summed over the two
+            image crops; over the images of all processes. 0.1 in DINOv2, whose code takes those of each process.
     """
 
     default_views = {"class_path": "MultiCrop"}
@@ -126,16 +130,20 @@ class CMD(SelfDistillation):
         hidden: int = 2048,
         bottleneck: int = 256,
         norm_last_layer: bool = False,
+        koleo: float = 0.0,
         **base,
     ):
         super().__init__(**base)
-        at_least(0, l_i=l_i, l_r=l_r, l_s=l_s, l_t=l_t, l_ts=l_ts)
+        at_least(0, l_i=l_i, l_r=l_r, l_s=l_s, l_t=l_t, l_ts=l_ts, koleo=koleo)
         at_least(2, prototypes=prototypes)
         at_least(1, hidden=hidden, bottleneck=bottleneck)
         if l_i == l_r == l_s == l_ts == 0:
             raise UserError("model.l_i, l_r, l_s and l_ts are all 0: nothing would be learnt (L_T has no gradient).")
         self.l_i, self.l_r, self.l_s, self.l_t, self.l_ts = l_i, l_r, l_s, l_t, l_ts
+        self.koleo = koleo
         self.variant = OTHERS.get((l_i, l_r, l_s, l_t, l_ts))  # None: CMD itself
+        if koleo > 0:
+            self.variant = f"{self.variant or 'CMD'}+KoLeo"
         self.teacher_crops, self.inter_level, self.image_bag = teacher_crops, inter_level, image_bag
         self.prototypes = prototypes
         both = inter_level == "within_crop" or bags == "both"
@@ -181,6 +189,10 @@ class CMD(SelfDistillation):
             terms["l_t"] = self.between(t_bags, t_bags)  # Eq. 15: no gradient, a constant
         if self.l_ts > 0:
             terms["l_ts"] = self.between(t_bags, s_bags)
+        if self.koleo > 0:
+            terms["koleo"] = torch.stack(
+                [koleo_of(gather_with_gradient(features.pooled)) for features in student[:IMAGE_CROPS]]
+            ).sum()
         terms = {name: term for name, term in terms.items() if getattr(self, name) > 0}
         loss = torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()  # Eq. 16
         return StepResult(loss, {**terms, **self.watched(next(iter(found.values())))})

@@ -7,19 +7,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgssl.data.batch import Batch
-from fgssl.data.draws import seed_of
 from fgssl.errors import UserError, at_least
 from fgssl.losses.contrastive import info_nce
 from fgssl.losses.mls import Reduction, knn_softmax_loss, mean_length, pseudo_labels, pull_and_push
-from fgssl.methods.base import Keys, Method, StepResult
+from fgssl.methods.base import Keys, StepResult
+from fgssl.methods.momentum_contrast import MomentumContrast
 from fgssl.nn.backbones import Backbone, Encoder
 from fgssl.nn.heads import mlp
 from fgssl.nn.memory import Memory
-from fgssl.nn.shuffle import across_processes, synchronise_batch_norm
-from fgssl.nn.teacher import Pair, teacher_of
 
 
-class MLS(Method):
+class MLS(MomentumContrast):
     """Multi-label self-supervised learning with scene images (Zhu, Fu & Wu, ICCV 2023).
 
     The trained encoder sees view 1, its exponential moving average (EMA) sees view 2. Two FIFO dictionaries hold view
@@ -50,19 +48,12 @@ class MLS(Method):
         nce_weight: Weight of InfoNCE after ``nce_warmup_epochs``; 1 in the paper. Binary cross-entropy alone is
             unstable: use 0 only together with a warm-up.
         nce_warmup_epochs: Number of first epochs that train with InfoNCE alone.
-        tau: Temperature of all losses.
         dim: Projection dimension C.
         hidden: Hidden width of the projector.
         memory: Dictionary length D.
         momentum: EMA momentum of the key encoder.
-        keys_batch_norm: BatchNorm of the key encoder with several processes. ``shuffled``: each process encodes a
-            random part of all images (MoCo); ``synchronised``: statistics over all processes; ``plain``: statistics
-            of each process. No difference with one process.
         optim: Optimiser and schedule.
     """
-
-    default_views = {"class_path": "PairViews", "init_args": {"recipe": "moco"}}
-    views_needed = (2, 2)
 
     def __init__(
         self,
@@ -74,56 +65,39 @@ class MLS(Method):
         reduction: Reduction = "mean",
         nce_weight: float = 1.0,
         nce_warmup_epochs: int = 0,
-        tau: float = 0.2,
         dim: int = 256,
         hidden: int = 2048,
         memory: int = 4096,
         momentum: float = 0.995,
-        keys_batch_norm: Literal["shuffled", "synchronised", "plain"] = "shuffled",
         **base,
     ):
-        super().__init__(**base)
+        super().__init__(momentum=momentum, **base)
         at_least(1, k=k, dim=dim, hidden=hidden, memory=memory)
-        at_least(0, lam=lam, nce_weight=nce_weight, nce_warmup_epochs=nce_warmup_epochs, momentum=momentum)
-        if tau <= 0:
-            raise UserError(f"model.tau is {tau}; a temperature is above 0.")
+        at_least(0, lam=lam, nce_weight=nce_weight, nce_warmup_epochs=nce_warmup_epochs)
         if variant != "moco_v2" and lam == nce_weight == 0:
             raise UserError("model.lam and model.nce_weight are both 0: nothing would be learnt.")
         if reduction != "mean" and variant in ("knn", "moco_v2"):
             raise UserError(f"model.reduction {reduction} has no effect on model.variant {variant}: set it to mean.")
-        self.variant, self.dictionary, self.k, self.tau, self.momentum = variant, dictionary, k, tau, momentum
+        self.variant, self.dictionary, self.k, self.reduction = variant, dictionary, k, reduction
         self.lam, self.nce_weight, self.nce_warmup_epochs = lam, nce_weight, nce_warmup_epochs
-        self.reduction, self.keys_batch_norm = reduction, keys_batch_norm
         network = backbone.build()
         self.query = Encoder(network, mlp(network.num_features, hidden, dim))
-        self.key = teacher_of(self.query)
-        if keys_batch_norm == "synchronised":
-            synchronise_batch_norm(self.key)
+        self.make_key()
         self.uses_g = variant != "moco_v2" and dictionary != "z"
         # Both dictionaries are columns of one memory, [g2, z2]: entry j of one is always entry j of the other.
         self.widths = (network.num_features if self.uses_g else 0, dim)
         self.memory = Memory(memory, sum(self.widths))
-        self._shuffle_seed = 0
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self.query.features(images)
-
-    def teachers(self) -> list[Pair]:
-        return [Pair(self.query, self.key)]
-
-    def teacher_momentum(self, step: int, total: int) -> float:
-        return self.momentum
 
     def prefill(self, batch: Batch) -> dict[str, Keys]:
         g2_BF, z2_BC = self.keys(batch.views[1])
-        return self.entries(g2_BF, z2_BC, batch)
+        return self.pairs(g2_BF, z2_BC, batch)
 
     def step(self, batch: Batch) -> StepResult:
         view1, view2 = batch.views
         g1_BF = self.query.features(view1)
         z1_BC = self.query.project(g1_BF)
         g2_BF, z2_BC = self.keys(view2)
-        enqueue = self.entries(g2_BF, z2_BC, batch)  # after the optimiser step: labels and logits come from before it
+        enqueue = self.pairs(g2_BF, z2_BC, batch)  # after the optimiser step: labels and logits come from before it
         q_g_DF, q_z_DC = self.dictionaries()
         nce = info_nce(z1_BC, z2_BC, q_z_DC, tau=self.tau)
         parts = {"nce": nce, "q_z_mean": mean_length(q_z_DC)}
@@ -146,23 +120,19 @@ class MLS(Method):
         added = pull if self.variant == "bce_pos" else pull + push  # Eq. 15, Eq. 9
         return added, {"pull": pull.detach(), "push": push.detach()}
 
-    @torch.no_grad()
     def keys(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """g2 [B, F] and z2 [B, C] of unit length, by the EMA encoder."""
 
-        def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        def encode(images: Tensor) -> tuple[Tensor, ...]:
             features = self.key.features(images)
             return F.normalize(features, dim=1), self.key.project(features)
 
-        if self.keys_batch_norm == "shuffled":
-            return across_processes(encode, images, seed=self._shuffle_seed)
-        return encode(images)
+        g2_BF, z2_BC = self.encoded(encode, images)
+        return g2_BF, z2_BC
 
-    def entries(self, g2_BF: Tensor, z2_BC: Tensor, batch: Batch) -> dict[str, Keys]:
-        """Keys, draws and rows that enter both dictionaries; draw (in place of a label) and row identify the crop."""
-        keys = torch.cat([g2_BF, z2_BC], dim=1) if self.uses_g else z2_BC
-        draw = batch.draw.to(keys.device, non_blocking=True)  # the data module keeps it on the CPU
-        return {"memory": (keys, draw, batch.index)}
+    def pairs(self, g2_BF: Tensor, z2_BC: Tensor, batch: Batch) -> dict[str, Keys]:
+        """Keys of one batch that enter both dictionaries."""
+        return self.entries(torch.cat([g2_BF, z2_BC], dim=1) if self.uses_g else z2_BC, batch)
 
     def dictionaries(self) -> tuple[Tensor, Tensor]:
         """Q_g [fill, F] and Q_z [fill, C]; Q_g has no columns where the variant does not use it."""
@@ -177,7 +147,3 @@ class MLS(Method):
         scores_BD = F.normalize(g1_BF, dim=1) @ q_g_DF.T if self.uses_g else self.query.project(g1_BF) @ q_z_DC.T
         cosine_Bk, nearest_Bk = scores_BD.topk(min(count, scores_BD.shape[1]), dim=1)
         return cosine_Bk, nearest_Bk
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)
-        self._shuffle_seed = seed_of(self._seed, self.current_epoch, batch_idx)  # the same in all processes

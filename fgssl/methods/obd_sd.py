@@ -1,90 +1,57 @@
 """OBD-SD: self-distillation with online batch diffusion around any metric-learning loss (Zeng et al., 2022)."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fgssl.checkpoint import check_fits, read_checkpoint
 from fgssl.data.batch import Batch
-from fgssl.data.draws import seed_of
-from fgssl.distributed import gather_rows, gather_with_gradient
+from fgssl.distributed import gather_rows
 from fgssl.errors import UserError
 from fgssl.evaluation.embedding import collect
 from fgssl.losses.obd_sd import global_similarity, relation_distillation
-from fgssl.losses.precision import at_least_float32
-from fgssl.methods.base import Method, StepResult
-from fgssl.nn.backbones import Backbone, Encoder
+from fgssl.methods.base import StepResult
+from fgssl.methods.metric_learning import MetricLearning
+from fgssl.nn.backbones import Backbone
 from fgssl.nn.distillation import Distillation, similarity
-from fgssl.nn.dml import Spec, build_dml, loss_label
 from fgssl.nn.heads import mlp
 from fgssl.nn.teacher import Pair, teacher_of
 
 
-class OBDSD(Method):
+class OBDSD(MetricLearning):
     """Online batch diffusion-based self-distillation for deep metric learning (Zeng et al., 2022).
 
-    Takes one view of each image: ``batch.views = [view]``. Shapes: B batch of all processes, F feature, D embedding,
-    K embedding of a head, N training images.
+    :class:`MetricLearning` with a second term, the distillation of the similarities within a batch. Shapes: B batch of
+    all processes, F feature, D embedding, K embedding of a head, N training images.
 
     Args:
         backbone: student network; the paper's are ResNet50 and BN-Inception with ImageNet weights.
-        dim: dimension D of the embedding.
-        freeze_bn: keep the running statistics of BatchNorm fixed; its scale and shift are trained.
-        dml_loss: metric-learning loss, as a class name or ``{class_path, init_args}``: ``MultiSimilarity``, ``Margin``
-            (R-Margin with ``push_own``), or any loss of pytorch-metric-learning.
-        miner: selection of triplets or pairs for the loss, named in the same way: ``RandomTriplets``, ``SemiHard``,
-            ``SoftHard``, ``DistanceWeighted``, or any miner of pytorch-metric-learning; null: all pairs, or the
-            loss's own selection.
         distillation: settings of the distillation.
-        global_batch: compute loss and similarities over the batch of all processes; false: over each process's own.
-        train_classes: labels of the training classes, ascending; default: those of the data set.
-        optim: optimiser and schedule.
     """
-
-    default_views = {"class_path": "SingleView"}
-    views_needed = (1, 1)
-    classes: Tensor
 
     def __init__(
         self,
         backbone: Backbone = Backbone("resnet50"),
-        dim: int = 128,
-        freeze_bn: bool = True,
-        dml_loss: Spec = Spec("MultiSimilarity"),
-        miner: Spec | None = None,
         distillation: Distillation = Distillation(),
-        global_batch: bool = True,
-        train_classes: list[int] = [],  # noqa: B006
-        **base,
+        **metric_learning,
     ):
-        super().__init__(**base)
-        self.distillation, self.across_processes = distillation, global_batch
-        self.register_buffer("classes", torch.tensor(train_classes, dtype=torch.long), persistent=False)
-        network, classes = backbone.build(), len(train_classes)
-        features = network.num_features
-        self.student = Encoder(network, nn.Linear(features, dim), freeze_statistics=freeze_bn)
-        self.dml_loss, self.miner = build_dml(dml_loss, miner, num_classes=classes, embedding_size=dim)
+        super().__init__(backbone, **metric_learning)
+        if not self.normalize:
+            raise UserError("model.normalize false: OBDSD compares cosines, of embeddings of unit length.")
+        self.distillation = distillation
+        features: Any = self.student.backbone.num_features
         if distillation.teacher in ("epoch", "pretrained"):
             self.teacher = teacher_of(self.student).eval()
             if distillation.teacher_precision == "bf16":
                 self.teacher = self.teacher.to(memory_format=torch.channels_last)
         if distillation.teacher == "heads":
             self.heads = nn.ModuleList(mlp(features, d, d) for d in distillation.head_dims)
-            losses = [
-                build_dml(dml_loss, miner, num_classes=classes, embedding_size=d)[0] for d in distillation.head_dims
-            ]
-            self.head_losses = nn.ModuleList(losses)
-        self.variant = loss_label(self.dml_loss) + distillation.label
-        self._draw_seed, self._resumed = 0, False
+            self.head_losses = nn.ModuleList(self.new_loss(d)[0] for d in distillation.head_dims)
+        self.variant += distillation.label
+        self._resumed = False
         self._global: tuple[int, Tensor, Tensor] | None = None  # epoch, data-set rows [N], similarities [N, N]
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self.student(images)
-
-    def labels_needed(self) -> set[Literal["fine", "coarse"]]:
-        return {"fine"}
 
     def teachers(self) -> list[Pair]:
         return [Pair(self.student, self.teacher, every="epoch")] if self.distillation.teacher == "epoch" else []
@@ -92,7 +59,7 @@ class OBDSD(Method):
     def step(self, batch: Batch) -> StepResult:
         (images,) = batch.views
         h_BF = self.student.features(images)
-        z_BD, labels_B = self.over_processes(self.student.project(h_BF), self.class_of(batch.fine))
+        z_BD, labels_B = self.embeddings(h_BF, batch.fine)
         torch.manual_seed(self._draw_seed)  # so that every process draws the same triplets
         dml = self.metric_loss(self.dml_loss, z_BD, labels_B)
         weight = self.distillation.weight(self.current_epoch, self.epochs())
@@ -107,13 +74,6 @@ class OBDSD(Method):
         kl = torch.stack(losses).mean()
         parts = {"dml": dml, "kl": kl, "distillation_weight": torch.tensor(weight)}
         return StepResult(dml + weight * kl, parts)  # Eq. 7
-
-    def metric_loss(self, loss: nn.Module, z_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Metric-learning loss, in float32 at least."""
-        with torch.autocast(z_BD.device.type, enabled=False):
-            z_BD = at_least_float32(z_BD)
-            mined = () if self.miner is None else (self.miner(z_BD, labels_B),)
-            return loss(z_BD, labels_B, *mined)
 
     def from_teacher(self, images: Tensor, index_B: Tensor) -> Tensor:
         """[B, B] targets from the student of the last epoch, or from the pretrained network."""
@@ -141,16 +101,6 @@ class OBDSD(Method):
             losses.append(self.metric_loss(head_loss, z_BK, labels_B))
             targets.append(self.distillation.targets(similarity(z_BK)))
         return (dml + torch.stack(losses).mean()) / 2, targets
-
-    def over_processes(self, z_BD: Tensor, *labels_B: Tensor) -> list[Tensor]:
-        """Embeddings and labels of all processes; the gradient reaches every process's own embeddings."""
-        if not self.across_processes:
-            return [z_BD, *labels_B]
-        return [gather_with_gradient(z_BD), *gather_rows(*labels_B)]
-
-    def class_of(self, fine_B: Tensor) -> Tensor:
-        """Data-set labels as positions among the training classes, 0 to C - 1."""
-        return torch.searchsorted(self.classes, fine_B) if len(self.classes) else fine_B
 
     def epochs(self) -> int:
         """Number of epochs T of the run."""
@@ -221,7 +171,3 @@ class OBDSD(Method):
         weights = {name.removeprefix("student."): w for name, w in state.items() if name.startswith("student.")}
         check_fits(weights, self.teacher, path)
         self.teacher.load_state_dict(weights)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)
-        self._draw_seed = seed_of(self._seed, self.current_epoch, batch_idx)

@@ -14,7 +14,7 @@ def method_class(class_path: str) -> type[Method]:
 
     Args:
         class_path: short name of an imported class (``MaskCon``), or dotted path, which is imported
-            (``my_package.SimCLR``).
+            (``my_package.MyMethod``).
 
     Raises:
         UserError: there is no such class, or it is not a subclass of ``Method``.

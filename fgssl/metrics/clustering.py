@@ -1,9 +1,10 @@
-"""Agreement of k-means clusters with labels: NMI and AMI."""
+"""Agreement of k-means clusters with labels: NMI, AMI and purity."""
 
 import faiss
 import numpy as np
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from fgssl.metrics.checks import check_embeddings
@@ -31,9 +32,26 @@ def clustering_metrics(
         ValueError: empty input, different lengths, NaN or Inf, or fewer rows than clusters.
     """
     check_embeddings(embeddings, labels)
-    z_ND = np.ascontiguousarray(F.normalize(embeddings.detach().float()).cpu().numpy())
     labels_N = labels.cpu().numpy()
-    k = len(np.unique(labels_N)) if n_clusters is None else n_clusters
+    cluster_N = k_means(embeddings, len(np.unique(labels_N)) if n_clusters is None else n_clusters, seed=seed)
+    return {
+        "nmi": nmi(labels_N, cluster_N),
+        "ami": float(adjusted_mutual_info_score(labels_N, cluster_N, average_method="arithmetic")),
+    }
+
+
+def k_means(embeddings: Tensor, k: int, *, seed: int = 0) -> np.ndarray:
+    """Cluster numbers [N] of the L2-normalised embeddings, by k-means on the CPU.
+
+    Args:
+        embeddings: [N, D] float.
+        k: number of clusters.
+        seed: random seed of the initial centres.
+
+    Raises:
+        ValueError: fewer rows than clusters.
+    """
+    z_ND = np.ascontiguousarray(F.normalize(embeddings.detach().float()).cpu().numpy())
     if not 1 <= k <= len(z_ND):
         raise ValueError(f"n_clusters is {k}; it must be in 1 .. {len(z_ND)}, the number of embeddings")
 
@@ -42,8 +60,29 @@ def clustering_metrics(
         z_ND.shape[1], k, niter=ITERATIONS, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(z_ND)
     )
     kmeans.train(z_ND)
-    cluster_N = kmeans.assign(z_ND)[1]
-    return {
-        "nmi": float(normalized_mutual_info_score(labels_N, cluster_N, average_method="arithmetic")),
-        "ami": float(adjusted_mutual_info_score(labels_N, cluster_N, average_method="arithmetic")),
-    }
+    return kmeans.assign(z_ND)[1]
+
+
+def nmi(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Normalised mutual information of labels [N] and clusters [N], with the arithmetic mean, in 0 to 1."""
+    return float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic"))
+
+
+def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of rows whose label is the most frequent one of their cluster.
+
+    Args:
+        labels: [N] int labels.
+        clusters: [N] int cluster numbers.
+
+    Returns:
+        In 0 to 1. It grows with the number of clusters: compare it at equal numbers only.
+
+    Raises:
+        ValueError: empty input or different lengths.
+    """
+    if not len(labels) or labels.shape != clusters.shape:
+        raise ValueError(
+            f"labels of shape {labels.shape} and clusters of shape {clusters.shape} must be equal, above 0"
+        )
+    return float(contingency_matrix(labels, clusters).max(axis=0).sum() / len(labels))

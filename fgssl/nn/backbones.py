@@ -44,6 +44,9 @@ class Backbone:
             that its project or method evaluates (MoCo, MaskCon, MLS: the student; DINO, EsViT, CMD, FLSL: the teacher).
         freeze: number of first stages that stay as they start, without a gradient and with fixed statistics of
             BatchNorm. 0: none; 1: the stem; 2: also the first stage of a CNN or Swin, or the first block of a ViT.
+        freeze_statistics: keep the running statistics of BatchNorm in all stages as they start, and normalise with them
+            in training too; its scale and shift are trained. For short training from ``pretrained`` or ``weights``,
+            whose statistics a few hundred steps on small crops would only disturb.
     """
 
     name: str = "resnet18"
@@ -54,6 +57,7 @@ class Backbone:
     weights: str | None = None
     weights_of: Whose | None = None
     freeze: int = 0
+    freeze_statistics: bool = False
 
     def __post_init__(self):
         at_least(0, freeze=self.freeze)
@@ -91,6 +95,8 @@ class Backbone:
             rank_zero_info(load_weights(network, weights, self.weights_of, anew))
         if self.freeze:
             _freeze(network, self.freeze, self.name)
+        if self.freeze_statistics:
+            _freeze_statistics(network, self.name)
         return network
 
     def _explain(self, fault: Exception, pretrained: bool) -> UserError:
@@ -183,6 +189,19 @@ def _freeze(network: nn.Module, count: int, name: str) -> None:
     for module_name, module in list(network.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{module_name}.weight" in frozen:
             network.set_submodule(module_name, freeze_batch_norm_2d(module))
+
+
+def _freeze_statistics(network: nn.Module, name: str) -> None:
+    """Let each BatchNorm normalise with its running statistics, whatever mode the network is in."""
+    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        raise UserError(f"model.backbone.freeze_statistics: '{name}' has no BatchNorm to train; set it to false.")
+    for layer in layers:
+        layer.register_forward_pre_hook(use_running_statistics)
+
+
+def use_running_statistics(layer: nn.Module, inputs: Any) -> None:
+    layer.training = False  # a hook, since ``train()`` of any module above would set it
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:

@@ -1,7 +1,7 @@
 """Metric-learning losses and miners as modules, and how a configuration names them.
 
-The classes of this file follow the losses of OBD-SD's tables; every other name is pytorch-metric-learning's. All are
-called in the same way: ``loss(embeddings, labels)``, or with a miner ``loss(embeddings, labels, miner(...))``.
+The classes of this file are what pytorch-metric-learning has in another form, or not; every other name is its own. All
+are called in the same way: ``loss(embeddings, labels)``, or with a miner ``loss(embeddings, labels, miner(...))``.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fgssl.errors import UserError, did_you_mean
 from fgssl.losses.metric_learning import (
@@ -23,6 +24,7 @@ from fgssl.losses.metric_learning import (
     without_padding,
     without_positives,
 )
+from fgssl.losses.proxies import proxy_nca_pp, soft_triple
 
 
 class Spec:
@@ -109,6 +111,85 @@ class Margin(nn.Module):
         return margin_loss(embeddings, labels, triplets, self.beta, margin=self.margin, average=self.average)
 
 
+class CrossEntropy(nn.Module):
+    """Cross-entropy of a linear classifier over the training classes, with label smoothing (Boudiaf et al., ECCV 2020).
+
+    The classifier starts at zero and, with ``model.normalize: false``, sees embeddings of any length, both as in the
+    paper's released code.
+
+    Args:
+        num_classes: number of training classes C; default: those of the data set.
+        embedding_size: dimension D of the embedding; default: that of the model.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1].
+        dropout: probability with which an entry of the embedding is set to zero before the classifier.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, label_smoothing: float = 0.1, dropout: float = 0.0):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(embedding_size, num_classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        logits = self.classifier(self.dropout(embeddings))
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+class ProxyNCApp(nn.Module):
+    """ProxyNCA++ with a learned proxy of each class: :func:`fgssl.losses.proxies.proxy_nca_pp`.
+
+    Args:
+        num_classes: number of training classes C; default: those of the data set.
+        embedding_size: dimension D of the embedding; default: that of the model.
+        temperature: divides the squared distances: 1/9 in the paper.
+        spread: standard deviation of the proxies at the start. Only their direction enters the loss, but the shorter
+            they are the faster they turn: 1/8 in the released code, to which its rate of the proxies belongs.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, temperature: float = 1 / 9, spread: float = 1 / 8):
+        super().__init__()
+        self.temperature = temperature
+        self.proxies = nn.Parameter(torch.randn(num_classes, embedding_size) * spread)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return proxy_nca_pp(embeddings, labels, self.proxies, temperature=self.temperature)
+
+
+class SoftTriple(nn.Module):
+    """SoftTriple with learned centres of each class: :func:`fgssl.losses.proxies.soft_triple`.
+
+    Args:
+        num_classes: number of training classes C; default: those of the data set.
+        embedding_size: dimension D of the embedding; default: that of the model.
+        centers_per_class: number of centres K of a class: 10 in the paper.
+        la: lambda, factor of the similarities.
+        gamma: temperature of the choice among the centres of a class.
+        margin: delta, subtracted from the similarity to the own class.
+        tau: weight of the regulariser that merges centres of one class; 0: without.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        centers_per_class: int = 10,
+        la: float = 20.0,
+        gamma: float = 0.1,
+        margin: float = 0.01,
+        tau: float = 0.2,
+    ):
+        super().__init__()
+        self.settings = {"la": la, "gamma": gamma, "margin": margin, "tau": tau}
+        self.centers = nn.Parameter(torch.empty(num_classes, centers_per_class, embedding_size))
+        bound = (num_classes * centers_per_class) ** -0.5  # that of the released code
+        nn.init.uniform_(self.centers, -bound, bound)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return soft_triple(embeddings, labels, self.centers, **self.settings)
+
+
 class Miner(nn.Module):
     """Base of the miners here.
 
@@ -172,7 +253,13 @@ class DistanceWeighted(Miner):
 
 
 OURS: dict[str, dict[str, type[nn.Module]]] = {
-    "losses": {"MultiSimilarity": MultiSimilarity, "Margin": Margin},
+    "losses": {
+        "CrossEntropy": CrossEntropy,
+        "Margin": Margin,
+        "MultiSimilarity": MultiSimilarity,
+        "ProxyNCApp": ProxyNCApp,
+        "SoftTriple": SoftTriple,
+    },
     "miners": {
         "RandomTriplets": RandomTriplets,
         "SemiHard": SemiHard,
@@ -215,10 +302,13 @@ def build_dml(dml_loss: Any, miner: Any, **facts: int) -> tuple[nn.Module, nn.Mo
 
 
 def loss_label(loss: nn.Module) -> str:
-    """Name of a loss in OBD-SD's tables; other losses by their class name."""
+    """Name of a loss in the papers' tables; others by the shortest name that a configuration has for them."""
     if isinstance(loss, Margin):
         return "R-Margin" if loss.push_own else "Margin"
-    return "MS" if isinstance(loss, MultiSimilarity) else type(loss).__name__
+    name = type(loss).__name__
+    short = name.removesuffix("Loss")
+    known = {"MultiSimilarity": "MS", "ProxyNCApp": "ProxyNCA++"}
+    return name if short != name and short in OURS["losses"] else known.get(name, short)
 
 
 def _build(value: Any, kind: str, option: str, facts: dict[str, int]) -> Any:
@@ -247,7 +337,7 @@ def _is_spec(value: Any) -> bool:
 
 
 def _class_of(path: str, kind: str, option: str) -> type:
-    """Class of a short name (ours or pytorch-metric-learning's) or of a dotted path."""
+    """Class of a dotted path, or of a short name: ours or pytorch-metric-learning's, whose ``Loss`` may be left out."""
     if path in OURS[kind]:
         return OURS[kind][path]
     if "." in path:
@@ -259,7 +349,9 @@ def _class_of(path: str, kind: str, option: str) -> type:
     known: dict[str, type] = dict(OURS[kind])
     for part in (kind, *PARTS):
         module = importlib.import_module(f"pytorch_metric_learning.{part}")  # imported here because it takes a second
-        known |= {name: cls for name, cls in vars(module).items() if inspect.isclass(cls)}
+        classes = {name: cls for name, cls in vars(module).items() if inspect.isclass(cls)}
+        short = {name.removesuffix("Loss"): cls for name, cls in classes.items()} if part == "losses" else {}
+        known = short | known | classes
     if path not in known:
         raise UserError(
             f"{option}: unknown class '{path}'.{did_you_mean(path, known)} Ours: {', '.join(OURS[kind])}; and any of "

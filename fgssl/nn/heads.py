@@ -1,13 +1,42 @@
 """Projection heads."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fgssl.nn.batch_norm import GlobalBatchNorm1d
 
 
 def mlp(features: int, hidden: int, dim: int) -> nn.Sequential:
     """Linear-ReLU-Linear, the projector of SimCLR and MoCo-v2: [B, features] to [B, dim]."""
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+
+
+def batch_norm_mlp(widths: Sequence[int], last: Literal["linear", "bias", "norm", "scale"] = "linear") -> nn.Sequential:
+    """Linear-BatchNorm-ReLU for each hidden width, then a last linear layer: [B, widths[0]] to [B, widths[-1]].
+
+    Projector and predictor of SimCLR, BYOL, SimSiam, Barlow Twins, VICReg and SwAV. The statistics of BatchNorm are
+    those of the batches of all processes. Linear layers before a BatchNorm have no bias.
+
+    Args:
+        widths: width of the input, of each hidden layer, and of the output.
+        last: what the last linear layer has. ``linear``: no bias (BYOL, Barlow Twins, VICReg). ``bias``: a bias (SwAV,
+            SimSiam's predictor). ``norm``: BatchNorm without scale and shift (SimSiam's projector). ``scale``:
+            BatchNorm with a scale, its shift kept at 0 (SimCLR).
+    """
+    layers: list[nn.Module] = []
+    for width, following in pairwise(widths[:-1]):
+        layers += [nn.Linear(width, following, bias=False), GlobalBatchNorm1d(following), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=last == "bias"))
+    if last in ("norm", "scale"):
+        layers.append(GlobalBatchNorm1d(widths[-1], affine=last == "scale"))
+    if last == "scale":
+        layers[-1].bias.requires_grad_(False)  # type: ignore[union-attr]
+    return nn.Sequential(*layers)
 
 
 class DINOHead(nn.Module):

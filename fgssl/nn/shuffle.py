@@ -10,23 +10,23 @@ from torch.nn import functional as F
 from fgssl.distributed import gather_rows, is_distributed
 from fgssl.errors import UserError
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @torch.no_grad()
-def across_processes(encode: Encode, images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+def across_processes(encode: Encode, images: Tensor, *, seed: int) -> tuple[Tensor, ...]:
     """Encode a random part of the images of all processes in each process, and return the rows of its own images.
 
     MoCo (He et al., CVPR 2020), section 3.3, "Shuffling BN": BatchNorm normalises a query and its key in different
     batches.
 
     Args:
-        encode: Function from [B, 3, H, W] to two tensors of B rows.
+        encode: Function from [B, 3, H, W] to tensors of B rows.
         images: [B, 3, H, W], the same B in every process.
         seed: Seed of the order, the same in every process.
 
     Returns:
-        The two outputs of ``encode`` for ``images``, in their order.
+        The outputs of ``encode`` for ``images``, in their order.
     """
     if not is_distributed():
         return encode(images)
@@ -35,8 +35,7 @@ def across_processes(encode: Encode, images: Tensor, *, seed: int) -> tuple[Tens
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     mine, own = order.chunk(world)[rank], order.argsort().chunk(world)[rank]  # own: where this process's images went
     mine, own = (rows.to(images.device, non_blocking=True) for rows in (mine, own))
-    first, second = gather_rows(*encode(images[mine]))
-    return first[own], second[own]
+    return tuple(rows[own] for rows in gather_rows(*encode(images[mine])))
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):

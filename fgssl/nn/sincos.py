@@ -27,11 +27,15 @@ def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
 
 @torch.no_grad()
 def fix_positions(network: Any) -> None:
-    """Replace the position embeddings of a timm ViT without class token by fixed sines and cosines, in place.
+    """Replace the position embeddings of a timm ViT by fixed sines and cosines, in place.
+
+    Those of class and register tokens, if there are any, are 0 (MAE's code).
 
     With ``dynamic_img_size`` timm interpolates them to other image sizes, with antialiasing. FLSL's code interpolates
     without it: the 6 x 6 embeddings of a 96 px view differ by 5 %, those of larger grids by 1 %.
     """
     rows, columns = network.patch_embed.grid_size
-    network.pos_embed.copy_(sincos_positions(rows, columns, network.pos_embed.shape[-1])[None])
+    _, count, dim = network.pos_embed.shape
+    network.pos_embed[:, : count - rows * columns] = 0
+    network.pos_embed[:, count - rows * columns :] = sincos_positions(rows, columns, dim).to(network.pos_embed)
     network.pos_embed.requires_grad_(False)

@@ -5,6 +5,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fgssl.nn.backbones import use_running_statistics
+
 
 class SyncBatchNorm(TorchSyncBatchNorm):
     """Lightning's plugin of ``Trainer(sync_batchnorm=True)`` with timm's conversion.
@@ -18,9 +20,18 @@ class SyncBatchNorm(TorchSyncBatchNorm):
         self._replaced: dict[str, nn.Module] = {}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replace each BatchNorm by one with the statistics of the batches of all processes; weights are shared."""
-        self._replaced = {name: part for name, part in model.named_modules() if isinstance(part, _BatchNorm)}
-        return convert_sync_batchnorm(model)
+        """Replace each BatchNorm by one with the statistics of the batches of all processes; weights are shared.
+
+        Those with ``backbone.freeze_statistics`` stay.
+        """
+        layers = {name: part for name, part in model.named_modules() if isinstance(part, _BatchNorm)}
+        model = convert_sync_batchnorm(model)
+        for name, layer in layers.items():
+            if use_running_statistics in layer._forward_pre_hooks.values():
+                model.set_submodule(name, layer)
+            else:
+                self._replaced[name] = layer
+        return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Put the replaced layers back, with the weights and statistics of the synchronised ones."""

@@ -20,8 +20,11 @@ TASKS = {"linear_probe": "Probe", "finetune": "Finetune", "detection": "Detect",
 MASKS_OF_OBJECTS = "coco"  # data set whose segmentation rows are of a detector
 RETRIEVAL = ("recall", "retrieval_loo", "clustering", "embedding_space")
 DATASETS = {"cifar10toy": "cifartoy", "voc07": "voc2007"}  # names in the tables -> names of our data sets
-# Variants whose names in the tables differ from ours.
-ALSO = {"moco_v2": ("MoCo-v2", "MoCo v2", "Baseline"), "knn": ("+kNN",), "bce_pos": ("+BCE-pos",)}
+# Variants and methods whose names in the tables differ from ours.
+ALSO = {
+    "moco_v2": ("MoCo-v2", "MoCo v2", "Baseline"), "knn": ("+kNN",), "bce_pos": ("+BCE-pos",),
+    "BarlowTwins": ("Barlow",),
+}  # fmt: skip
 # Keys of ``setting`` that are no conditions.
 REMARKS = ("note", "hyper_from", "reproduced", "reimplemented", "epochs_inferred", "elements", "extra_loss", "venue")
 
@@ -39,7 +42,7 @@ TEST_IMAGES = {
 # Conditions of every row, unless it states another value.
 WHOLE = {
     "held out": 0, "training batches": "all", "test batches": "all", "label_proportion": 100, "noise": 0,
-    "pretraining images": 100, "frozen stages": 0,
+    "pretraining images": 100, "frozen stages": 0, "frozen statistics": False,
 }  # fmt: skip
 
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
@@ -69,6 +72,10 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "obd_sd", "table": "Table 2"}, {"lambda": None}),  # not stated, and another one in the released code
     ({"paper": "obd_sd", "table": "Table 1", "method": MARGINS}, {"sampling": "distance"}),
     ({"paper": "obd_sd", "method": ("Margin", "Margin+OBD-SD")}, {"beta": 1.2}),
+    ({"paper": "obd_sd", "method": ("MS", "Margin", "R-Margin", "ProxyAnchor")}, {"temperature": None}),  # no teacher
+    # from ProxyAnchor's own paper and code: batches of 180 images, drawn without regard to their classes
+    ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"batch": 180, "images a class": "none", "replacement": None}),
+    ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"lr_schedule": "yes"}),
     # CMD, section IV-D
     ({"paper": "cmd"}, {"image size": 224, "init": "imagenet"}),
     ({"paper": "cmd", "method": "CMD"}, {"components": "LV+MIL+LR+LT+LS", "region_crops": 8, "instance_size": 32}),
@@ -251,6 +258,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "test images": lambda e: e.data["test"]["images"],
     "held out": lambda e: e.data.get("val_fraction", 0),
     "frozen stages": lambda e: e.of_task.get("model.backbone.freeze") or e.config.get("model.backbone.freeze", 0),
+    "frozen statistics": option("model.backbone.freeze_statistics", False),
     "training batches": _limit("limit_train_batches", "overfit_batches"),
     "test batches": _limit("limit_test_batches"),
     "gallery": lambda e: e.run.results.get("gallery", "evaluated"),
@@ -266,7 +274,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     # OBD-SD
     "beta": option("model.dml_loss.beta"),
     "sampling": lambda e: SAMPLING.get(str(e.config.get("model.miner")), e.config.get("model.miner")),
-    "images a class": option("data.images_per_class"),
+    "images a class": lambda e: e.config.get("data.images_per_class") or "none",
     "replacement": option("data.replacement"),
     "dynamic_weight": option("model.distillation.dynamic"),
     "diffusion": option("model.distillation.manifold"),

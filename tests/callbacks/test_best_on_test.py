@@ -9,8 +9,10 @@ from fgssl.callbacks.best_on_test import BestOnTest
 from fgssl.callbacks.online import evaluating
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.errors import UserError
+from fgssl.evaluation.embedding import embed_rows
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.retrieval import retrieval_metrics
+from fgssl.metrics.structure import embedding_density, spectral_decay
 from fgssl.optim import Optim
 from tests.cli.test_cli import fit
 from tests.methods.runs import assert_same_state, results
@@ -61,6 +63,17 @@ def test_best_epoch_is_the_best_of_the_measured_ones_and_the_last_stays_the_resu
         assert metrics[f"test/best_epoch_{name}"] == max(values)
         assert metrics[f"test/best_epoch_of_{name}"] == 1 + values.index(max(values))
     assert metrics["test/recall@1"] == each.recall[-1] < max(each.recall)
+
+
+def test_structure_of_each_epoch_is_logged_and_has_no_best():
+    best = BestOnTest(structure=True)
+    trainer, method = train(best, epochs=1)
+    logged = {name: value.item() for name, value in trainer.logged_metrics.items()}
+    with torch.no_grad(), evaluating(method):
+        rows = embed_rows(trainer, method, trainer.datamodule.test_dataloader())
+    assert logged["test_each_epoch/density"] == embedding_density(rows.embedding, rows.fine)
+    assert logged["test_each_epoch/spectral_decay"] == spectral_decay(rows.embedding)
+    assert best.best.keys() == {"recall@1"}
 
 
 def test_training_is_unchanged_bit_for_bit():

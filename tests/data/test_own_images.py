@@ -108,6 +108,16 @@ def test_csv_file_gives_labels_coarse_labels_and_parts(tmp_path):
     assert (unlabelled.fine.tolist(), unlabelled.coarse) == ([-1] * 3, None)
 
 
+def test_csv_file_gives_boxes_and_images_without(tmp_path):
+    images(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text("path,x0,y0,x1,y1\n1.jpg,1,2.5,30,40\n2.jpg,,,,\n")
+    boxes = Folder(str(tmp_path / "list.csv")).index().boxes
+    assert boxes[0].tolist() == [1, 2.5, 30, 40]
+    assert np.isnan(boxes[1]).all()
+    (tmp_path / "list.csv").write_text("path,x0,y0,x1,y1\n1.jpg,,,,\n2.jpg,,,,\n")
+    assert Folder(str(tmp_path / "list.csv")).index().boxes is None
+
+
 def test_text_file_gives_paths(tmp_path):
     images(tmp_path, "a b.jpg", "c.jpg")
     (tmp_path / "list.txt").write_text("a b.jpg\n\nc.jpg\n")
@@ -124,6 +134,10 @@ def test_text_file_gives_paths(tmp_path):
         ("list.csv", "path,part\na.jpg,tset\n", "line 2: part 'tset' is not train, val, test"),
         ("list.csv", "path,label\n,cat\n", "line 2: no path"),
         ("list.csv", "path\n", "names no image"),
+        ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,3\n", "a.jpg: the box must be four numbers"),
+        ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,x,4\n", "a.jpg: the box must be four numbers"),
+        ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,nan,4\n", "a.jpg: the box must be four numbers"),
+        ("list.csv", "path,x0,y0,x1,y1\na.jpg,5,2,1,4\n", "a.jpg: the box must be four numbers, x0 < x1"),
         ("list.txt", "a.jpg\nb.jpg\n", "1 of 2 images are not there: .*b.jpg"),
         ("list.txt", "a.jpg\na.jpg\n", "listed more than once"),
     ],

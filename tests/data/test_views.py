@@ -92,6 +92,29 @@ def test_multi_crop_is_dinos():
     assert 0.04 < share[:, 2:].min() < share[:, 2:].max() < 0.41
 
 
+def test_recipes_of_simclr_and_byol_are_those_of_their_appendices():
+    """Crop of 8 % to all of the image, flip; jitter, grey, blur and solarisation of the two views."""
+    for name, blurs, solarised in (("simclr", (0.5, 0.5), (0, 0)), ("byol", (1.0, 0.1), (0, 0.2))):
+        views = PairViews(name, size=16).crops
+        assert all(
+            (crop.size, crop.scale, crop.flip, crop.resample) == (16, (0.08, 1.0), 0.5, "bicubic") for crop in views
+        )
+        changes = [crop.photometric for crop in views]
+        assert tuple(change.blur for change in changes) == blurs
+        assert tuple(change.solarise for change in changes) == solarised
+        jitter = (0.8, 0.8, 0.8, 0.2) if name == "simclr" else (0.4, 0.4, 0.2, 0.1)
+        for change in changes:
+            assert (change.brightness, change.contrast, change.saturation, change.hue) == jitter
+            assert (change.jitter, change.grey) == (0.8, 0.2)
+
+
+def test_multi_crop_of_swav_has_simclrs_colours_for_all_views():
+    views = MultiCrop(64, (0.14, 1.0), 28, (0.05, 0.14), 6, colours="swav").crops
+    assert [(crop.size, crop.scale) for crop in views] == [(64, (0.14, 1.0))] * 2 + [(28, (0.05, 0.14))] * 6
+    assert {crop.photometric for crop in views} == {RECIPES["simclr"][0].photometric}
+    assert {(crop.resample, crop.flip) for crop in views} == {("bilinear", 0.5)}
+
+
 def test_recipes_of_maskcon():
     strong, weak = RECIPES["cars"]
     assert (strong.photometric.perspective, strong.photometric.jitter, strong.photometric.blur) == (0.5, 0.8, 0.5)

@@ -12,7 +12,7 @@ import torch
 
 from fgssl.cli.main import main
 from fgssl.data.views import EvalView
-from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest
+from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest, patches_right
 from fgssl.evaluation.knn import vote
 from fgssl.evaluation.search import search
 from tests import trees
@@ -86,6 +86,8 @@ def test_box_knn_votes_are_golden():
     right = box_knn_right(test, test_labels, train, train_labels, **options)
     assert right.tolist() == [result["correct_any"] for result in golden["result"]]
     assert 100 * right.double().mean() == pytest.approx(golden["top1"])
+    of_patches = patches_right(test, test_labels, train, train_labels, **options)
+    assert of_patches.equal(predicted.view(3, -1) == test_labels[:, None])
     permuted = torch.tensor([2, 0, 3, 1])
     assert right.equal(box_knn_right(test, test_labels, train[permuted], train_labels[permuted], **options))
 
@@ -145,17 +147,22 @@ def flsl(cub: Path, runs: Path, command: str, *flags: str) -> list[str]:
 
 @pytest.mark.ddp
 def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
-    """A test of the checkpoint on two processes gives the result at the end of training."""
-    assert main(flsl(cub, tmp_path, "fit", "--trainer.max_epochs", "1", "--data.views.size", "32")) == 0
+    """A test of the checkpoint on two processes gives the result at the end of training, and the same clusters."""
+    clusters = ("--trainer.callbacks.clusters", "5")
+    assert main(flsl(cub, tmp_path, "fit", "--trainer.max_epochs", "1", "--data.views.size", "32", *clusters)) == 0
     fitted = tmp_path / "flsl_cub_small" / "run"
-    command = flsl(cub, tmp_path, "test", "--ckpt_path", str(fitted), "--run.name", "several")
+    command = flsl(cub, tmp_path, "test", "--ckpt_path", str(fitted), "--run.name", "several", *clusters)
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = subprocess.run(
         [sys.executable, "-m", "fgssl", *command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
         timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert top1(fitted.parent / "several") == top1(fitted)
+    several, one = (results(run)["metrics"] for run in (fitted.parent / "several", fitted))
+    for name in ("box_knn_top1", "box_knn_patches", "patch_purity", "patch_nmi"):
+        assert several[f"test/{name}"] == one[f"test/{name}"]
+    assert 0 < one["test/box_knn_patches"] <= one["test/box_knn_top1"]
+    assert 1 / 3 <= one["test/patch_purity"] <= 1
 
 
 def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys):

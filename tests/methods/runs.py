@@ -42,7 +42,7 @@ FLSL = ("flsl_digits", "--model.backbone.options", VIT, "--model.prototypes", "1
 CMD_NETWORK = NETWORK.replace("norm_layer", "output_stride: 8, norm_layer")
 CMD = (
     "cmd_digits", "--model.backbone.options", CMD_NETWORK, "--model.prototypes", "16", "--model.hidden", "16",
-    "--model.bottleneck", "8", "--model.l_ts", "0.1", "--trainer.gradient_clip_val", "5",
+    "--model.bottleneck", "8", "--model.l_ts", "0.1", "--model.koleo", "0.1", "--trainer.gradient_clip_val", "5",
 )  # fmt: skip
 
 RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
@@ -55,6 +55,55 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> experiment and its flags
     "cmd": CMD,
     "probe": PROBE,
 }
+
+# The rivals of the papers' tables: name -> flags of tests/methods/rivals.yaml, which tests/methods/test_rivals.py runs.
+RESNET = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {NETWORK}}}")
+RESNET_8 = ("--model.backbone", f"{{name: resnet18, pretrained: false, options: {CMD_NETWORK}}}")
+RIVAL_OPTIM = ("--model.optim", "{name: sgd, lr: 0.05, weight_decay: 1e-4, warmup: 0}")
+LARS = ("--model.optim", "{name: lars, lr: 1, lr_1d: 0.001, weight_decay: 1e-4, decay_1d: false, warmup: 0}")
+HEADS = ("--model.dim", "8", "--model.hidden", "16")
+MAE_VIT = f"{{name: vit_tiny_patch16_224, options: {VIT.replace('dynamic_img_size: true, ', '')}}}"
+MAE = (
+    "--model", "MAE", "--model.backbone", MAE_VIT, "--model.decoder_dim", "8", "--model.decoder_depth", "1",
+    "--model.decoder_heads", "2", *RIVAL_OPTIM,
+)  # fmt: skip
+RIVALS: dict[str, tuple[str, ...]] = {
+    "simclr": ("--model", "SimCLR", *RESNET, *HEADS, *LARS),
+    "byol": ("--model", "BYOL", *RESNET, *HEADS, *LARS, "--model.momentum", "0.8"),
+    "simsiam": ("--model", "SimSiam", *RESNET, *HEADS, *RIVAL_OPTIM, "--model.optim.constant", "predictor"),
+    "barlow_twins": ("--model", "BarlowTwins", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    "vicreg": ("--model", "VICReg", *RESNET, "--model.dim", "24", "--model.hidden", "16", *LARS),
+    # The prototypes are trained and the queue takes part in the second epoch; crops of two sizes.
+    "swav": (
+        "--model", "SwAV", *RESNET, "--model.dim", "8", "--model.hidden", "16", "--model.prototypes", "12",
+        "--model.queue", "40", "--model.queue_start", "1", "--data.views.local_size", "16",
+        "--data.views.local_crops", "2", *LARS,
+    ),
+    "mae": MAE,
+    # A map of several positions, on which the attention has something to fit.
+    "lcr": (
+        "--model", "LCR", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", "--model.nu", "0.05",
+        "--model.attention_over", "map", "--model.attention_tau", "0.4", *RIVAL_OPTIM,
+    ),
+    "byol_lcr": (
+        "--model", "BYOLLCR", *RESNET_8, *HEADS, "--model.nu", "0.05", "--model.momentum", "0.8", *LARS,
+    ),
+    "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
+    # The centres have a rate of their own; the network is frozen in the first of the two epochs.
+    "metric_learning": (
+        "--model", "MetricLearning", *RESNET, "--model.dim", "8", "--model.dml_loss", "SoftTriple",
+        "--model.frozen_epochs", "1", "--model.optim",
+        "{name: adam, lr: 1e-3, eps: 0.01, warmup: 0, groups: [{of: dml_loss, lr: 1e-2}]}",
+    ),
+}  # fmt: skip
+
+
+def rival_line(name: str, root: Path, run: str, *flags: str) -> list[str]:
+    """The command line of a rival's run, without the program."""
+    config = str(ROOT / "tests" / "methods" / "rivals.yaml")
+    place = ("--run.root", str(root), "--run.experiment", name, "--run.name", run)
+    return ["fit", "--config", config, *RIVALS[name], *place, *flags]
+
 
 # 135 digits to train with: 8 batches of 16 an epoch, and a rest
 SMALL = (

@@ -14,6 +14,7 @@ from fgssl.data.batch import Batch
 from fgssl.data.views import SingleView
 from fgssl.errors import UserError
 from fgssl.losses.cmd import image_distillation, inter_level, region_distillation
+from fgssl.losses.koleo import koleo
 from fgssl.methods import cmd
 from fgssl.methods.cmd import CMD, Features, Networks
 from fgssl.nn.backbones import Backbone
@@ -228,6 +229,20 @@ def test_each_row_of_table_4_has_its_own_terms():
     for with_t, without in zip(gradients["L_T"], gradients["L_R"], strict=True):
         assert torch.equal(with_t, without)
     assert any(not torch.equal(a, b) for a, b in zip(gradients["L_S"], gradients["L_T"], strict=True))
+
+
+def test_koleo_is_of_the_students_features_of_the_two_image_crops():
+    plain, without = step_of(**DINO)
+    method, result = step_of(**DINO, koleo=0.1)
+    first, second = (crop.pooled for crop in method.student.features(batch_of().views[:2]))
+    torch.testing.assert_close(result.parts["koleo"], koleo(first) + koleo(second))
+    torch.testing.assert_close(result.loss, without.loss + 0.1 * result.parts["koleo"])
+    backbone = list(method.student.backbone.parameters())
+    of_koleo = torch.autograd.grad(0.1 * (koleo(first) + koleo(second)), backbone)
+    before = torch.autograd.grad(without.loss, list(plain.student.backbone.parameters()))
+    for ours, theirs, added in zip(torch.autograd.grad(result.loss, backbone), before, of_koleo, strict=True):
+        torch.testing.assert_close(ours, theirs + added)
+    assert (plain.variant, method.variant, method_of(koleo=0.1).variant) == ("DINO", "DINO+KoLeo", "CMD+KoLeo")
 
 
 def test_the_teachers_term_has_no_gradient_and_its_replacement_has():

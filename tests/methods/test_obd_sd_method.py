@@ -319,9 +319,9 @@ def test_learning_rate_falls_at_the_milestones():
         ({"omega": 0.0}, {}, "MS+PSD"),
         ({"omega": 0.0, "dynamic": False}, {}, "MS+PSD"),
         ({}, {"dml_loss": "Margin", "miner": "SemiHard"}, "Margin+OBD-SD"),
-        ({"normalization": "symmetric"}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchorLoss+OBD-SD"),
+        ({"normalization": "symmetric"}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchor+OBD-SD"),
         ({"teacher": "heads", "head_dims": [8, 12], "omega": 0.0}, {}, "MS+S2SD-MSD"),
-        ({"teacher": "heads", "head_dims": [8, 12]}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchorLoss+S2SD-MSD+OBDP"),
+        ({"teacher": "heads", "head_dims": [8, 12]}, {"dml_loss": "ProxyAnchorLoss"}, "ProxyAnchor+S2SD-MSD+OBDP"),
     ],
 )
 def test_each_variant_trains_and_has_its_name_of_the_tables(settings, options, label):

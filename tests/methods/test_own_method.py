@@ -32,23 +32,23 @@ def block(language: str, first_line: str) -> str:
 def folder(tmp_path_factory):
     """A folder with the page's method and experiment, and one short run of it."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "simclr.py").write_text(block("python", "# simclr.py"))
-    (folder / "simclr_digits.yaml").write_text(block("yaml", "# simclr_digits.yaml"))
+    (folder / "alignment.py").write_text(block("python", "# alignment.py"))
+    (folder / "own_digits.yaml").write_text(block("yaml", "# own_digits.yaml"))
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "photo.png")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    assert main(["fit", "--config", "simclr_digits.yaml", *SHORT, "--run.name", "a"]) == 0
+    assert main(["fit", "--config", "own_digits.yaml", *SHORT, "--run.name", "a"]) == 0
     yield folder
     patch.undo()
-    sys.modules.pop("simclr", None)
+    sys.modules.pop("alignment", None)
 
 
 def run_of(folder: Path, name: str = "a") -> Path:
-    return folder / "runs" / "simclr_digits" / name
+    return folder / "runs" / "own_digits" / name
 
 
 def test_run_is_written_under_the_methods_own_name(folder):
-    assert results(run_of(folder))["method"] == "SimCLR"
+    assert results(run_of(folder))["method"] == "Alignment"
     assert 0 < results(run_of(folder))["metrics"]["test/recall@1"] <= 1
 
 
@@ -56,11 +56,11 @@ def test_run_is_written_under_the_methods_own_name(folder):
 @pytest.mark.parametrize(
     "command",
     [
-        ["test", "--config", "simclr_digits.yaml", *SHORT, "--ckpt_path", "runs/simclr_digits/a", "--run.name", "t"],
-        ["predict", "--config", "simclr_digits.yaml", *SHORT, "--ckpt_path", "runs/simclr_digits/a", "--run.name", "p"],
-        ["probe", "--ckpt_path", "runs/simclr_digits/a", "--blocks", "1", "--augment", "false", *SHORT[-10:]],
-        ["maps", "gradcam", "photo.png", "--ckpt_path", "runs/simclr_digits/a"],
-        ["export", "--ckpt_path", "runs/simclr_digits/a", "--formats", "timm", "torch"],
+        ["test", "--config", "own_digits.yaml", *SHORT, "--ckpt_path", "runs/own_digits/a", "--run.name", "t"],
+        ["predict", "--config", "own_digits.yaml", *SHORT, "--ckpt_path", "runs/own_digits/a", "--run.name", "p"],
+        ["probe", "--ckpt_path", "runs/own_digits/a", "--blocks", "1", "--augment", "false", *SHORT[-10:]],
+        ["maps", "gradcam", "photo.png", "--ckpt_path", "runs/own_digits/a"],
+        ["export", "--ckpt_path", "runs/own_digits/a", "--formats", "timm", "torch"],
         ["compare", "runs"],
     ],
     ids=lambda command: command[0],
@@ -71,22 +71,22 @@ def test_command_takes_the_run(command, folder):
 
 @pytest.mark.slow
 def test_embedded_images_can_be_searched(folder):
-    assert main(["embed", "--ckpt_path", "runs/simclr_digits/a", "--retrieval.grid", "0", *SHORT[-8:-2]]) == 0
-    assert main(["search", "runs/simclr_digits/a_embed", "photo.png"]) == 0
+    assert main(["embed", "--ckpt_path", "runs/own_digits/a", "--retrieval.grid", "0", *SHORT[-8:-2]]) == 0
+    assert main(["search", "runs/own_digits/a_embed", "photo.png"]) == 0
 
 
 @pytest.mark.slow
 def test_fit_resumes(folder):
-    resumed = [*SHORT, "--trainer.max_epochs", "2", "--ckpt_path", "runs/simclr_digits/a"]
-    assert main(["fit", "--config", "simclr_digits.yaml", *SHORT, "--run.name", "b"]) == 0
-    resumed[-1] = "runs/simclr_digits/b"
-    assert main(["fit", "--config", "simclr_digits.yaml", *resumed]) == 0
+    resumed = [*SHORT, "--trainer.max_epochs", "2", "--ckpt_path", "runs/own_digits/a"]
+    assert main(["fit", "--config", "own_digits.yaml", *SHORT, "--run.name", "b"]) == 0
+    resumed[-1] = "runs/own_digits/b"
+    assert main(["fit", "--config", "own_digits.yaml", *resumed]) == 0
     assert results(run_of(folder, "b"))["epochs"] == 2
 
 
 @pytest.mark.slow
 def test_finetune_starts_from_its_backbone(folder):
-    start = ["--model.init_from", "runs/simclr_digits/a", *SHORT, "--run.name", "f"]
+    start = ["--model.init_from", "runs/own_digits/a", *SHORT, "--run.name", "f"]
     assert main(["fit", "--config", str(ROOT / "experiments" / "finetune_digits.yaml"), *start]) == 0
 
 
@@ -94,7 +94,7 @@ def test_finetune_starts_from_its_backbone(folder):
 def test_two_processes_train_what_one_trains(folder):
     for name, devices in (("one", "1"), ("two", "2")):
         several = ("--trainer.devices", devices, "--trainer.strategy", "ddp", "--trainer.precision", "64-true")
-        line = [sys.executable, "-m", "fgssl", "fit", "--config", "simclr_digits.yaml", *SHORT, *several]
+        line = [sys.executable, "-m", "fgssl", "fit", "--config", "own_digits.yaml", *SHORT, *several]
         done = subprocess.run(
             [*line, "--run.name", name], cwd=folder, env=environment(), capture_output=True, text=True
         )

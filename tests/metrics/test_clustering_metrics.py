@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from fgssl.metrics import clustering_metrics
+from fgssl.metrics.clustering import k_means, purity
 
 
 def groups(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,3 +40,22 @@ def test_clustering_rejects_an_impossible_number_of_clusters(n_clusters):
 def test_clustering_rejects_nan():
     with pytest.raises(ValueError, match="NaN"):
         clustering_metrics(torch.full((4, 2), torch.nan), torch.arange(4))
+
+
+def test_purity_counts_the_most_frequent_label_of_each_cluster():
+    """Clusters {a, a, b}, {b, b}, {a, c}: 2 + 2 + 1 of 7."""
+    labels, clusters = np.array([0, 0, 1, 1, 1, 0, 2]), np.array([5, 5, 5, 9, 9, 7, 7])
+    assert purity(labels, clusters) == pytest.approx(5 / 7)
+    assert purity(labels, labels) == 1
+
+
+def test_purity_rejects_different_lengths_and_nothing():
+    for labels, clusters in ((np.zeros(2), np.zeros(3)), (np.zeros(0), np.zeros(0))):
+        with pytest.raises(ValueError, match="must be equal"):
+            purity(labels, clusters)
+
+
+def test_k_means_finds_separate_groups_whatever_their_length():
+    z, labels = groups(0.01)
+    z = z * torch.linspace(1, 50, len(z))[:, None]
+    assert purity(labels.numpy(), k_means(z, 20)) == 1

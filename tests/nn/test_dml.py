@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from fgssl.errors import UserError
 from fgssl.losses.metric_learning import multi_similarity
-from fgssl.nn.dml import Margin, Spec, build_dml
+from fgssl.nn.dml import Margin, MultiSimilarity, ProxyNCApp, SoftTriple, Spec, build_dml, loss_label
 
 FACTS = {"num_classes": 5, "embedding_size": 8}
 
@@ -40,6 +40,9 @@ def value(dml_loss, miner=None) -> torch.Tensor:
         ("ProxyNCALoss", None),
         ("ArcFaceLoss", None),
         ("SoftTripleLoss", None),
+        ("CrossEntropy", None),
+        ("ProxyNCApp", None),
+        ("SoftTriple", None),
         ("ContrastiveLoss", None),
         ("SupConLoss", None),
         ("NTXentLoss", "BatchEasyHardMiner"),
@@ -77,6 +80,25 @@ def test_build_dml_prefers_our_class_of_a_name():
     z, labels = cloud()
     torch.testing.assert_close(value("MultiSimilarity"), multi_similarity(z, labels))
     torch.testing.assert_close(value("CircleLoss"), losses.CircleLoss()(z, labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "label"),
+    [
+        ("ProxyAnchor", losses.ProxyAnchorLoss, "ProxyAnchor"),
+        ("ArcFaceLoss", losses.ArcFaceLoss, "ArcFace"),
+        ("SoftTriple", SoftTriple, "SoftTriple"),
+        ("SoftTripleLoss", losses.SoftTripleLoss, "SoftTripleLoss"),  # without the regulariser of ours
+        ("MultiSimilarity", MultiSimilarity, "MS"),
+        ("MultiSimilarityLoss", losses.MultiSimilarityLoss, "MultiSimilarityLoss"),
+        ("ProxyNCApp", ProxyNCApp, "ProxyNCA++"),
+        ("ProxyNCA", losses.ProxyNCALoss, "ProxyNCA"),
+    ],
+)
+def test_a_loss_has_a_name_with_and_without_loss_at_its_end(name, of, label):
+    loss, _ = build_dml(name, None, **FACTS)
+    assert type(loss) is of
+    assert loss_label(loss) == label
 
 
 @pytest.mark.parametrize(

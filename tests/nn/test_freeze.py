@@ -9,6 +9,7 @@ from torch import nn
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone, Encoder
 from fgssl.nn.detectors import freeze_unused, intermediate_maps
+from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.nn.teacher import teacher_of
 from fgssl.tasks import Finetune
 
@@ -108,3 +109,40 @@ def test_detection_freezes_unused_weights_beside_frozen_stages():
     assert trained == {"layer2", "layer3"}
     whole = build("resnet18", freeze=5)
     freeze_unused(whole, lambda images: intermediate_maps(whole, images, [1, 2, 3]))  # nothing is left to train
+
+
+def test_freeze_statistics_normalises_in_training_as_in_evaluation_and_trains_scale_and_shift():
+    torch.manual_seed(0)
+    network = Backbone("efficientnet_lite0", freeze_statistics=True).build()
+    for layer in batch_norms(network):  # statistics of other images than those of the test
+        layer.running_mean.uniform_(-1, 1)
+        layer.running_var.uniform_(0.5, 2)
+    encoder = Encoder(network, nn.Identity())
+    copies = {"student": encoder.train(), "teacher": teacher_of(encoder).train(), "evaluation": encoder}
+    images = torch.randn(4, 3, 32, 32)
+    before = copy.deepcopy(network.state_dict())
+    outputs = {name: copied.features(images) for name, copied in copies.items() if name != "evaluation"}
+    torch.testing.assert_close(outputs["student"], encoder.eval().features(images))
+    torch.testing.assert_close(outputs["teacher"], outputs["student"])
+    outputs["student"].square().sum().backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in batch_norms(network))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_freeze_statistics_needs_no_synchronised_batch_norm():
+    kept = Backbone("resnet18", options=RESNET, freeze_statistics=True).build()
+    model = nn.ModuleDict({"backbone": kept, "head": nn.BatchNorm1d(8)})
+    plugin = SyncBatchNorm()
+    model = plugin.apply(model)
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in batch_norms(model["backbone"]))
+    assert isinstance(model["head"], nn.SyncBatchNorm)
+    assert isinstance(plugin.revert(model)["head"], nn.BatchNorm1d)
+
+
+def test_freeze_statistics_of_a_network_without_batch_norm_is_refused():
+    with pytest.raises(UserError, match=r"freeze_statistics: 'vit_tiny_patch16_224' has no BatchNorm"):
+        Backbone("vit_tiny_patch16_224", options=VIT, freeze_statistics=True).build()
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    return [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]

@@ -180,17 +180,22 @@ def test_dino_and_esvit_are_called_so(runs):
     assert runs.add("cmd", changed("cmd_cub")).method == "CMD"
 
 
+@pytest.mark.parametrize(("rival", "printed"), [("barlow_twins", 33.45), ("vicreg", 37.78)])
+def test_probe_of_a_rival_has_its_number_of_cmds_table(rival, printed, runs):
+    config = changed(f"rivals/{rival}_cub")
+    assert beside(runs.probe(runs.add(rival, config), config), "top1") == printed
+
+
 # ---- the whole table, both ways -------------------------------------------------------------------------------------
 
 # Printed numbers that no experiment of ours can produce: the reason, and columns of their rows.
 RIVALS = {
-    "cmd": "Barlow, VICReg, SimCLR, BYOL, SimSiam, MAE, BYOL+LCR, LCR, MoCo v2 + Bilinear, SAM-SSL, "
+    "cmd": "MAE, BYOL+LCR, MoCo v2 + Bilinear, SAM-SSL, "
     "SAM-SSL + Bilinear, DiLo, CVSA, LEWEL, ContrastiveCrop, LCR + MultiTask",
     "flsl": "MoCo-v2, DetCo, DenseCL, BYOL, SCRL, MOCO-v3, MoCo-v3, MoBY, DINO, DINO+SelfPatch, ADCLR, None, "
     "Supervised, MAE, CT, MAST, SwAV, SimCLR-v2, MoCov2, MoCov3, iBOT, EsViT, ReSim",
     "mls": "ReSim-C4, LEWEL_M, SetSim, SoCo, Self-EMD, BYOL, DenseCL, ORL, SwAV, SimCLR",
-    "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyAnchor, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, "
-    "MS+DAS",
+    "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, MS+DAS",
 }
 UNREACHABLE: list[tuple[str, dict[str, str]]] = [
     ("a property of the network, measured by nothing that writes results", {"dataset": ""}),
@@ -202,6 +207,11 @@ UNREACHABLE: list[tuple[str, dict[str, str]]] = [
         )
         for p, names in RIVALS.items()
         for m in names.split(", ")
+    ),
+    *(
+        ("a rival that has an experiment on CUB alone", {"paper": "cmd", "method": m, "dataset": dataset})
+        for m in ("Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "LCR")
+        for dataset in ("cars", "aircraft")
     ),
     ("a network trained on the labels, called a linear probe in the table", {"paper": "cmd", "method": "Supervised"}),
     ("a public network: fgssl probe --model, which names no paper", {"paper": "cmd", "method": "ResNet-50"}),

@@ -1,6 +1,7 @@
 """Misfortunes, to be named on a command line: ``--trainer.callbacks+=tests.trust.callbacks.KillAt``."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -131,3 +132,14 @@ class Settings(Callback):
             "channels_last": first.weight.is_contiguous(memory_format=torch.channels_last),
             "benchmark": torch.backends.cudnn.benchmark,
         }
+
+
+class Keep(Callback):
+    """Copies the checkpoint of a step (counted from 1), which the run writes, to ``path``."""
+
+    def __init__(self, step: int, path: str):
+        self.step, self.path = step, path
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            shutil.copy(Path(trainer.loggers[0].log_dir) / "checkpoints" / "last.ckpt", self.path)

@@ -14,7 +14,8 @@ from fgssl.errors import UserError, did_you_mean
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 PARTS = ("train", "val", "test")
-COLUMNS = ("path", "label", "coarse", "part")
+BOX = ("x0", "y0", "x1", "y1")
+COLUMNS = ("path", "label", "coarse", "part", *BOX)
 
 
 class Folder(DataSet):
@@ -24,7 +25,8 @@ class Folder(DataSet):
 
     - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
-    - a CSV file with a header of the columns path and, optionally, label, coarse and part (train, val or test);
+    - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
+      box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
     - a text file with one path per line.
 
     The classes are the names of the folders below ``root`` or below the parts, sorted; images that lie in no such
@@ -138,8 +140,29 @@ def read_list(file: Path) -> tuple[Index, bool]:
         split=np.array([row.get("part") or "train" for row in rows]),
         coarse=coarse if coarse_names else None,
         coarse_names=coarse_names,
+        boxes=_boxes(file, rows),
     )
     return index, any(row.get("part") for row in rows)
+
+
+def _boxes(file: Path, rows: list[dict[str, str]]) -> np.ndarray | None:
+    """Boxes [N, 4] float32, NaN for an image without one; None if no image has one.
+
+    Raises:
+        UserError: a box is incomplete, no number, or has no area; the message names its image.
+    """
+    boxes = np.full((len(rows), 4), np.nan, dtype=np.float32)
+    for number, row in enumerate(rows):
+        sides = [row[name] for name in BOX if name in row]
+        if not sides:
+            continue
+        try:
+            boxes[number] = x0, y0, x1, y1 = [float(side) for side in sides]
+        except ValueError:
+            x0 = y0 = x1 = y1 = 0.0
+        if not (x0 < x1 and y0 < y1 and np.isfinite(boxes[number]).all()):
+            raise UserError(f"{file}: {row['path']}: the box must be four numbers, x0 < x1 and y0 < y1: {sides}.")
+    return None if np.isnan(boxes).all() else boxes
 
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
@@ -152,8 +175,8 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
         if "path" not in names or unknown:
             hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
             raise UserError(
-                f"{file}: the first line must name the columns: path and, optionally, label, coarse, part; found: "
-                f"{', '.join(names) or 'nothing'}.{hint}"
+                f"{file}: the first line must name the columns: path and, optionally, label, coarse, part, "
+                f"{', '.join(BOX)}; found: {', '.join(names) or 'nothing'}.{hint}"
             )
         rows = []
         for row in reader:

@@ -1,0 +1,534 @@
+"""The committed results of ``experiments/evidence`` and the tables and figures of ``docs/results.md``.
+
+``experiments/evidence/results/<sweep>/<cell>/`` holds the text of a finished run: ``results.json``, ``config.yaml``
+and, of ``metrics.csv``, the curves that a figure shows. ``tables.yaml`` beside them says what a table or figure shows.
+The page is written by hand; between ``<!-- table: NAME -->`` (or ``figure``) and ``<!-- end -->`` it is filled in
+here::
+
+    python -m tests.results --collect RUNS    # copy the finished cells of a runs folder, then fill in the page
+    python -m tests.results                   # fill in the page
+
+A table::
+
+    obd_sd:
+      rows:                                             # label: sweep/cells, * for the seeds
+        MS: obd_sd/alone_*
+        OBD-SD: {cells: obd_sd/full_*, paper: {row: "obd_sd, Table 1, MS+OBD-SD", dataset: cub}}
+      metrics: {Recall@1: recall@1, probe: "probe:top1"}    # probe:top1 is of the run <cell>_probe
+      contrasts: [OBD-SD - MS]                          # paired by seed
+
+``sweep: NAME`` in place of ``rows`` gives each configuration of a sweep a row. A figure names a table and the metrics
+whose curves it shows: ``{table: obd_sd, metrics: {Recall@1: test_each_epoch/recall@1}, title: ...}``.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from scipy import stats
+
+from fgssl.commands.sweep import SEED, command, name_of, read_sweep
+from fgssl.errors import UserError
+from fgssl.report.compare import LOWER_IS_BETTER, Cell
+from fgssl.report.conditions import settings
+from fgssl.report.published import metrics_of, rows_named
+from fgssl.report.runs import RunFolder, read_run
+from fgssl.report.tables import is_share, number
+
+ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / "experiments" / "evidence"
+PAGE = ROOT / "docs" / "results.md"
+MARK = re.compile(r"(<!-- (table|figure): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ABSOLUTE = re.compile(r"""(?:^|[\s'"=:,;\[({])(?:file://)?((?:/|~/|[A-Za-z]:\\)\w[^\s'",\])}]*)""", re.MULTILINE)
+KEPT = ("results.json", "config.yaml")
+LARGEST = 200_000  # bytes of a figure
+CONFIDENCE = 0.95
+
+
+class Place(NamedTuple):
+    """The sweep files and the committed results: those of the repository, or of a test."""
+
+    sweeps: Path = EVIDENCE / "sweeps"
+    results: Path = EVIDENCE / "results"
+    figures: Path = ROOT / "docs" / "figures"
+
+    def spec(self) -> dict[str, dict[str, Any]]:
+        """The tables and figures of ``tables.yaml``."""
+        return yaml.safe_load((self.results / "tables.yaml").read_text())
+
+    def runs(self) -> list[Path]:
+        """The committed run folders."""
+        return sorted(path.parent for path in self.results.glob("*/*/results.json"))
+
+
+# ---- collecting -----------------------------------------------------------------------------------------------------
+
+
+def collect(runs: Path, place: Place) -> tuple[list[str], list[str]]:
+    """Copy the text of the finished cells of ``runs/sweep_<name>/<cell>/``.
+
+    Returns:
+        The names of the runs that were copied, and a message for each that was left out.
+    """
+    copied, left_out = [], []
+    curves = {metric for figure in place.spec()["figures"].values() for metric in figure["metrics"].values()}
+    for source in sorted(path.parent for path in runs.glob("sweep_*/*/results.json")):
+        name = f"{source.parent.name.removeprefix('sweep_')}/{source.name}"
+        found = faults(source, name, place)
+        if found:
+            left_out.append(f"left out: {name}: {'; '.join(found)}")
+            continue
+        target = place.results / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            shutil.copyfile(source / file, target / file)
+        write_curves(source / "metrics.csv", target / "metrics.csv", curves)
+        copied.append(name)
+    return copied, left_out
+
+
+def faults(folder: Path, name: str, place: Place) -> list[str]:
+    """Why a run cannot be among the results.
+
+    Args:
+        folder: the run folder.
+        name: ``<sweep>/<cell>``.
+        place: where its sweep file is.
+    """
+    try:
+        results, missing = json.loads((folder / "results.json").read_text()), []
+    except ValueError as fault:
+        return [f"results.json is not valid JSON ({fault})"]
+    if results.get("status") != "finished":
+        return [f"its status is {results.get('status')}"]
+    needed = ["command", "seed", "versions", "hardware", "metrics", "data", "duration_s", "epochs"]
+    if not str(results.get("command")).startswith("fgssl fit"):
+        needed.remove("epochs")  # an evaluation
+    for key in needed:
+        if results.get(key) is None:
+            missing.append(f"results.json has no {key}")
+    paths = {
+        path
+        for file in folder.iterdir()
+        if file.name in (*KEPT, "metrics.csv")
+        for path in ABSOLUTE.findall(file.read_text())
+    }
+    return missing + fault_of_command(results, name, place) + [f"it names the path {path}" for path in sorted(paths)]
+
+
+def fault_of_command(results: dict[str, Any], name: str, place: Place) -> list[str]:
+    """Whether a fit is a cell of its sweep file, and ran with the options that the file has now."""
+    stem, cell = name.split("/")
+    if not (place.sweeps / f"{stem}.yaml").is_file():
+        return [f"there is no sweep file {stem}.yaml"]
+    ran = str(results.get("command"))
+    if not ran.startswith("fgssl fit"):
+        return []
+    commands = commands_of(stem, place.sweeps)
+    if cell not in commands:
+        return [f"{stem}.yaml has no such cell"]
+    if not f"{ran} ".startswith(commands[cell] + " "):
+        return [f"{stem}.yaml has other options now: {commands[cell]}"]
+    return []
+
+
+@cache
+def commands_of(sweep: str, folder: Path) -> dict[str, str]:
+    """The command of each cell of a sweep, without flags of the machine such as the place of weights."""
+    read = read_sweep(folder / f"{sweep}.yaml")
+    runs = Path("runs") / f"sweep_{sweep}"
+    return {name_of(cell): " ".join(["fgssl", *command(read, runs, cell, [])]) for cell in read.cells()}
+
+
+def write_curves(source: Path, target: Path, metrics: set[str]) -> None:
+    """Copy some curves of ``metrics.csv``, one line an epoch, the mean over its steps; no file if it has none."""
+    if not source.is_file():
+        return
+    epochs: dict[float, dict[str, list[float]]] = {}
+    steps: dict[float, int] = {}
+    with source.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for metric in metrics & row.keys():
+                if row[metric] and row["epoch"]:
+                    epoch = float(row["epoch"])
+                    epochs.setdefault(epoch, {}).setdefault(metric, []).append(float(row[metric]))
+                    steps[epoch] = int(row["step"])
+    names = sorted({metric for values in epochs.values() for metric in values})
+    if not names:
+        return
+    with target.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["epoch", "step", *names])
+        for epoch, values in sorted(epochs.items()):
+            means = [f"{statistics.fmean(values[name]):.6g}" if name in values else "" for name in names]
+            writer.writerow([f"{epoch:g}", steps[epoch], *means])
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A row of a table: its runs by seed, and how many its sweep file has."""
+
+    label: str
+    runs: dict[int, RunFolder]
+    planned: int
+    paper: dict[str, str]
+
+    def cell(self, metric: str) -> Cell:
+        return Cell(tuple(self.by_seed(metric).values()))
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        found = {seed: value_of(run, metric) for seed, run in sorted(self.runs.items())}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def value_of(run: RunFolder, metric: str) -> float | None:
+    """A metric of a run; ``probe:top1`` is the top1 of the run ``<cell>_probe`` beside it."""
+    suffix, colon, name = metric.rpartition(":")
+    if not colon:
+        return run.metric(name)
+    folder = run.folder.with_name(f"{run.folder.name}_{suffix}")
+    beside = read_run(folder) if folder.is_dir() else None
+    return beside.metric(name) if beside else None
+
+
+def rows_of(table: dict[str, Any], place: Place) -> list[Row]:
+    """The rows of a table.
+
+    Raises:
+        UserError: a row names a cell that its sweep does not have, or mixes configurations.
+    """
+    patterns = dict(configurations(table["sweep"], place)) if "sweep" in table else table["rows"]
+    rows = [row_of(label, {"cells": row} if isinstance(row, str) else row, place) for label, row in patterns.items()]
+    check_same_rows(rows)
+    return rows
+
+
+def row_of(label: str, row: dict[str, Any], place: Place) -> Row:
+    """One row, from its entry in ``tables.yaml``."""
+    sweep, pattern = row["cells"].split("/", 1)
+    known = commands_of(sweep, place.sweeps) if (place.sweeps / f"{sweep}.yaml").is_file() else {}
+    planned = [cell for cell in known if fnmatchcase(cell, pattern)]
+    if known and not planned and "*" in pattern:
+        raise UserError(f"tables.yaml: {label}: {sweep}.yaml has no cell {pattern}, but {', '.join(known)}.")
+    folders = [folder for folder in place.runs() if folder.parent.name == sweep and fnmatchcase(folder.name, pattern)]
+    # alone_* is not alone_seed_everything0_probe; a name that is no cell is that of an evaluation
+    found = runs_by_seed(label, [folder for folder in folders if folder.name in planned] if planned else folders)
+    return Row(label, found, max(len(planned), 1), row.get("paper", {}))
+
+
+def configurations(sweep: str, place: Place) -> Iterator[tuple[str, str]]:
+    """Label and cells of each configuration of a sweep, whatever the seed; none while there is no such file."""
+    if not (place.sweeps / f"{sweep}.yaml").is_file():
+        return
+    read, seen = read_sweep(place.sweeps / f"{sweep}.yaml"), set()
+    for cell in read.cells():
+        varied = {option: value for option, value in cell.items() if option != SEED}
+        label = ", ".join(
+            Path(str(value)).stem if option == "config" else f"{option.rsplit('.', 1)[-1]} {value}"
+            for option, value in varied.items()
+        )
+        if label not in seen:
+            seen.add(label)
+            yield label, f"{sweep}/{name_of(cell | ({SEED: '*'} if SEED in cell else {}))}"
+
+
+def runs_by_seed(label: str, folders: list[Path]) -> dict[int, RunFolder]:
+    """The runs of one configuration.
+
+    Raises:
+        UserError: two of them have the same seed, or they differ in more than the seed.
+    """
+    found: dict[int, RunFolder] = {}
+    for folder in folders:
+        run = read_run(folder)
+        assert run is not None, f"{folder} was not evaluated"
+        if run.seed in found:
+            raise UserError(f"tables.yaml: {label}: {found[run.seed].name} and {run.name} have the same seed.")
+        found[run.seed] = run
+    first = next(iter(found.values()), None)
+    for run in found.values():
+        differing = [key for key in run.settings if run.settings[key] != first.settings.get(key)]  # type: ignore[union-attr]
+        if differing:
+            raise UserError(f"tables.yaml: {label}: {first.name} and {run.name} differ in {', '.join(differing)}.")  # type: ignore[union-attr]
+    return found
+
+
+def check_same_rows(rows: list[Row]) -> None:
+    """Refuse a table whose runs were evaluated on different images."""
+    evaluated: dict[tuple, str] = {}
+    for row in rows:
+        for run in row.runs.values():
+            data = run.results["data"]
+            evaluated.setdefault((data["dataset"], data["test"]["rows_hash"], data["val"]["rows_hash"]), run.name)
+    if len(evaluated) > 1:
+        raise UserError(f"tables.yaml: {' and '.join(evaluated.values())} were evaluated on different images.")
+
+
+def text_of_table(table: dict[str, Any], place: Place) -> str:
+    """A table in Markdown: means over seeds, the paper's numbers, the contrasts, and where the runs are."""
+    rows, metrics = rows_of(table, place), table["metrics"]
+    if not any(row.runs for row in rows):
+        return "Not run yet."
+    with_paper = [metric for metric in metrics.values() if any(printed(row.paper, metric) for row in rows)]
+    headings = ["", "seeds"]
+    for heading, metric in metrics.items():
+        headings += [heading + ", %" * is_share(base(metric)), *["paper"] * (metric in with_paper)]
+    lines = [line_of([*headings, "s a run"]), "|---|" + "---:|" * len(headings)]
+    best = {metric: best_of(rows, metric) for metric in metrics.values()}
+    for row in rows:
+        cells = cells_of(row, best, with_paper) if row.runs else ["0", *["not run"] * (len(headings) - 1)]
+        lines.append(line_of([row.label, *cells]))
+    if table.get("contrasts"):
+        lines += ["", *contrasts(table["contrasts"], {row.label: row for row in rows}, metrics)]
+    return "\n".join([*lines, "", sources(rows)])
+
+
+def cells_of(row: Row, best: dict[str, float | None], with_paper: list[str]) -> list[str]:
+    """Seeds, metrics, the best mean of each in bold, with the paper's numbers, and the duration."""
+    cells = [str(len(row.runs)) + f" of {row.planned}" * (len(row.runs) < row.planned)]
+    for metric, of_all in best.items():
+        words, mean = mean_and_spread(row, metric), row.cell(metric).mean
+        cells.append(f"**{words}**" if mean is not None and mean == of_all else words)
+        cells += [printed(row.paper, metric) or "-"] * (metric in with_paper)
+    return [*cells, f"{statistics.fmean(run.results['duration_s'] for run in row.runs.values()):.0f}"]
+
+
+def line_of(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def base(metric: str) -> str:
+    """``recall@1`` of ``val/recall@1``, ``top1`` of ``probe:top1``."""
+    return re.split("[:/]", metric)[-1]
+
+
+def best_of(rows: list[Row], metric: str) -> float | None:
+    """The best mean; None where fewer than two rows have one."""
+    means = [mean for row in rows if (mean := row.cell(metric).mean) is not None]
+    choose = min if base(metric) in LOWER_IS_BETTER else max
+    return choose(means) if len(means) > 1 else None
+
+
+def mean_and_spread(row: Row, metric: str) -> str:
+    cell, name = row.cell(metric), base(metric)
+    if cell.mean is None:
+        return "-"
+    spread = "" if cell.spread is None else f" ± {number(name, cell.spread)}"
+    fewer = f" ({len(cell.values)} seeds)" * (len(cell.values) < len(row.runs))
+    return number(name, cell.mean) + spread + fewer
+
+
+def printed(paper: dict[str, str], metric: str) -> str | None:
+    """The paper's number for a row, as printed; None where it has none.
+
+    Args:
+        paper: ``row``: paper, table and method as in ``run.paper``; further keys are columns or settings of
+            published.csv.
+        metric: our metric.
+
+    Raises:
+        UserError: rows with different numbers fit.
+    """
+    if not paper:
+        return None
+    wanted = {key: value for key, value in paper.items() if key != "row"}
+    rows = [row for row in rows_named(paper["row"]) if metric in metrics_of(row)]
+    fitting = [row for row in rows if all((row | settings(row)).get(key) == value for key, value in wanted.items())]
+    values = {row["value"] for row in fitting}
+    if len(values) > 1:
+        raise UserError(f"tables.yaml: {paper} fits rows of published.csv with {', '.join(sorted(values))}.")
+    return values.pop() if values else None
+
+
+def contrasts(wanted: list[str], rows: dict[str, Row], metrics: dict[str, str]) -> list[str]:
+    """A table of differences of means, paired by seed, with their 95 % intervals; bold where 0 is outside."""
+    lines = [
+        line_of(["difference", "pairs", *(heading + ", %" * is_share(base(m)) for heading, m in metrics.items())]),
+        "|---|" + "---:|" * (len(metrics) + 1),
+    ]
+    for contrast in wanted:
+        one, _, other = contrast.partition(" - ")
+        if one not in rows or other not in rows:
+            raise UserError(f"tables.yaml: contrast '{contrast}': the rows are {', '.join(rows)}.")
+        cells, pairs = [], set()
+        for metric in metrics.values():
+            differences = paired(rows[one].by_seed(metric), rows[other].by_seed(metric))
+            cells.append(difference_text(differences, base(metric)))
+            pairs.add(len(differences))
+        lines.append(line_of([contrast, str(max(pairs)), *cells]))
+    return lines
+
+
+def paired(one: dict[int, float], other: dict[int, float]) -> list[float]:
+    """Differences of the seeds that both have."""
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def interval(differences: list[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean by the t distribution with n - 1 degrees of freedom; None below two values."""
+    n = len(differences)
+    if n < 2:
+        return None
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    mean = statistics.fmean(differences)
+    return mean - half, mean + half
+
+
+def difference_text(differences: list[float], metric: str) -> str:
+    if not differences:
+        return "not run"
+    around, mean = interval(differences), signed(metric, statistics.fmean(differences))
+    if around is None:
+        return mean
+    low, high = around
+    words = f"{mean} [{signed(metric, low)}, {signed(metric, high)}]"
+    return f"**{words}**" if low > 0 or high < 0 else words
+
+
+def signed(metric: str, value: float) -> str:
+    return ("+" if value >= 0 else "") + number(metric, value)
+
+
+def sources(rows: list[Row]) -> str:
+    """Which sweeps the runs of a table are from, how many there are, and how long they took."""
+    runs = [run for row in rows for run in row.runs.values()]
+    planned = sum(row.planned for row in rows)
+    sweeps = dict.fromkeys(run.folder.parent.name for run in runs)
+    named = ", ".join(f"`experiments/evidence/sweeps/{sweep}.yaml`" for sweep in sweeps)
+    hours = sum(run.results["duration_s"] for run in runs) / 3600
+    return f"{len(runs)} of {planned} runs, {hours:.1f} hours: {named}."
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def points_of(figure: dict[str, Any], place: Place) -> dict[str, dict[str, list[dict[float, float]]]]:
+    """Heading of a panel -> label of a row -> one curve a seed, epoch to value; without rows that have none."""
+    rows = rows_of(place.spec()["tables"][figure["table"]], place)
+    panels: dict[str, dict[str, list[dict[float, float]]]] = {}
+    for heading, metric in figure["metrics"].items():
+        for row in rows:
+            curves = [dict(history[metric]) for run in row.runs.values() if metric in (history := run.history())]
+            if curves:
+                panels.setdefault(heading, {})[row.label] = curves
+    return panels
+
+
+def digest(points: dict) -> str:
+    """Hash of the points of a figure, which its file carries, so that a test sees a figure that is out of date."""
+    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def draw(points: dict[str, dict[str, list[dict[float, float]]]], metrics: dict[str, str], path: Path) -> None:
+    """Write an SVG: a panel a metric, a line a row; lines are means over seeds, bands the standard deviation."""
+    import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from fgssl.report.plots import COLOURS, mean_curve
+
+    labels = list(dict.fromkeys(label for panel in points.values() for label in panel))
+    columns = 2 if len(points) == 4 else min(len(points), 3)
+    lines = math.ceil(len(points) / columns)
+    figure = Figure((3.1 * columns + 0.2, 2.5 * lines + 0.5), layout="constrained", facecolor="white")
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for axis in axes[len(points) :]:
+        axis.set_visible(False)
+    for axis, (heading, panel) in zip(axes, points.items(), strict=False):
+        share = is_share(base(metrics[heading]))
+        scale = 100 if share else 1
+        for label, curves in panel.items():
+            colour, mean = COLOURS[labels.index(label)], mean_curve(curves)
+            epochs = np.array(list(mean))
+            values = scale * np.array([[curve[epoch] for epoch in mean] for curve in curves])
+            line = values.mean(axis=0)
+            axis.plot(epochs, line, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=label)
+            if len(curves) > 1:
+                spread = values.std(axis=0, ddof=1)
+                axis.fill_between(epochs, line - spread, line + spread, color=colour, alpha=0.18, linewidth=0)
+        axis.set_title(heading + ", %" * share, fontsize=10)
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = {line.get_label(): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    with rc_context({"svg.hashsalt": "fgssl", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None, "Description": digest(points)})
+
+
+def text_of_figure(name: str, figure: dict[str, Any], place: Place) -> str:
+    """The link to a figure, or that nothing was run."""
+    if not points_of(figure, place):
+        return "Not run yet."
+    title = figure["title"]
+    return f"![{title}](figures/results_{name}.svg)\n\n{title}. Lines: mean over seeds; bands: standard deviation."
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def filled(page: str, place: Place) -> str:
+    """The page with its marked places filled in.
+
+    Raises:
+        UserError: a place has a name that ``tables.yaml`` does not have, or the other way round.
+    """
+    spec = place.spec()
+    at_odds = "tables.yaml and the page do not have the same tables and figures"
+    marked = [(kind, name) for _, kind, name, _ in MARK.findall(page)]
+    listed = [(kind, name) for kind in ("table", "figure") for name in spec[f"{kind}s"]]
+    if sorted(marked) != sorted(listed):
+        raise UserError(f"{at_odds}: {sorted(set(marked) ^ set(listed)) or 'one occurs twice'}.")
+
+    def fill(match: re.Match) -> str:
+        begin, kind, name, end = match.groups()
+        own = spec[f"{kind}s"][name]
+        text = text_of_table(own, place) if kind == "table" else text_of_figure(name, own, place)
+        return f"{begin}\n{text}\n\n{end}"
+
+    return MARK.sub(fill, page)
+
+
+def write_page(place: Place) -> None:
+    """Write the figures and fill in the page."""
+    for name, figure in place.spec()["figures"].items():
+        points = points_of(figure, place)
+        if points:
+            draw(points, figure["metrics"], place.figures / f"results_{name}.svg")
+    PAGE.write_text(filled(PAGE.read_text(), place))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.results", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--collect", metavar="RUNS", type=Path, help="copy the finished cells of RUNS/sweep_*/ first")
+    args = parser.parse_args(argv)
+    left_out: list[str] = []
+    try:
+        if args.collect:
+            copied, left_out = collect(args.collect, Place())
+            print(*left_out, f"{len(copied)} runs in {EVIDENCE.relative_to(ROOT)}/results.", sep="\n")
+        write_page(Place())
+    except UserError as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    print(f"Wrote {PAGE.relative_to(ROOT)}.")
+    return 1 if left_out else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
