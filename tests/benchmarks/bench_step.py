@@ -75,6 +75,16 @@ def projected(encoder: Any, views: list[Tensor]) -> Outputs:
     return [encoder.head(encoder.features(images)) for images in views]
 
 
+def with_parts(method: Any, views: list[Tensor]) -> Outputs:
+    """LEWEL's projections and parts with their predictors, and those of the target."""
+    outputs: Outputs = []
+    for images in views:
+        z_BD, a_BPD, _ = method.online.outputs(images)
+        outputs += [method.predictor(z_BD), method.part_predictor(a_BPD.flatten(0, 1))]
+        outputs += constant(method.target.outputs, images)[:2]
+    return outputs
+
+
 HEAD = {"dim": 128, "hidden": 512}
 WIDE = {"dim": 512, "hidden": 512}
 VIT = {"patch_size": 8, "depth": 6, "embed_dim": 192, "num_heads": 3}
@@ -93,6 +103,7 @@ CASES: dict[str, Case] = {
             *(constant(lambda x: m.target.head(m.target.features(x)), x) for x in v),
         ],
     ),
+    "LEWEL": Case(HEAD, with_parts),
     "SimSiam": Case(
         {"dim": 512, "hidden": 128}, lambda m, v: [m.predictor(z) for z in projected(m.encoder, v)]
     ),
