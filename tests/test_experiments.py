@@ -1,20 +1,27 @@
 """Every experiment parses and does one real training step, on a tiny tree in the data set's official layout."""
 
+import copy
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from jsonargparse import ArgumentParser
 
 from fgssl.cli.compose import compose
 from fgssl.cli.defaults import fill_in, method_of
 from fgssl.cli.main import main
 from fgssl.data.protocols import read_sop_list
+from fgssl.methods.base import Method
 from tests import trees
+from tests.recipes import _data, resolve
 
 pytestmark = pytest.mark.slow
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+RIVALS = sorted((Path(__file__).parents[1] / "experiments" / "rivals").rglob("*.yaml"))
+RIVALS = [path for path in RIVALS if path.parent.name != "sweeps"]
 ABLATIONS = sorted((Path(__file__).parents[1] / "experiments").glob("*_ablations/*.yaml"))
 SMALL_NETWORK = "{layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}"
 SMALL_VIT = {"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 32}
@@ -155,3 +162,22 @@ def test_ablation_takes_a_step(ablation, tmp_path):
     if bar:
         assert fit(*same, "--run.name", "first", "--model.distillation.teacher", "none") == 0
     assert fit("--config", str(ablation), *same, "--run.name", "second", *(flags if bar else [])) == 0
+
+
+@pytest.mark.parametrize("rival", RIVALS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_rival_resolves_and_its_method_is_built(rival):
+    """Every option is valid, the class takes them, and the data module has the views that the method needs.
+
+    Networks of the published size on the meta device, where weights have a shape alone.
+    """
+    name = str(rival.relative_to(EXPERIMENTS[0].parent).with_suffix(""))
+    model = copy.deepcopy(resolve(name)["model"])
+    model["init_args"]["backbone"] |= {"pretrained": False, "weights": None}
+    if model["class_path"].endswith("MetricLearning"):
+        model["init_args"]["train_classes"] = [0, 1, 2]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Method, "model")
+    with torch.device("meta"):
+        method = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    assert len(_data(name).views.crops) >= 1
+    assert any(parameter.requires_grad for parameter in method.parameters())

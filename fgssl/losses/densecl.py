@@ -9,7 +9,7 @@ from fgssl.losses.contrastive import info_nce
 
 @torch.no_grad()
 def correspondence(f1_BNF: Tensor, f2_BNF: Tensor) -> Tensor:
-    """For each position of view 1 the position of view 2 with the largest cosine of backbone features (Eq. 4).
+    """For each position of view 1 the position of view 2 with the largest cosine of backbone features.
 
     Args:
         f1_BNF: backbone features of view 1.
@@ -23,7 +23,7 @@ def correspondence(f1_BNF: Tensor, f2_BNF: Tensor) -> Tensor:
 
 
 def dense_info_nce(r_BND: Tensor, t_BND: Tensor, c_BN: Tensor, queue_KD: Tensor, *, tau: float) -> Tensor:
-    """InfoNCE of each position of view 1 with its position of view 2 as the positive (Eq. 2).
+    """InfoNCE of each position of view 1 with its position of view 2 as the positive.
 
     Args:
         r_BND: dense projections of view 1, L2-normalised.

@@ -30,7 +30,7 @@ class DenseCL(MomentumContrast):
 
     Args:
         backbone: Network of both encoders. The paper uses ResNet-50.
-        lam: Weight lambda of the dense loss, from 0 to 1; that of the pooled loss is 1 - lambda (Eq. 3).
+        lam: Weight lambda of the dense loss, from 0 to 1; that of the pooled loss is 1 - lambda.
         dim: Projection dimension D of both heads.
         hidden: Hidden width of both heads.
         memory: Length K of both memories.

@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_step.py [--methods MAE SimCLR --size 64 --batch 64 --rounds 4 --device cpu]
 
-Bare: all networks that the method's step runs (backbone, heads, and a teacher without gradient) on the same images,
-with a mean of squares in place of the loss, backward, and the same optimiser, in a plain loop. Ours: the method by
-``Trainer.fit`` with its loss, random draws, teacher's update, a full memory, logging to ``metrics.csv`` and progress
-bar. The networks are a ResNet18 with heads of 128 to 512 channels, and for MAE a small ViT: at its published width of
-8192 channels a loss of correlations alone is as much work as a ResNet18 at 64 px.
+Bare: all networks that the method's step runs (backbone, heads, the dense head of DenseCL, MAE's decoder, and a teacher
+without gradient) on the same images, with a mean of squares in place of the loss, backward, and the same optimiser, in
+a plain loop. LCR's attention and GradCAM are not bare. Ours: the method by ``Trainer.fit`` with its loss, random draws,
+teacher's update, a full memory, logging to ``metrics.csv`` and progress bar. The networks are a ResNet18 with heads of
+128 to 512 channels, and for MAE a small ViT: at its published width of 8192 channels a loss of correlations alone is as
+much work as a ResNet18 at 64 px.
 
 Rounds of both alternate, so that a noisy machine bends both; the ratio is that of the medians. Time is that of the
 clock on a GPU, of the processor on the CPU, which others may use too.
@@ -85,6 +86,12 @@ def with_parts(method: Any, views: list[Tensor]) -> Outputs:
     return outputs
 
 
+def predicted(method: Any, views: list[Tensor]) -> Outputs:
+    """BYOL's predictions of both views, and the target's projections."""
+    targets = [constant(lambda x: method.target.head(method.target.features(x)), images) for images in views]
+    return [*(method.predictor(z_BD) for z_BD in projected(method.online, views)), *targets]
+
+
 HEAD = {"dim": 128, "hidden": 512}
 WIDE = {"dim": 512, "hidden": 512}
 VIT = {"patch_size": 8, "depth": 6, "embed_dim": 192, "num_heads": 3}
@@ -96,13 +103,8 @@ CASES: dict[str, Case] = {
         {"memory": 4096, **HEAD}, lambda m, v: [*m.query.outputs(v[0])[:2], *constant(m.key.outputs, v[1])[:2]]
     ),
     "SimCLR": Case(HEAD, lambda m, v: [m.encoder(torch.cat(v))]),
-    "BYOL": Case(
-        HEAD,
-        lambda m, v: [
-            *(m.predictor(z) for z in projected(m.online, v)),
-            *(constant(lambda x: m.target.head(m.target.features(x)), x) for x in v),
-        ],
-    ),
+    "BYOL": Case(HEAD, predicted),
+    "BYOLLCR": Case(HEAD, predicted),
     "LEWEL": Case(HEAD, with_parts),
     "SimSiam": Case(
         {"dim": 512, "hidden": 128}, lambda m, v: [m.predictor(z) for z in projected(m.encoder, v)]
