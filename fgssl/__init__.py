@@ -15,6 +15,7 @@ _PUBLIC = {
     "DenseCL": "fgssl.methods",
     "FLSL": "fgssl.methods",
     "LCR": "fgssl.methods",
+    "LEWEL": "fgssl.methods",
     "MAE": "fgssl.methods",
     "MLS": "fgssl.methods",
     "BarlowTwins": "fgssl.methods",

@@ -37,6 +37,7 @@ PAPERS = {
     "densecl": "DenseCL (Wang et al., CVPR 2021)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",
     "lcr": "LCR (Shu et al., CVPR 2023)",
+    "lewel": "LEWEL (Huang et al., CVPR 2022)",
     "mae": "MAE (He et al., CVPR 2022)",
     "maskcon": "MaskCon (Feng & Patras, CVPR 2023)",
     "mls": "MLS (Zhu et al., ICCV 2023)",

@@ -73,6 +73,7 @@ PAGES = {
     "docs/methods/densecl.md": Page(["parsed"]),
     "docs/methods/flsl.md": Page(["parsed"]),
     "docs/methods/lcr.md": Page(["parsed"]),
+    "docs/methods/lewel.md": Page(["parsed"]),
     "docs/methods/mae.md": Page(["parsed"]),
     "docs/methods/maskcon.md": Page(["parsed"]),
     "docs/methods/metric_learning.md": Page(["parsed"]),

@@ -6,6 +6,7 @@ from fgssl.methods.cmd import CMD
 from fgssl.methods.densecl import DenseCL
 from fgssl.methods.flsl import FLSL
 from fgssl.methods.lcr import BYOLLCR, LCR
+from fgssl.methods.lewel import LEWEL
 from fgssl.methods.mae import MAE
 from fgssl.methods.maskcon import MaskCon
 from fgssl.methods.metric_learning import MetricLearning
@@ -22,6 +23,7 @@ __all__ = [
     "CMD",
     "FLSL",
     "LCR",
+    "LEWEL",
     "MAE",
     "MLS",
     "OBDSD",

@@ -48,7 +48,7 @@ WHOLE = {
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
 OBDSD = ("MS+OBD-SD", "Margin+OBD-SD", "R-Margin+OBD-SD")
 PSD = ("MS+PSD",)
-FROM_LCR = ("Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "MoCo v2", "BYOL+LCR", "LCR")
+FROM_LCR = ("Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "MoCo v2", "BYOL+LCR", "LCR", "LEWEL")
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
 
 # What a paper states once: (columns of the row, conditions). Later entries override earlier ones; ``setting`` wins.

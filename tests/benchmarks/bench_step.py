@@ -76,6 +76,16 @@ def projected(encoder: Any, views: list[Tensor]) -> Outputs:
     return [encoder.head(encoder.features(images)) for images in views]
 
 
+def with_parts(method: Any, views: list[Tensor]) -> Outputs:
+    """LEWEL's projections and parts with their predictors, and those of the target."""
+    outputs: Outputs = []
+    for images in views:
+        z_BD, a_BPD, _ = method.online.outputs(images)
+        outputs += [method.predictor(z_BD), method.part_predictor(a_BPD.flatten(0, 1))]
+        outputs += constant(method.target.outputs, images)[:2]
+    return outputs
+
+
 def predicted(method: Any, views: list[Tensor]) -> Outputs:
     """BYOL's predictions of both views, and the target's projections."""
     targets = [constant(lambda x: method.target.head(method.target.features(x)), images) for images in views]
@@ -95,6 +105,7 @@ CASES: dict[str, Case] = {
     "SimCLR": Case(HEAD, lambda m, v: [m.encoder(torch.cat(v))]),
     "BYOL": Case(HEAD, predicted),
     "BYOLLCR": Case(HEAD, predicted),
+    "LEWEL": Case(HEAD, with_parts),
     "SimSiam": Case(
         {"dim": 512, "hidden": 128}, lambda m, v: [m.predictor(z) for z in projected(m.encoder, v)]
     ),

@@ -88,6 +88,9 @@ RIVALS: dict[str, tuple[str, ...]] = {
     "byol_lcr": (
         "--model", "BYOLLCR", *RESNET_8, *HEADS, "--model.nu", "0.05", "--model.momentum", "0.8", *LARS,
     ),
+    "lewel": (
+        "--model", "LEWEL", *RESNET_8, *HEADS, "--model.tau", "0.2", "--model.momentum", "0.8", *LARS,
+    ),
     "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
     # The centres have a rate of their own; the network is frozen in the first of the two epochs.
     "metric_learning": (
