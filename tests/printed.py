@@ -177,7 +177,9 @@ OPTIONS: dict[str, list[dict]] = {
     ],
     "mls_coco": [{"trainer__max_epochs": 800}],
     "mocov2_coco": [{"trainer__max_epochs": 800}],
+    "rivals/densecl_coco": [{"trainer__max_epochs": 400}],
 }
+ON_COCO = ("mls_coco", "mocov2_coco", "rivals/densecl_coco")  # what the detectors and fine-tuned networks start from
 SUPERVISED = {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__pretrained": True}
 
 
@@ -191,12 +193,12 @@ def trainings() -> dict[str, dict]:
         rival = name.startswith(("dino", "esvit", "mocov2"))
         for files in [()] if rival else ablations_of(name):
             found["+".join([name, *(file.split("/")[1] for file in files)])] = changed(name, *files)
-        for options in OPTIONS.get(name, []):
+    for path in sorted((EXPERIMENTS / "rivals").glob("*.yaml")):
+        found[f"rivals/{path.stem}"] = changed(f"rivals/{path.stem}")
+    for name, several in OPTIONS.items():
+        for options in several:
             words = " ".join(f"{option.split('__')[-1]}={value}" for option, value in options.items())
             found[f"{name} {words}"] = changed(name, **options)
-    for path in sorted((EXPERIMENTS / "rivals").glob("*.yaml")):
-        if read_yaml(path).get("run.paper"):
-            found[f"rivals/{path.stem}"] = changed(f"rivals/{path.stem}")
     for sweep in sorted((EXPERIMENTS / "sweeps").glob("*.yaml")):
         for name, (base, options) in cells(sweep).items():
             if not base.endswith(NOT_OF_A_PAPER):
@@ -214,7 +216,7 @@ def everything(root: Path) -> dict[str, RunFolder]:
         first = name.split("+")[0].split(" ")[0]
         probed = str(flatten(config).get("run.paper")).startswith("cmd")
         followed = of_vits if first == "flsl_imagenet" else [t for t in tasks if t not in of_vits]
-        followed = followed if first in ("flsl_imagenet", "mls_coco", "mocov2_coco") else []
+        followed = followed if first in ("flsl_imagenet", *ON_COCO) else []
         run = found[name] = runs.add(name, config, on_disk=bool(followed) or probed)
         for share in (1.0, 0.5, 0.2) if probed else ():
             found[f"{name} > probe {share:g}"] = runs.probe(run, config, share)

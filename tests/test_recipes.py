@@ -37,7 +37,7 @@ def experiment_files() -> dict:
     files = {str(path.relative_to(EXPERIMENTS).with_suffix("")): path for path in EXPERIMENTS.rglob("*.yaml")}
     ours = ("_digits", "_small", "_small_start")
     # Grids; contrasts at a size of ours, which no paper has.
-    elsewhere = ("sweeps/", "evidence/", "rivals/small/", "rivals/sweeps/")
+    elsewhere = ("sweeps/", "evidence/", "rivals/small/", "rivals/tune/")
     return {name: path for name, path in files.items() if not name.startswith(elsewhere) and not name.endswith(ours)}
 
 

@@ -12,7 +12,7 @@ from tests.recipes import ROOT, resolve
 pytestmark = pytest.mark.slow
 
 RIVALS = ROOT / "experiments" / "rivals"
-SWEEPS = {name: RIVALS / "sweeps" / f"{name}.yaml" for name in ("small", "small_vit")}
+SWEEPS = {name: ROOT / "experiments" / "evidence" / "sweeps" / f"{name}.yaml" for name in ("rivals", "rivals_vit")}
 NETWORK = "tf_efficientnet_lite0.in1k"
 
 
@@ -43,15 +43,9 @@ def test_page_names_every_small_file_and_every_one_on_cub():
     assert [name for name in named if not (RIVALS / name).is_file()] == []
 
 
-def test_cells_of_both_sweeps_share_a_folder_under_different_names():
-    names = [name_of(cell) for name in SWEEPS for cell in grid(name).cells()]
-    assert len(set(names)) == len(names)
-    assert "mae_seed_everything1" in names
-
-
 def test_a_cell_is_the_file_with_its_seed_and_the_flags(tmp_path):
-    cell = grid("small").cells()[1]
-    words = command(grid("small"), tmp_path, cell, ["--model.backbone.weights", "FILE"])
+    cell = grid("rivals").cells()[1]
+    words = command(grid("rivals"), tmp_path, cell, ["--model.backbone.weights", "FILE"])
     assert words[0] == "fit"
     assert {f"--config={cell['config']}", "--seed_everything=1"} <= set(words)
     assert words[-2:] == ["--model.backbone.weights", "FILE"]
@@ -65,7 +59,7 @@ def test_small_file_resolves_in_the_frame_of_all(file):
         assert config["data"][option] == frame["data"][option], option
     assert config["data"]["views"]["init_args"]["size"] == 64
     backbone = config["model"]["init_args"]["backbone"]
-    if file in files("small"):
+    if file in files("rivals"):
         assert (backbone["name"], backbone["pretrained"], backbone["freeze"]) == (NETWORK, True, 6)
     else:
         assert not backbone["pretrained"]

@@ -23,7 +23,7 @@ DATASETS = {"cifar10toy": "cifartoy", "voc07": "voc2007"}  # names in the tables
 # Variants and methods whose names in the tables differ from ours.
 ALSO = {
     "moco_v2": ("MoCo-v2", "MoCo v2", "Baseline"), "knn": ("+kNN",), "bce_pos": ("+BCE-pos",),
-    "BarlowTwins": ("Barlow",),
+    "BarlowTwins": ("Barlow",), "BYOLLCR": ("BYOL+LCR",),
 }  # fmt: skip
 # Keys of ``setting`` that are no conditions.
 REMARKS = ("note", "hyper_from", "reproduced", "reimplemented", "epochs_inferred", "elements", "extra_loss", "venue")
@@ -48,6 +48,7 @@ WHOLE = {
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
 OBDSD = ("MS+OBD-SD", "Margin+OBD-SD", "R-Margin+OBD-SD")
 PSD = ("MS+PSD",)
+FROM_LCR = ("Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "MoCo v2", "BYOL+LCR", "LCR")
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
 
 # What a paper states once: (columns of the row, conditions). Later entries override earlier ones; ``setting`` wins.
@@ -78,6 +79,8 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"lr_schedule": "yes"}),
     # CMD, section IV-D
     ({"paper": "cmd"}, {"image size": 224, "init": "imagenet"}),
+    # cited from LCR, whose released commands are of MoCo v2, BYOL and LCR on both; of the others it states no settings
+    ({"paper": "cmd", "method": FROM_LCR, "backbone": "resnet50"}, {"batch": 128, "epochs": 100}),
     ({"paper": "cmd", "method": "CMD"}, {"components": "LV+MIL+LR+LT+LS", "region_crops": 8, "instance_size": 32}),
     ({"paper": "cmd", "method": "CMD"}, {"lambda1": 0.1}),
     # FLSL, section 5 and appendix E; detection: appendix G
@@ -92,6 +95,9 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"temperature": 0.2}),
     ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"k": 20, "dictionary": "both", "lambda": 0.5}),
     ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"reduction": "mean", "memory": 4096}),
+    # DenseCL's released configuration for COCO
+    ({"paper": "mls", "method": "DenseCL"}, {"batch": 256, "image size": 224, "init": "none", "lambda": 0.5}),
+    ({"paper": "mls", "method": "DenseCL"}, {"temperature": 0.2, "memory": 65_536}),
 )  # fmt: skip
 
 # Conditions written in words, as the facts below have them.

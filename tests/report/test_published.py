@@ -180,37 +180,61 @@ def test_dino_and_esvit_are_called_so(runs):
     assert runs.add("cmd", changed("cmd_cub")).method == "CMD"
 
 
-@pytest.mark.parametrize(("rival", "printed"), [("barlow_twins", 33.45), ("vicreg", 37.78)])
+@pytest.mark.parametrize(
+    ("rival", "printed"), [("barlow_twins", 33.45), ("vicreg", 37.78), ("byol", 39.27), ("lcr_byol", 51.20)]
+)
 def test_probe_of_a_rival_has_its_number_of_cmds_table(rival, printed, runs):
     config = changed(f"rivals/{rival}_cub")
     assert beside(runs.probe(runs.add(rival, config), config), "top1") == printed
+    short = changed(f"rivals/{rival}_cub", trainer__max_epochs=15)
+    assert "epochs 100, the run 15" in beside(runs.probe(runs.add("short", short), short), "top1")
+
+
+def test_lcr_and_byol_do_not_take_the_number_of_each_other(runs):
+    named = {"run__paper": "cmd, Table I, BYOL"}
+    run = runs.add("lcr", config := changed("rivals/lcr_byol_cub", **named))
+    assert "method BYOL, the run BYOLLCR" in beside(runs.probe(run, config), "top1")
+
+
+def test_detector_from_densecl_has_the_number_of_its_epochs(runs):
+    long = runs.add("long", changed("rivals/densecl_coco"))
+    assert beside(runs.task(long, "detect_coco_fpn"), "ap_box") == 39.6
+    assert "epochs 400, the run 800" in beside(runs.task(long, "finetune_cub"), "top1")
+    short = runs.add("short", changed("rivals/densecl_coco", trainer__max_epochs=400))
+    assert beside(runs.task(short, "finetune_cub"), "top1") == 69.3
+    other = runs.add("other", changed("rivals/densecl_coco", trainer__max_epochs=400, model__lam=0.3))
+    assert "lambda 0.5, the run 0.3" in beside(runs.task(other, "finetune_cub"), "top1")
 
 
 # ---- the whole table, both ways -------------------------------------------------------------------------------------
 
 # Printed numbers that no experiment of ours can produce: the reason, and columns of their rows.
-RIVALS = {
-    "cmd": "MAE, BYOL+LCR, MoCo v2 + Bilinear, SAM-SSL, "
-    "SAM-SSL + Bilinear, DiLo, CVSA, LEWEL, ContrastiveCrop, LCR + MultiTask",
-    "flsl": "MoCo-v2, DetCo, DenseCL, BYOL, SCRL, MOCO-v3, MoCo-v3, MoBY, DINO, DINO+SelfPatch, ADCLR, None, "
-    "Supervised, MAE, CT, MAST, SwAV, SimCLR-v2, MoCov2, MoCov3, iBOT, EsViT, ReSim",
-    "mls": "ReSim-C4, LEWEL_M, SetSim, SoCo, Self-EMD, BYOL, DenseCL, ORL, SwAV, SimCLR",
+NOT_BUILT = {
+    "cmd": "MoCo v2 + Bilinear, SAM-SSL, SAM-SSL + Bilinear, DiLo, CVSA, LEWEL, ContrastiveCrop, LCR + MultiTask",
+    "flsl": "DetCo, SCRL, MOCO-v3, MoCo-v3, MoBY, DINO+SelfPatch, ADCLR, CT, MAST, SimCLR-v2, MoCov3, iBOT, ReSim",
+    "mls": "ReSim-C4, LEWEL_M, SetSim, SoCo, Self-EMD, ORL",
     "obd_sd": "Div&Conq, MIC, PADS, RankMI, MS+PLG, ProxyGML, PA+DRML, PA+MemVir, EPSHN, DiVA, DCML-MDW, MS+DAS",
 }
+ELSEWHERE = {  # methods that are built, in rows of other data or networks
+    "flsl": "MoCo-v2, MoCov2, DenseCL, BYOL, SwAV, DINO, EsViT, MAE, Supervised, None",
+    "mls": "BYOL, SwAV, SimCLR",
+}
+ON_CUB = "Barlow, VICReg, SimCLR, BYOL, SimSiam, LCR, BYOL+LCR"
+
+
+def rows_of(reason: str, methods: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    return [(reason, {"paper": paper, "method": m}) for paper, names in methods.items() for m in names.split(", ")]
+
+
 UNREACHABLE: list[tuple[str, dict[str, str]]] = [
     ("a property of the network, measured by nothing that writes results", {"dataset": ""}),
     ("time of an epoch beside another's, which no run measures", {"protocol": "", "metric": "extra_time_percent"}),
+    *rows_of("a method that is not built here", NOT_BUILT),
+    *rows_of("pretraining on ImageNet or COCO, where the method has no experiment, or another network", ELSEWHERE),
+    ("MAE leaves out the hidden patches of a ViT; a ResNet-50 has none", {"paper": "cmd", "method": "MAE"}),
     *(
-        (
-            "a method that is not built here, or trained on a data set that it has no experiment for",
-            {"paper": p, "method": m},
-        )
-        for p, names in RIVALS.items()
-        for m in names.split(", ")
-    ),
-    *(
-        ("a rival that has an experiment on CUB alone", {"paper": "cmd", "method": m, "dataset": dataset})
-        for m in ("Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "LCR")
+        ("a rival that has an experiment on CUB alone", {"paper": "cmd", "method": method, "dataset": dataset})
+        for method in ON_CUB.split(", ")
         for dataset in ("cars", "aircraft")
     ),
     ("a network trained on the labels, called a linear probe in the table", {"paper": "cmd", "method": "Supervised"}),
