@@ -59,9 +59,9 @@ def locate(trainer: Trainer, method, views: ContrastiveCrop) -> tuple[Tensor, Te
 def object_boxes(map_BFHW: Tensor, size: int, threshold: float) -> Tensor:
     """Boxes [B, 4] (x0, y0, x1, y1) around the positions of feature maps whose sum over the channels is large.
 
-    As in ContrastiveCrop's released code: the sum is stretched to 0 to 1 in each image and resized to ``size`` px, and a
-    box reaches from the first to the last row and column with a value above ``threshold``. Where no value is above it,
-    as in a constant map, the box is the whole image.
+    As in ContrastiveCrop's released code: the sum is stretched to 0 to 1 in each image and resized to ``size`` px, and
+    a box reaches from the first to the last row and column with a value above ``threshold``. Where no value is above
+    it, as in a constant map, the box is the whole image.
 
     Args:
         map_BFHW: feature maps [B, F, H, W].

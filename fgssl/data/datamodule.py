@@ -405,7 +405,9 @@ class DataModule(LightningDataModule):
         return self._loader(rows, view or self.eval_view, sampler, cache=None, lasting=lasting)
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
-        images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache, self.objects)
+        images = self._images(
+            rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache, self.objects
+        )
         processes = self.trainer.num_devices if self.trainer is not None else 1
         workers = workers_of_process(processes) if self.num_workers == "auto" else self.num_workers
         options = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if workers else {}

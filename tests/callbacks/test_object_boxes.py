@@ -48,7 +48,7 @@ def test_boxes_of_a_map_that_is_not_square_are_shares_of_both_sides():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """Folder of a run of two epochs of four steps, the boxes computed between them; and its checkpoints of two steps."""
+    """Folder of a run of two epochs of four steps, the boxes computed between them, and of two of its checkpoints."""
     root = tmp_path_factory.mktemp("whole")
     copies = [f"{{step: {step}, path: {root}/{step}.ckpt}}" for step in (4, 6)]
     keep = ", ".join(f"{{class_path: tests.trust.callbacks.Keep, init_args: {copy}}}" for copy in copies)
