@@ -46,6 +46,7 @@ _PUBLIC = {
     "Items": "fgssl.data.datasets",
     "PairViews": "fgssl.data.views",
     "SingleView": "fgssl.data.views",
+    "ContrastiveCrop": "fgssl.data.views",
     "MultiCrop": "fgssl.data.views",
     "NestedCrops": "fgssl.data.views",
     "DataModule": "fgssl.data.datamodule",

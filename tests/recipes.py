@@ -33,6 +33,7 @@ PAPERS = {
     "barlow_twins": "Barlow Twins (Zbontar et al., ICML 2021)",
     "byol": "BYOL (Grill et al., NeurIPS 2020)",
     "cmd": "CMD (Bi et al., 2024)",
+    "contrastive_crop": "ContrastiveCrop (Peng et al., CVPR 2022)",
     "cross_entropy": "Cross-entropy (Boudiaf et al., ECCV 2020)",
     "densecl": "DenseCL (Wang et al., CVPR 2021)",
     "flsl": "FLSL (Su et al., NeurIPS 2023)",

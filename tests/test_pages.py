@@ -70,6 +70,7 @@ PAGES = {
     "docs/results.md": Page(["parsed"]),
     "docs/methods/byol.md": Page(["parsed"]),
     "docs/methods/cmd.md": Page(["parsed"]),
+    "docs/methods/contrastive_crop.md": Page(["parsed"]),
     "docs/methods/densecl.md": Page(["parsed"]),
     "docs/methods/flsl.md": Page(["parsed"]),
     "docs/methods/lcr.md": Page(["parsed"]),

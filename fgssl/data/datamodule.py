@@ -26,7 +26,7 @@ from fgssl.data.normalisation import Trained, normalisation
 from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
-from fgssl.data.views import EvalView, PairViews, Views
+from fgssl.data.views import ContrastiveCrop, EvalView, PairViews, Views
 from fgssl.data.workers import workers_of_process
 from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
@@ -46,6 +46,8 @@ class Images(Dataset):
         unreadable: [N] bool, shared between processes; marks the rows that were skipped.
         reading: [SLOTS] int64, shared between processes; the row that each worker process is reading.
         cache: decoded images to read instead of the files; None: read the files.
+        objects: [N, 4] float64, shared between processes; box of the object in each image, for ContrastiveCrop. None:
+            the views need none.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class Images(Dataset):
         unreadable: Tensor,
         reading: Tensor,
         cache: Cache | None = None,
+        objects: Tensor | None = None,
     ):
-        self.index, self.rows, self.views, self.seed = index, rows, views, seed
+        self.index, self.rows, self.views, self.seed, self.objects = index, rows, views, seed, objects
         self.on_error, self.unreadable, self.reading, self.cache = on_error, unreadable, reading, cache
 
     def __len__(self) -> int:
@@ -101,12 +104,15 @@ class Images(Dataset):
         raise UserError(f"{self.index.name}: none of the {len(self.rows)} images can be read.")
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
-        image_3HW = self._decoded(row)
+        image_3HW, views = self._decoded(row), self.views
+        if self.objects is not None and isinstance(views, ContrastiveCrop):
+            x0, y0, x1, y1 = self.objects[row].tolist()
+            views = views.around((x0, y0, x1, y1))
         if image_3HW is None:
             with open_row(self.index, row) as file:
-                return self.views.read(file, numbers)
-        boxes = self.views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
-        return self.views.cut(image_3HW, boxes, numbers)
+                return views.read(file, numbers)
+        boxes = views.boxes((image_3HW.shape[2], image_3HW.shape[1]), numbers)
+        return views.cut(image_3HW, boxes, numbers)
 
     def _decoded(self, row: int) -> Tensor | None:
         """[3, H, W] uint8 from memory or the cache; None where the file has to be read."""
@@ -257,6 +263,7 @@ class DataModule(LightningDataModule):
         self._parts: Parts | None = None
         self._cache: Cache | None = None
         self._position = (0, 0)  # epoch and batch to begin with
+        self.objects: Tensor | None = None  # [N, 4] boxes of a fit with ContrastiveCrop, NaN: not known yet
 
     # ---- what there is ------------------------------------------------------------------------------------------
 
@@ -336,7 +343,7 @@ class DataModule(LightningDataModule):
     # ---- loaders ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        self._position = (0, 0)
+        self._position, self.objects = (0, 0), None
         # Lightning cannot know that the samplers start at the batch where a checkpoint was written (``state_dict``),
         # and warns of the empty list that stands for "no validation".
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
@@ -344,6 +351,9 @@ class DataModule(LightningDataModule):
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()
+            if isinstance(self.views, ContrastiveCrop):
+                boxes = torch.full((len(self.parts.index), 4), torch.nan, dtype=torch.float64)
+                self.objects = boxes.share_memory_()
         wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
 
     def train_dataloader(self) -> Loader:
@@ -370,6 +380,15 @@ class DataModule(LightningDataModule):
         """Plain views of the training rows, or of ``rows``: the gallery for queries of another part."""
         return self._eval_loader(self.parts.train if rows is None else rows)
 
+    def whole_loader(self) -> Loader:
+        """The training rows, each image resized whole to the side of the first training view (ContrastiveCrop)."""
+        return self._eval_loader(self.parts.train, EvalView(self.views.crops[0].size), lasting=False)
+
+    @property
+    def next_batch(self) -> tuple[int, int]:
+        """Epoch and batch that training begins with: (0, 0), or those of a restored checkpoint."""
+        return self._position
+
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()
         options: dict[str, Any] = {"seed": self.seed, "rank": rank, "world": world, **start}
@@ -379,14 +398,16 @@ class DataModule(LightningDataModule):
         options |= {"images_per_class": self.images_per_class, "replacement": self.replacement}
         return ClassBalanced(labels, self.batch_size, **options)
 
-    def _eval_loader(self, rows: np.ndarray) -> Loader:
+    def _eval_loader(self, rows: np.ndarray, view: EvalView | None = None, lasting: bool = True) -> Loader:
         rank, world = self._rank_and_world()
         batch_size = self.eval_batch_size or -(-self.batch_size // world)
         sampler = EvalShard(len(rows), batch_size, rank=rank, world=world)
-        return self._loader(rows, self.eval_view, sampler, cache=None, lasting=True)
+        return self._loader(rows, view or self.eval_view, sampler, cache=None, lasting=lasting)
 
     def _loader(self, rows: np.ndarray, views: Views, sampler: Sampler, cache: Cache | None, lasting: bool) -> Loader:
-        images = self._images(rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache)
+        images = self._images(
+            rows, views, self.seed, self.on_error, self._unreadable, self._reading, cache, self.objects
+        )
         processes = self.trainer.num_devices if self.trainer is not None else 1
         workers = workers_of_process(processes) if self.num_workers == "auto" else self.num_workers
         options = {"persistent_workers": lasting, "prefetch_factor": self.prefetch} if workers else {}
@@ -417,8 +438,14 @@ class DataModule(LightningDataModule):
 
     # ---- position in the run ------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, int]:
-        """Next epoch and batch, for a checkpoint.
+    def state_dict(self) -> dict[str, Any]:
+        """Next epoch and batch, for a checkpoint, and the boxes of ContrastiveCrop."""
+        epoch, batch = self._next()
+        objects = {} if self.objects is None else {"objects": self.objects}
+        return {"epoch": epoch, "batch": batch, **objects}
+
+    def _next(self) -> tuple[int, int]:
+        """Next epoch and batch.
 
         Not taken from the restored trainer: a method that asks for the number of steps while it builds its optimiser
         makes Lightning start the loaders before its progress is restored.
@@ -427,13 +454,15 @@ class DataModule(LightningDataModule):
         epochs = trainer.fit_loop.epoch_progress.current
         epoch, batch = epochs.processed, trainer.fit_loop.epoch_loop.batch_progress.current.processed
         if epochs.ready == epoch:  # between two epochs: the batch count is still the last one's
-            return {"epoch": epoch, "batch": 0}
+            return epoch, 0
         if batch >= trainer.num_training_batches:  # the last batch is done, what follows an epoch is not
-            return {"epoch": epoch + 1, "batch": 0}
-        return {"epoch": epoch, "batch": batch}
+            return epoch + 1, 0
+        return epoch, batch
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._position = (state["epoch"], state["batch"])
+        if self.objects is not None and "objects" in state:
+            self.objects.copy_(state["objects"])
 
     # ---- on the device ------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ A view is a ``Crop``: a random box, resized and flipped to uint8 here and augmen
 (``augment.py``). Boxes and flips are functions of random numbers that the caller draws, NUMBERS for each of V views.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from scipy.special import betaincinv
 from torch import Tensor
 
 from fgssl.data.augment import Photometric
@@ -22,6 +24,7 @@ from fgssl.data.images import to_rgb
 from fgssl.errors import UserError, at_least
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 outside
+Fractions = tuple[float, float, float, float]  # x0, y0, x1, y1 in shares of width and height
 
 ATTEMPTS = 10  # random boxes before a central one is used, as in torchvision's RandomResizedCrop
 NUMBERS = 2 * ATTEMPTS + 4  # random numbers per view: area and ratio of each attempt, x, y, flip, AutoAugment
@@ -186,6 +189,63 @@ class PairViews(Views):
         super().__init__([replace(crop, size=size) for crop in RECIPES[recipe]])
 
 
+class ContrastiveCrop(PairViews):
+    """Two views of the object in the image, far apart from each other (Peng, Wang, Zhu & You, CVPR 2022).
+
+    After ``warmup`` epochs, and again every ``every`` epochs, the network that is trained locates the object of each
+    training image: a position of its last feature map belongs to the object if the sum over the channels, stretched to
+    0 to 1, is above ``threshold``, and the box of these positions is the object's. Until the next time, the middle of a
+    crop lies in the box of its image, more often near the borders of the box than in its centre. Area and ratio of the
+    crops are those of other views, and before the first boxes all crops are.
+
+    The defaults are those of the released code for ImageNet. Its settings for small images: ``alpha`` 0.1, ``warmup``
+    and ``every`` 100 of 500 epochs.
+
+    Args:
+        recipe: augmentation of the two views, as of PairViews.
+        size: side of both views, px.
+        alpha: parameter of the distribution Beta(alpha, alpha) of a crop's position between the smallest and the
+            largest that the box allows, along each side. 1: uniform; below 1: the borders are more frequent.
+        threshold: value of the feature map above which a position belongs to the object, 0 to 1.
+        warmup: epochs before the first boxes.
+        every: epochs between two computations of the boxes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe = "moco",
+        size: int = 224,
+        alpha: float = 0.6,
+        threshold: float = 0.1,
+        warmup: int = 20,
+        every: int = 20,
+    ):
+        super().__init__(recipe, size)
+        at_least(1, warmup=warmup, every=every)
+        if alpha <= 0:
+            raise UserError(f"data.views.alpha is {alpha}; the parameter of a Beta distribution is above 0.")
+        if not 0 <= threshold < 1:
+            raise UserError(f"data.views.threshold is {threshold}; it is a share of the largest value, 0 to below 1.")
+        self.alpha, self.threshold, self.warmup, self.every = alpha, threshold, warmup, every
+        self.object: Fractions | None = None
+
+    def due(self, epoch: int) -> bool:
+        """Whether the boxes are computed before ``epoch``, counted from 0."""
+        return epoch >= self.warmup and (epoch - self.warmup) % self.every == 0
+
+    def around(self, box: Fractions) -> "ContrastiveCrop":
+        """The views of one image, whose object is in ``box``; NaN: it is not known yet."""
+        views = copy.copy(self)
+        views.object = None if math.isnan(box[0]) else box
+        return views
+
+    def boxes(self, size: tuple[int, int], numbers: np.ndarray) -> list[Box]:
+        if self.object is None:
+            return super().boxes(size, numbers)
+        rows = zip(self.crops, numbers, strict=True)
+        return [box_around(*size, crop.scale, row, self.object, self.alpha) for crop, row in rows]
+
+
 class SingleView(Views):
     """One random crop with flip (supervised training, OBD-SD, MAE, linear probes).
 
@@ -309,15 +369,58 @@ def random_box(width: int, height: int, scale: tuple[float, float], numbers: np.
         scale: range of the area, as a share of the image.
         numbers: [NUMBERS] uniform in [0, 1).
     """
-    *attempts, u_x, u_y = numbers[: 2 * ATTEMPTS + 2].tolist()
+    u_x, u_y = numbers[2 * ATTEMPTS : 2 * ATTEMPTS + 2].tolist()
+    shape = _random_shape(width, height, scale, numbers)
+    if shape is None:
+        return _central(width, height)
+    w, h = shape
+    x, y = int(u_x * (width - w + 1)), int(u_y * (height - h + 1))
+    return x, y, x + w, y + h
+
+
+def box_around(
+    width: int, height: int, scale: tuple[float, float], numbers: np.ndarray, box: Fractions, alpha: float
+) -> Box:
+    """Random box whose middle lies in ``box``, as in ContrastiveCrop's released code.
+
+    Args:
+        width: width of the image, px.
+        height: height of the image, px.
+        scale: range of the area, as a share of the image.
+        numbers: [NUMBERS] uniform in [0, 1).
+        box: box of the object, in shares of width and height.
+        alpha: the position between the two that the box allows has the distribution Beta(alpha, alpha).
+    """
+    shape = _random_shape(width, height, scale, numbers)
+    if shape is None:
+        return _central(width, height)
+    w, h = shape
+    along_x, along_y = betaincinv(alpha, alpha, numbers[2 * ATTEMPTS : 2 * ATTEMPTS + 2]).tolist()
+    x, y = _between(width, w, box[0], box[2], along_x), _between(height, h, box[1], box[3], along_y)
+    return x, y, x + w, y + h
+
+
+def _between(side: int, length: int, first: float, last: float, along: float) -> int:
+    """Start of a crop of ``length`` px, ``along`` of the way from a middle at ``first`` of the side to ``last``."""
+    low, high = (min(max(int(side * place) - length // 2, 0), side - length) for place in (first, last))
+    return low + int((high - low) * along)
+
+
+def _random_shape(width: int, height: int, scale: tuple[float, float], numbers: np.ndarray) -> tuple[int, int] | None:
+    """Width and height of a random box that fits into the image; None where none of the attempts does."""
+    attempts = numbers[: 2 * ATTEMPTS].tolist()
     for u_area, u_ratio in zip(attempts[0::2], attempts[1::2], strict=True):
         area = width * height * (scale[0] + u_area * (scale[1] - scale[0]))
         ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** u_ratio  # uniform in its logarithm
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            x, y = int(u_x * (width - w + 1)), int(u_y * (height - h + 1))
-            return x, y, x + w, y + h
-    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))  # the largest in the middle
+            return w, h
+    return None
+
+
+def _central(width: int, height: int) -> Box:
+    """The largest box in the middle."""
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     x, y = (width - w) // 2, (height - h) // 2
     return x, y, x + w, y + h
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fgssl.callbacks.collapse import Collapse
+from fgssl.callbacks.object_boxes import ObjectBoxes
 from fgssl.callbacks.queue import QueueUpdate
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.callbacks.teacher import TeacherUpdate
@@ -28,7 +29,7 @@ from fgssl.checkpoint import check_fits, check_method, checkpoint_file, read_che
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.draws import seed_of
-from fgssl.data.views import Crop
+from fgssl.data.views import ContrastiveCrop, Crop
 from fgssl.distributed import AnyRank
 from fgssl.errors import UserError
 from fgssl.methods.arguments import NOT_PLAIN, build, plain, trained_normalisation
@@ -222,6 +223,8 @@ class Method(LightningModule):
         """Callbacks of the method; a subclass adds its own to ``super().configure_callbacks()``."""
         own: list[Callback] = [TeacherUpdate(), QueueUpdate()]
         given = [] if self._trainer is None else self.trainer.callbacks
+        if self._trainer is not None and isinstance(getattr(self.trainer.datamodule, "views", None), ContrastiveCrop):
+            own.append(ObjectBoxes())
         if self.prototypes is not None and not any(isinstance(c, Collapse) for c in given):
             own.append(Collapse())
         if self.embeds and not any(isinstance(c, Retrieval) for c in given):

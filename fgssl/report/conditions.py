@@ -48,7 +48,9 @@ WHOLE = {
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
 OBDSD = ("MS+OBD-SD", "Margin+OBD-SD", "R-Margin+OBD-SD")
 PSD = ("MS+PSD",)
-FROM_LCR = ("Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "MoCo v2", "BYOL+LCR", "LCR", "LEWEL")
+FROM_LCR = (
+    "Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "MoCo v2", "BYOL+LCR", "LCR", "LEWEL", "ContrastiveCrop",
+)  # fmt: skip
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
 
 # What a paper states once: (columns of the row, conditions). Later entries override earlier ones; ``setting`` wins.
@@ -389,6 +391,8 @@ def method_names(e: Evidence, row: Row) -> list[str]:
         return ["Supervised"] if supervised else ["Random", "None"] if _start(e) == "none" else [_start(e)]
     results = e.trained.results
     own = str(results.get("variant") or results["method"])
+    if e.config.get("data.views") == "ContrastiveCrop":  # a row of its own, on MoCo v2
+        return ["ContrastiveCrop" if own == "moco_v2" else f"{own} with ContrastiveCrop"]
     if settings(row).get("components"):  # Table IV of CMD, whose first rows are DINO and EsViT
         return [str(results["method"])]
     return [own, *ALSO.get(own, ())]

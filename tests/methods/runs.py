@@ -92,6 +92,13 @@ RIVALS: dict[str, tuple[str, ...]] = {
         "--model", "LEWEL", *RESNET_8, *HEADS, "--model.tau", "0.2", "--model.momentum", "0.8", *LARS,
     ),
     "densecl": ("--model", "DenseCL", *RESNET_8, "--model.memory", "40", "--model.hidden", "16", *RIVAL_OPTIM),
+    # The boxes are computed between the two epochs.
+    "contrastive_crop": (
+        "--model", "MLS", "--model.variant", "moco_v2", *RESNET_8, "--model.memory", "40", "--model.hidden", "16",
+        "--data.views",
+        "{class_path: ContrastiveCrop, init_args: {recipe: digits, size: 32, warmup: 1, every: 1, threshold: 0.8}}",
+        *RIVAL_OPTIM,
+    ),
     # The centres have a rate of their own; the network is frozen in the first of the two epochs.
     "metric_learning": (
         "--model", "MetricLearning", *RESNET, "--model.dim", "8", "--model.dml_loss", "SoftTriple",
