@@ -88,7 +88,10 @@ def framed(datamodule, row: int, draw: int, view: int, colour: str) -> np.ndarra
     """
     image = Image.fromarray(image_of(datamodule.parts.index, row))
     numbers = datamodule.views.numbers(datamodule.seed, np.array([draw]))[0]
-    box = datamodule.views.boxes(image.size, numbers)[view]
+    views = datamodule.views
+    if datamodule.objects is not None:  # ContrastiveCrop, with the boxes of now
+        views = views.around(tuple(datamodule.objects[row].tolist()))
+    box = views.boxes(image.size, numbers)[view]
     scale = 160 / max(image.size)  # size in the picture; frames of small images would be too thick otherwise
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     x0, y0, x1, y1 = (scale * side for side in box)

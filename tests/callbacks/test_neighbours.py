@@ -10,7 +10,7 @@ from fgssl.callbacks.neighbours import framed
 from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.digits import Digits
-from fgssl.data.views import PairViews
+from fgssl.data.views import ContrastiveCrop, PairViews
 
 pytestmark = pytest.mark.slow
 
@@ -57,8 +57,12 @@ def test_drawing_leaves_training_as_it_is(run):
     assert metrics[0]["test/map"] == metrics[1]["test/map"]
 
 
-def test_the_frame_is_around_the_crop_that_was_trained_on():
-    data = DataModule(Digits(), views=PairViews("digits", 32), batch_size=4, num_workers=0)
+@pytest.mark.parametrize("views", [PairViews("digits", 32), ContrastiveCrop("digits", 32)], ids=["plain", "around"])
+def test_the_frame_is_around_the_crop_that_was_trained_on(views):
+    data = DataModule(Digits(), views=views, batch_size=4, num_workers=0)
+    if isinstance(views, ContrastiveCrop):
+        data.setup("fit")
+        data.objects[:] = torch.tensor([0.0, 0.0, 0.4, 0.6])  # the upper left part
     batch = next(iter(data.train_loader(epoch=0)))
     row, draw = int(batch.index[0]), int(batch.draw[0])
     picture = framed(data, row, draw, 1, "#ffd400")

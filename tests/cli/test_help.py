@@ -163,7 +163,7 @@ def test_callbacks_that_the_help_names_exist(capsys):
 
 def test_help_of_a_class_that_is_unknown_names_the_known_ones(capsys):
     assert main(["fit", "--data.views.help", "CUB"]) == 2
-    assert "Known: EvalView, MultiCrop" in capsys.readouterr().err
+    assert "Known: ContrastiveCrop, EvalView, MultiCrop" in capsys.readouterr().err
     assert main(["fit", "--model.help"]) == 2
     assert "--model.help=MaskCon" in capsys.readouterr().err
 
