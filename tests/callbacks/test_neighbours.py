@@ -64,15 +64,16 @@ def test_the_frame_is_around_the_crop_that_was_trained_on(views):
         data.setup("fit")
         data.objects[:] = torch.tensor([0.0, 0.0, 0.4, 0.6])  # the upper left part
     batch = next(iter(data.train_loader(epoch=0)))
-    row, draw = int(batch.index[0]), int(batch.draw[0])
-    picture = framed(data, row, draw, 1, "#ffd400")
-    assert picture.shape == (160, 160, 3)
-    yellow = (picture == np.array([255, 212, 0])).all(axis=2)
-    ys, xs = yellow.nonzero()
-    pixels = data.parts.index.pixels[row]
-    scale = 160 / pixels.shape[0]
-    box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / scale
-    x0, y0, x1, y1 = box.round().astype(int)
-    part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
-    cut = torch.nn.functional.interpolate(part, size=(32, 32), mode="bilinear", antialias=True)[0]
-    assert (cut.float() - batch.views[1][0].float()).abs().max() <= 1
+    for place in range(4):
+        row, draw = int(batch.index[place]), int(batch.draw[place])
+        picture = framed(data, row, draw, 1, "#ffd400")
+        assert picture.shape == (160, 160, 3)
+        yellow = (picture == np.array([255, 212, 0])).all(axis=2)
+        ys, xs = yellow.nonzero()
+        pixels = data.parts.index.pixels[row]
+        scale = 160 / pixels.shape[0]
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / scale
+        x0, y0, x1, y1 = box.round().astype(int)
+        part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
+        cut = torch.nn.functional.interpolate(part, size=(32, 32), mode="bilinear", antialias=True)[0]
+        assert (cut.float() - batch.views[1][place].float()).abs().max() <= 1
