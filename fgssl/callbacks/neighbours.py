@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image, ImageDraw
 
+from fgssl.data.views import views_of_row
 from fgssl.distributed import from_rank_zero
 from fgssl.errors import at_least
 from fgssl.report.figures import QUERY, image_of, picture_rows
@@ -88,9 +89,7 @@ def framed(datamodule, row: int, draw: int, view: int, colour: str) -> np.ndarra
     """
     image = Image.fromarray(image_of(datamodule.parts.index, row))
     numbers = datamodule.views.numbers(datamodule.seed, np.array([draw]))[0]
-    views = datamodule.views
-    if datamodule.objects is not None:  # ContrastiveCrop, with the boxes of now
-        views = views.around(tuple(datamodule.objects[row].tolist()))
+    views = views_of_row(datamodule.views, datamodule.objects, row)  # with the boxes of now
     box = views.boxes(image.size, numbers)[view]
     scale = 160 / max(image.size)  # size in the picture; frames of small images would be too thick otherwise
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

@@ -26,7 +26,7 @@ from fgssl.data.normalisation import Trained, normalisation
 from fgssl.data.preprocessing import Preprocessing
 from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
-from fgssl.data.views import ContrastiveCrop, EvalView, PairViews, Views
+from fgssl.data.views import ContrastiveCrop, EvalView, PairViews, Views, views_of_row
 from fgssl.data.workers import workers_of_process
 from fgssl.distributed import wait_for_all_ranks
 from fgssl.errors import UserError, at_least
@@ -104,10 +104,7 @@ class Images(Dataset):
         raise UserError(f"{self.index.name}: none of the {len(self.rows)} images can be read.")
 
     def _views(self, row: int, numbers: np.ndarray) -> list[Tensor]:
-        image_3HW, views = self._decoded(row), self.views
-        if self.objects is not None and isinstance(views, ContrastiveCrop):
-            x0, y0, x1, y1 = self.objects[row].tolist()
-            views = views.around((x0, y0, x1, y1))
+        image_3HW, views = self._decoded(row), views_of_row(self.views, self.objects, row)
         if image_3HW is None:
             with open_row(self.index, row) as file:
                 return views.read(file, numbers)

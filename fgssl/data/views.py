@@ -246,6 +246,14 @@ class ContrastiveCrop(PairViews):
         return [box_around(*size, crop.scale, row, self.object, self.alpha) for crop, row in rows]
 
 
+def views_of_row(views: Views, objects: Tensor | None, row: int) -> Views:
+    """Views of one image: around its object where ``views`` are ContrastiveCrop and its boxes [N, 4] are given."""
+    if objects is None or not isinstance(views, ContrastiveCrop):
+        return views
+    x0, y0, x1, y1 = objects[row].tolist()
+    return views.around((x0, y0, x1, y1))
+
+
 class SingleView(Views):
     """One random crop with flip (supervised training, OBD-SD, MAE, linear probes).
 

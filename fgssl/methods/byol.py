@@ -68,8 +68,12 @@ class BYOL(Method):
 
     def step(self, batch: Batch) -> StepResult:
         z1_BD, z2_BD = (self.online.head(self.online.features(view)) for view in batch.views)
-        with torch.no_grad():
-            target1_BD, target2_BD = (self.target.head(self.target.features(view)) for view in batch.views)
+        target1_BD, target2_BD = self.targets(batch.views)
         q1_BD, q2_BD = self.predictor(z1_BD), self.predictor(z2_BD)
         loss = normalised_regression(q1_BD, target2_BD) + normalised_regression(q2_BD, target1_BD)
         return StepResult(loss, {"z_std": channel_deviation(z1_BD)})
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor]) -> list[Tensor]:
+        """z' [B, D] of each view, by the target network."""
+        return [self.target.head(self.target.features(view)) for view in views]

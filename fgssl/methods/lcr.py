@@ -180,8 +180,7 @@ class BYOLLCR(Rationale, BYOL):
         view1, view2 = batch.views
         raw, g1_BF = features_of(self.online.backbone, view1)
         z1_BD, z2_BD = self.online.head(g1_BF), self.online.head(self.online.features(view2))
-        with torch.no_grad():
-            target1_BD, target2_BD = (self.target.head(self.target.features(view)) for view in batch.views)
+        target1_BD, target2_BD = self.targets(batch.views)
         q1_BD, q2_BD = self.predictor(z1_BD), self.predictor(z2_BD)
         byol = (negative_cosine(q1_BD, target2_BD) + negative_cosine(q2_BD, target1_BD)) / 2
         fit, terms = self.fit(raw, byol, view1)

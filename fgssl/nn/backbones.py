@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.errors import UserError, at_least, did_you_mean
+from fgssl.nn.batch_norm import batch_norms, keep_statistics
 from fgssl.nn.weights import Channels, Whose, load_weights, normalisation_of
 
 _from_checkpoint: ContextVar[bool] = ContextVar("_from_checkpoint", default=False)
@@ -96,7 +97,11 @@ class Backbone:
         if self.freeze:
             _freeze(network, self.freeze, self.name)
         if self.freeze_statistics:
-            _freeze_statistics(network, self.name)
+            if not batch_norms(network):
+                raise UserError(
+                    f"model.backbone.freeze_statistics: '{self.name}' has no BatchNorm to train; set it to false."
+                )
+            keep_statistics(network)
         return network
 
     def _explain(self, fault: Exception, pretrained: bool) -> UserError:
@@ -191,19 +196,6 @@ def _freeze(network: nn.Module, count: int, name: str) -> None:
             network.set_submodule(module_name, freeze_batch_norm_2d(module))
 
 
-def _freeze_statistics(network: nn.Module, name: str) -> None:
-    """Let each BatchNorm normalise with its running statistics, whatever mode the network is in."""
-    layers = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not layers:
-        raise UserError(f"model.backbone.freeze_statistics: '{name}' has no BatchNorm to train; set it to false.")
-    for layer in layers:
-        layer.register_forward_pre_hook(use_running_statistics)
-
-
-def use_running_statistics(layer: nn.Module, inputs: Any) -> None:
-    layer.training = False  # a hook, since ``train()`` of any module above would set it
-
-
 def _shrink_stem(network: nn.Module, name: str) -> None:
     """Replace a ResNet's stem for small images (MaskCon, Sec. 4).
 
@@ -238,16 +230,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.freeze_statistics = freeze_statistics
+        if freeze_statistics:
+            keep_statistics(backbone)
         self.train()  # Lightning leaves modules in the mode that it finds them in
-
-    def train(self, mode: bool = True) -> "Encoder":
-        super().train(mode)
-        if self.freeze_statistics:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
 
     def features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] images to [B, F] pooled features."""

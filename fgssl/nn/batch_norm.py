@@ -1,8 +1,11 @@
-"""BatchNorm over the batches of all processes, with gradient, on any device."""
+"""BatchNorm over the batches of all processes, with gradient, on any device; and with fixed statistics."""
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgssl.distributed import is_distributed, sum_with_gradient
 
@@ -37,3 +40,23 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         self.num_batches_tracked += 1
         for running, new in ((self.running_mean, mean_C), (self.running_var, variance_C * count / (count - 1))):
             running.lerp_(new.to(running.dtype), self.momentum or 0.0)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """All BatchNorm layers of a module."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Let each BatchNorm normalise with its running statistics, whatever mode the module is in."""
+    for layer in batch_norms(module):
+        layer.register_forward_pre_hook(_use_running_statistics)
+
+
+def keeps_statistics(layer: nn.Module) -> bool:
+    """Whether ``keep_statistics`` was called on a BatchNorm layer."""
+    return _use_running_statistics in layer._forward_pre_hooks.values()
+
+
+def _use_running_statistics(layer: nn.Module, inputs: Any) -> None:
+    layer.training = False  # a hook, since ``train()`` of any module above would set it

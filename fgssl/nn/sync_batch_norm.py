@@ -5,7 +5,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgssl.nn.backbones import use_running_statistics
+from fgssl.nn.batch_norm import keeps_statistics
 
 
 class SyncBatchNorm(TorchSyncBatchNorm):
@@ -22,12 +22,12 @@ class SyncBatchNorm(TorchSyncBatchNorm):
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace each BatchNorm by one with the statistics of the batches of all processes; weights are shared.
 
-        Those with ``backbone.freeze_statistics`` stay.
+        Those that keep their statistics stay.
         """
         layers = {name: part for name, part in model.named_modules() if isinstance(part, _BatchNorm)}
         model = convert_sync_batchnorm(model)
         for name, layer in layers.items():
-            if use_running_statistics in layer._forward_pre_hooks.values():
+            if keeps_statistics(layer):
                 model.set_submodule(name, layer)
             else:
                 self._replaced[name] = layer

@@ -11,6 +11,7 @@ from fgssl.errors import UserError, at_least
 from fgssl.evaluation.detection import compact
 from fgssl.methods.base import StepResult
 from fgssl.nn.backbones import Backbone, of_any_size
+from fgssl.nn.batch_norm import batch_norms, keep_statistics
 from fgssl.nn.detectors import Neck, build_detector
 from fgssl.tasks.downstream import Downstream, Whose
 
@@ -65,6 +66,7 @@ class Detect(Downstream):
         options: dict[str, Any] = {"masks": masks, "sizes": sizes, "long_side": long_side, "width": width}
         self.detector = build_detector(network, neck, num_fine, **options, norm=not freeze_bn)
         if freeze_bn:
+            keep_statistics(self)
             for module in batch_norms(self):
                 module.requires_grad_(False)
         self.train()  # Lightning does not change the mode of modules
@@ -81,13 +83,6 @@ class Detect(Downstream):
 
     test_step = validation_step  # type: ignore[assignment]
     predict_step = validation_step  # type: ignore[assignment]
-
-    def train(self, mode: bool = True) -> "Detect":
-        super().train(mode)
-        if self.freeze_bn:
-            for module in batch_norms(self):
-                module.eval()
-        return self
 
     # ---- hooks of Lightning -------------------------------------------------------------------------------------
 
@@ -113,8 +108,3 @@ class Detect(Downstream):
                 "BatchNorm computes its statistics from the few images of one process. Synchronise it as MoCo does "
                 "(--trainer.sync_batchnorm true, GPUs only) or freeze it (--model.freeze_bn true)."
             )
-
-
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """The BatchNorm layers of a module."""
-    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]

@@ -8,6 +8,7 @@ from torch import nn
 
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone, Encoder
+from fgssl.nn.batch_norm import batch_norms
 from fgssl.nn.detectors import freeze_unused, intermediate_maps
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.nn.teacher import teacher_of
@@ -142,7 +143,3 @@ def test_freeze_statistics_needs_no_synchronised_batch_norm():
 def test_freeze_statistics_of_a_network_without_batch_norm_is_refused():
     with pytest.raises(UserError, match=r"freeze_statistics: 'vit_tiny_patch16_224' has no BatchNorm"):
         Backbone("vit_tiny_patch16_224", options=VIT, freeze_statistics=True).build()
-
-
-def batch_norms(network: nn.Module) -> list[nn.Module]:
-    return [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
