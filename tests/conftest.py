@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.methods.runs import PATIENCE
-from tests.warm import CONTEXT
+from tests.warm import CONTEXT, hide_gpus
 
 torch.set_num_threads(1)
 
@@ -30,6 +30,5 @@ def research_data() -> Path:
 @pytest.fixture(scope="session")
 def elsewhere() -> Iterator[Callable[..., Any]]:
     """``elsewhere(function, *arguments)`` calls a function of a module in the process of ``tests/devices``."""
-    hide = {"initializer": os.environ.update, "initargs": ({"CUDA_VISIBLE_DEVICES": ""},)}
-    with ProcessPoolExecutor(1, mp_context=CONTEXT, **hide) as pool:
+    with ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=hide_gpus) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result(PATIENCE)

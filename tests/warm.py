@@ -15,6 +15,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(IMPORTED))
 
 
+def hide_gpus() -> None:
+    """In a process that has to do without them."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class Forked:
     """A command line of ``fgssl`` in a process of its own, with the part of ``subprocess.Popen`` that the tests use.
 
