@@ -116,7 +116,7 @@ LOSSES = {
     ),
     "info_nce": lambda q, k, memory, y, y_K: info_nce(q, k, memory, tau=0.2),
     "nt_xent": lambda q, k, memory, y, y_K: nt_xent(q, k, tau=0.2),
-    "mls": lambda q, k, memory, y, y_K: multi_label_loss(q, memory, pseudo_labels(k, memory, k=2), tau=0.2)[0],
+    "mls": lambda q, k, memory, y, y_K: multi_label_loss(q, memory, pseudo_labels(k, memory, k=2), tau=0.2),
     "knn": lambda q, k, memory, y, y_K: knn_softmax_loss(q, memory, pseudo_labels(k, memory, k=2), tau=0.2),
     "multi_similarity": lambda q, k, memory, y, y_K: multi_similarity(q, y),
     "obd_sd": lambda q, k, memory, y, y_K: relation_distillation(

@@ -216,7 +216,7 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
             "eps": With(0.1, {"name": "adam"}), "weight_decay": 0.1, "weight_decay_end": 0.5,
             "decay_1d": With(False, {"weight_decay": 0.5}), "lr_1d": 0.01, "warmup": 1, "min_lr": 0.05,
             "reference_batch": 2, "schedule": "linear", "length": 9, "milestones": With([2], STEPS),
-            "unit": With("step", {"warmup": 2}), "gamma": With(0.5, STEPS), "clip_each": 1e-3,
+            "unit": With("step", {"warmup": 2}), "gamma": With(0.5, STEPS), "clip_each": 1e-3, "layer_decay": 0.5,
             "constant": "query.head", "groups": [Group("query.head", 0.01)],
         },
     ),
@@ -234,7 +234,7 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
         OBDSD, "distillation",
         {
             "teacher": "none", "lam": 50.0, "dynamic": False, "tau": 0.2, "omega": 0.7,
-            "tau_d": 0.2, "normalization": "symmetric", "clamp": With(False, {"normalization": "symmetric"}),
+            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(__file__),
             "manifold": OBD_SD_TESTS, "neighbours": OBD_SD_TESTS,
             "power": Elsewhere("losses/test_obd_sd.py"), "checkpoint": OBD_SD_TESTS,
             "head_dims": With([8, 9], {"teacher": "heads"}), "teacher_precision": "bf16",
@@ -299,6 +299,12 @@ def test_another_value_gives_another_training(kind, option, value, beside):
 )
 def test_the_file_named_elsewhere_tests_the_option(option, file):
     assert option in (ROOT / file).read_text()
+
+
+def test_clamp_acts_on_negative_cosines():
+    d = torch.tensor([[1, 0.5, -0.1], [0.5, 1, 0.5], [-0.1, 0.5, 1]], dtype=torch.float64)
+    clamped, plain = (Distillation(normalization="symmetric", clamp=clamp).targets(d) for clamp in (True, False))
+    assert not torch.allclose(clamped, plain)
 
 
 def test_equal_trainings_are_the_same():
