@@ -1,6 +1,6 @@
 """MLS with other labels than its own, to see what the labels do; and the precision of its own over time.
 
-    fgssl fit --config experiments/evidence/mls.yaml --config experiments/evidence/mls/true_labels.yaml
+fgssl fit --config experiments/evidence/mls.yaml --config experiments/evidence/mls/true_labels.yaml
 """
 
 from typing import Literal
