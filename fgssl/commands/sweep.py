@@ -9,7 +9,8 @@ cell too, ``<runs>/<sweep>/<cell>_<name>/``, and begins when the fit has finishe
     then:
       probe: {command: [fgssl, probe, --ckpt_path, "${run}"], shows: top1}
 
-``${run}`` is the run folder of the fit, ``shows`` a metric of which a picture is drawn.
+``${run}`` is the run folder of the fit, ``shows`` a metric of which a picture is drawn, and ``seeds: 5`` runs the command
+with the seeds 0 to 4, ``<cell>_<name>_seed0`` and so on.
 """
 
 import argparse
@@ -170,12 +171,14 @@ def read_sweep(path: Path) -> Sweep:
     if "--logger" in fit:  # for W&B's agent; without it each cell would be an offline W&B run
         place = fit.index("--logger")
         del fit[place : place + 2]
-    then = {name: read_step(path, name, step) for name, step in (content.get("then") or {}).items()}
+    then = {}
+    for name, step in (content.get("then") or {}).items():
+        then |= read_steps(path, name, step)
     return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"), then)
 
 
-def read_step(path: Path, name: str, step: Any) -> Step:
-    """Read an entry of ``then``.
+def read_steps(path: Path, name: str, step: Any) -> dict[str, Step]:
+    """Read an entry of ``then``: one step, or one for each of its seeds.
 
     Raises:
         UserError: it has another form.
@@ -186,7 +189,14 @@ def read_step(path: Path, name: str, step: Any) -> Step:
             f"{path}: then.{name}.command is {told}; it must be [fgssl, {' or '.join(FOLLOWING)}, ...] and name the "
             f"run folder of the fit, '{RUN}'."
         )
-    return Step(told[1:], step.get("shows"))
+    if "seeds" not in step:
+        return {name: Step(told[1:], step.get("shows"))}
+    if not isinstance(step["seeds"], int) or step["seeds"] < 1:
+        raise UserError(f"{path}: then.{name}.seeds is {step['seeds']}; it must be a number of seeds, 1 or more.")
+    return {
+        f"{name}_seed{seed}": Step([*told[1:], f"--{SEED}", str(seed)], step.get("shows"))
+        for seed in range(step["seeds"])
+    }
 
 
 def name_of(cell: Mapping[str, Any]) -> str:
@@ -324,7 +334,7 @@ def note_death(results: Path, exit_status: int) -> None:
 
 def report(sweep: Sweep, folder: Path) -> None:
     """Print the tables of the finished cells and draw their pictures."""
-    from fgssl.report.compare import compare
+    from fgssl.report.compare import chosen_metrics, compare
     from fgssl.report.runs import read_runs
     from fgssl.report.tables import write
 
@@ -333,6 +343,7 @@ def report(sweep: Sweep, folder: Path) -> None:
     chosen_by_validation = metric.startswith("val/")
     pictures = {"": metric} | {f"_{name}": step.shows for name, step in sweep.then.items() if step.shows}
     metrics = [metric, metric.removeprefix("val/")] if chosen_by_validation else [metric]
+    metrics += chosen_metrics(runs, None) if sweep.then else []
     tables, notes = compare(runs, list(dict.fromkeys([*metrics, *pictures.values()])))
     write(tables, "table", notes + [f"left out: {fault}" for fault in faults])
 

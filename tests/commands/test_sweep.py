@@ -13,6 +13,7 @@ from fgssl.cli.compose import compose
 from fgssl.cli.main import main
 from fgssl.commands import sweep as sweeps
 from fgssl.report.published import rows_named
+from fgssl.report.runs import flatten
 from tests.cli.test_cli import SMALL, results
 from tests.report.test_compare import write_run
 
@@ -240,6 +241,21 @@ def test_cell_that_follows_an_unfinished_fit_is_refused(tmp_path, capsys):
     assert f"--cell 3 follows {tmp_path}/sweep_grid/weight1.0, which has not finished: --cell 1" in capsys.readouterr().err
 
 
+def test_seeds_of_what_follows_are_cells_of_their_own(tmp_path, capsys):
+    path = chain(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["then"]["probe"]["seeds"] = 2
+    path.write_text(yaml.safe_dump(content))
+    assert main(["sweep", str(path), "--runs", str(tmp_path), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 2 + 2 * 2
+    assert "--seed_everything 1" in lines[3]
+    assert "weight0.5_probe_seed1 --run.resume true" in lines[3]
+    path.write_text(yaml.safe_dump(content | {"then": {"probe": content["then"]["probe"] | {"seeds": "two"}}}))
+    assert main(["sweep", str(path)]) == 2
+    assert "then.probe.seeds is two" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command", [None, ["fgssl"], ["fgssl", "compare", "${run}"], ["fgssl", "probe", "--ckpt_path", "RUN"]]
 )
@@ -290,6 +306,10 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     sweep = sweeps.read_sweep(file)
     assert sweep.name == yaml.safe_load(file.read_text())["name"] == file.stem
     assert "wandb" not in sweep.fit
+    assert not (sweep.then and "wandb" in file.read_text()), "W&B knows no 'then'"
+    for step in sweep.then.values():
+        files = [word for word in step.arguments if word.endswith(".yaml")]
+        assert all((ROOT / name).is_file() for name in files)
     cell = sweep.cells()[0]
     with pytest.raises(SystemExit) as stop:
         main([*sweeps.command(sweep, tmp_path / "s", cell, []), "--print_config"])
@@ -297,14 +317,14 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     config = yaml.safe_load(capsys.readouterr().out)
     for option, value in cell.items():
         if option.startswith("model."):
-            assert config["model"]["init_args"][option.removeprefix("model.")] == value
+            assert flatten(config)[option] == value
     chooses = yaml.safe_load(file.read_text()).get("metric")
     if chooses:  # never by the test part
         assert chooses["name"].startswith("val/")
         assert config["data"]["protocol"]["val_fraction"] > 0
     if "run.paper" in cell:
         assert rows_named(cell["run.paper"])
-    experiment = compose([sweep.fit[1]])
+    experiment = compose([next((word for word in sweep.fit if word.endswith(".yaml")), cell.get("config"))])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]
 
 
