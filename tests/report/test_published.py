@@ -228,7 +228,6 @@ def rows_of(reason: str, methods: dict[str, str]) -> list[tuple[str, dict[str, s
 
 UNREACHABLE: list[tuple[str, dict[str, str]]] = [
     ("a property of the network, measured by nothing that writes results", {"dataset": ""}),
-    ("time of an epoch beside another's, which no run measures", {"protocol": "", "metric": "extra_time_percent"}),
     *rows_of("a method that is not built here", NOT_BUILT),
     *rows_of("pretraining on ImageNet or COCO, where the method has no experiment, or another network", ELSEWHERE),
     ("MAE leaves out the hidden patches of a ViT; a ResNet-50 has none", {"paper": "cmd", "method": "MAE"}),
