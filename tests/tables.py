@@ -1,6 +1,6 @@
 """Every table and figure of the papers: ``tests/golden/tables.yaml`` as the page ``docs/tables.md``::
 
-    python -m tests.tables
+python -m tests.tables
 """
 
 from pathlib import Path

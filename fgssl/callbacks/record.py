@@ -14,7 +14,6 @@ from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
 from fgssl.run import GOING_ON, SignsOfLife, provenance, read_json, write_json
 
-
 KEPT = ("metrics", "epochs", "steps", "train_s", "timed_epochs")  # of an earlier start of the run
 
 

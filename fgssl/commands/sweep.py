@@ -254,7 +254,9 @@ def refuse_early_cell(sweep: Sweep, folder: Path, fits: Mapping[str, list[str]],
     later = [fit for fit in fits for _ in sweep.then]
     fit = later[cell - len(fits)] if len(fits) <= cell < len(fits) + len(later) else None
     if fit and not is_finished(folder / fit, fits[fit]):
-        raise UserError(f"--cell {cell} follows {folder / fit}, which has not finished: --cell {list(fits).index(fit)}.")
+        raise UserError(
+            f"--cell {cell} follows {folder / fit}, which has not finished: --cell {list(fits).index(fit)}."
+        )
 
 
 def run_one(commands: Mapping[str, list[str]], folder: Path, args: argparse.Namespace) -> int:

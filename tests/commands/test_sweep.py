@@ -238,7 +238,9 @@ def test_what_follows_a_failed_fit_is_not_begun(tmp_path, monkeypatch):
 
 def test_cell_that_follows_an_unfinished_fit_is_refused(tmp_path, capsys):
     assert main(["sweep", str(chain(tmp_path)), "--runs", str(tmp_path), "--cell", "3"]) == 2
-    assert f"--cell 3 follows {tmp_path}/sweep_grid/weight1.0, which has not finished: --cell 1" in capsys.readouterr().err
+    assert (
+        f"--cell 3 follows {tmp_path}/sweep_grid/weight1.0, which has not finished: --cell 1" in capsys.readouterr().err
+    )
 
 
 def test_seeds_of_what_follows_are_cells_of_their_own(tmp_path, capsys):
