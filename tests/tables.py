@@ -23,8 +23,8 @@ What the five papers print, and the commands that make it. Written by `python -m
 - **real data**: seen on the real data, or on the real lists where the table is of lists alone.
 - **not to be had**, **not yet**: with the reason.
 
-`fgssl compare` sets the printed number beside ours where every condition of its row holds ([Compare](compare.md)). A name of
-an experiment is enough from any folder; what starts from `runs/<experiment>/first` supposes `--run.name first`.
+`fgssl compare` sets the printed number beside ours where every condition of its row holds ([Compare](compare.md)). The
+name of an experiment is enough from any folder; what starts from `runs/<experiment>/first` supposes `--run.name first`.
 """
 
 

@@ -3,14 +3,14 @@
 Each cell of the grid is a run of ``fgssl fit`` in ``<runs>/<sweep>/<cell>/``. Finished cells are skipped, interrupted
 ones resume from their last checkpoint. With ``--cell N`` one cell is run, as a job of any scheduler.
 
-``then`` in the file names what follows each fit, such as its probe or a detector that starts from it. Each of these is a
-cell too, ``<runs>/<sweep>/<cell>_<name>/``, and begins when the fit has finished::
+``then`` in the file names what follows each fit, such as its probe or a detector that starts from it. Each of these is
+a cell too, ``<runs>/<sweep>/<cell>_<name>/``, and begins when the fit has finished::
 
     then:
       probe: {command: [fgssl, probe, --ckpt_path, "${run}"], shows: top1}
 
-``${run}`` is the run folder of the fit, ``shows`` a metric of which a picture is drawn, and ``seeds: 5`` runs the command
-with the seeds 0 to 4, ``<cell>_<name>_seed0`` and so on.
+``${run}`` is the run folder of the fit, ``shows`` a metric of which a picture is drawn, and ``seeds: 5`` runs the
+command with the seeds 0 to 4, ``<cell>_<name>_seed0`` and so on.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def read_sweep(path: Path) -> Sweep:
     if "--logger" in fit:  # for W&B's agent; without it each cell would be an offline W&B run
         place = fit.index("--logger")
         del fit[place : place + 2]
-    then = {}
+    then: dict[str, Step] = {}
     for name, step in (content.get("then") or {}).items():
         then |= read_steps(path, name, step)
     return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"), then)

@@ -13,7 +13,7 @@ BARS = 40  # most bars of the left chart; wider ones for more different sizes
 
 
 def draw_distributions(index: Index, path: Path) -> Path:
-    """Draw how many classes have so many images and, where there are coarse labels, how many classes each of them has."""
+    """Draw the number of classes by their number of images and, with coarse labels, the classes of each of them."""
     counts = class_counts(index, np.arange(len(index)))
     counts = counts[counts > 0]
     coarse = coarse_sizes(index)

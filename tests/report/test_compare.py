@@ -330,7 +330,7 @@ def test_compare_does_not_load_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-# ---- time of an epoch -------------------------------------------------------------------------------------------------
+# ---- time of an epoch -----------------------------------------------------------------------------------------------
 
 GPU = {"cpus": 8, "gpus": ["NVIDIA V100"]}
 
