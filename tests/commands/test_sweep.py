@@ -324,7 +324,7 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     if chooses:  # never by the test part
         assert chooses["name"].startswith("val/")
         assert config["data"]["protocol"]["val_fraction"] > 0
-    if "run.paper" in cell:
+    if cell.get("run.paper"):
         assert rows_named(cell["run.paper"])
     experiment = compose([next((word for word in sweep.fit if word.endswith(".yaml")), cell.get("config"))])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]
