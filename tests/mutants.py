@@ -218,13 +218,12 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float) -
             while trees and waiting and time.monotonic() < until:
                 mutant, tree = waiting.pop(), trees.pop()
                 running[start(mutant, tree)] = (mutant, tree, time.monotonic())
-            for number, outcome in ended(running):
+            for number, outcome in ended(running) if running else ():
                 mutant, tree, since = running.pop(number)
                 shutil.copy(ROOT / "fgssl" / mutant.file, tree / "fgssl" / mutant.file)
                 trees.append(tree)
-                said = [
-                    line for line in (tree / "said").read_text().splitlines() if line.startswith(("FAILED", "ERROR"))
-                ]
+                lines = (tree / "said").read_text().splitlines()
+                said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
                 record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": time.monotonic() - since}
                 with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
                     file.write(json.dumps(record) + "\n")
