@@ -81,7 +81,10 @@ def write(index: ObjectIndex, folder: Path) -> None:
         arrays |= {f"objects.{field.name}": getattr(index.objects, field.name) for field in fields(Objects)}
         for name, array in arrays.items():
             if array is not None:
-                np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
+                with (unfinished / f"{name}.npy").open("wb") as file:
+                    np.save(file, array, allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())  # the content must be on disk before the folder is renamed
         (unfinished / "names.json").write_text(json.dumps({"name": index.name, "fine_names": index.fine_names}))
         unfinished.rename(folder)
     except OSError:
