@@ -30,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / ".mutants"
 EQUIVALENT = ROOT / "tests" / "golden" / "equivalent_mutants.csv"
+SOUND: set[str] = set()  # tests that passed on the unchanged source
 PATIENCE = 900  # s; a change that makes a loop endless is caught by it
 METHODS = ("tests/methods",)
 GOLDEN = ("tests/methods/test_golden_runs.py",)
@@ -156,8 +157,13 @@ def copy_of_the_tree(folder: Path) -> Path:
 
 
 def start(mutant: Mutant, tree: Path) -> int:
-    """Fork a process that changes the source in ``tree`` and runs the tests; returns its number."""
+    """Change the source in ``tree`` and start its tests; returns the number of the process."""
     (tree / "fgssl" / mutant.file).write_text(mutant.source())
+    return fork(tree, stages_of(mutant.room))
+
+
+def fork(tree: Path, stages: list[tuple[str, tuple[str, ...]]]) -> int:
+    """Fork a process that runs tests in ``tree`` until one fails; returns its number."""
     child = os.fork()
     if child:
         return child
@@ -173,10 +179,30 @@ def start(mutant: Mutant, tree: Path) -> int:
     import pytest
 
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line"]
-    status = 0
-    for marks, tests in stages_of(mutant.room):
-        status = status or int(pytest.main([*options, "-m", marks, *tests]))
-    os._exit(status)
+    for marks, tests in stages:
+        status = int(pytest.main([*options, "-m", marks, *tests]))
+        if status not in (0, 5):  # 5: none of them has these marks
+            os._exit(status)
+    os._exit(0)
+
+
+def check_unchanged(said: list[str], tree: Path) -> None:
+    """Refuse a test that fails on the unchanged source too.
+
+    Args:
+        said: the line of a test that failed; empty: no test ran, since the changed source could not be imported.
+        tree: copy of the unchanged source.
+
+    Raises:
+        SystemExit: names the test.
+    """
+    test = said[0].removeprefix("FAILED ").split(" - ")[0] if said and said[0].startswith("FAILED") else None
+    if test is None or test in SOUND:
+        return
+    _, status = os.waitpid(fork(tree, [("", (test,))]), 0)
+    if status:
+        sys.exit(f"{test} fails on the unchanged source too. Mend it first.")
+    SOUND.add(test)
 
 
 def ended(running: dict[int, tuple]) -> Iterator[tuple[int, str]]:
@@ -224,6 +250,8 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float) -
                 trees.append(tree)
                 lines = (tree / "said").read_text().splitlines()
                 said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+                if outcome == "caught":
+                    check_unchanged(said, tree)
                 record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": time.monotonic() - since}
                 with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
                     file.write(json.dumps(record) + "\n")
