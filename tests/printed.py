@@ -226,7 +226,7 @@ def everything(root: Path) -> dict[str, RunFolder]:
             found[f"{name} > {task}"] = runs.task(run, task)
     for task in tasks:
         found[task] = runs.add(task, changed(task), on_disk=False)
-        if task.startswith("detect") and task not in of_vits:
+        if task.startswith(("detect", "segment")) and task not in of_vits:
             found[f"{task} of ImageNet's labels"] = runs.add(task, changed(task, **SUPERVISED), on_disk=False)
     return found
 
