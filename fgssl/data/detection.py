@@ -10,6 +10,7 @@ from torch import Tensor
 from fgssl.data.annotated import AnnotatedData, AnnotatedImages, read_pixels
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.objects import ObjectDataSet, ObjectIndex
+from fgssl.data.detr_crop import DETR_NUMBERS, detr_crop
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Views
 from fgssl.errors import UserError
@@ -39,15 +40,17 @@ class Scenes(AnnotatedImages):
     Args:
         masks: draw the masks of the objects where the data set has outlines.
         flip: probability of a left-right flip.
+        crop: whether half of the images are cropped at random (``detr_crop``).
         *images: as of ``Images``.
     """
 
     index: ObjectIndex
     batch = DetectionBatch
+    count = 1 + DETR_NUMBERS
 
-    def __init__(self, *images, masks: bool, flip: float):
+    def __init__(self, *images, masks: bool, flip: float, crop: bool = False):
         super().__init__(*images)
-        self.flip = flip
+        self.flip, self.crop = flip, crop
         self.masks = masks and self.index.objects.outlines is not None
 
     def _views(self, row: int, numbers: np.ndarray) -> Any:
@@ -66,7 +69,7 @@ class Scenes(AnnotatedImages):
             target["boxes"][:, [0, 2]] += width
             if self.masks:
                 target["masks"] = target["masks"].flip(-1)
-        return image_3HW, target
+        return detr_crop(image_3HW, target, numbers[1:]) if self.crop else (image_3HW, target)
 
 
 def training_target(index: ObjectIndex, row: int, masks: bool) -> dict[str, Tensor]:
@@ -112,18 +115,21 @@ class DetectionData(AnnotatedData):
     Args:
         dataset: data set with boxes, and its place on the disk: VOC0712 or COCOInstances.
         protocol: training, validation and test rows.
+        crop: crop half of the training images at random before they are resized, as DETR does (``detr_crop``).
 
     Raises:
         UserError: the data set has no boxes, is missing or does not match, or a batch does not fit it.
     """
 
-    def __init__(self, dataset: DataSet, protocol: Protocol = Protocol(), **options):
+    def __init__(self, dataset: DataSet, protocol: Protocol = Protocol(), crop: bool = False, **options):
         if not isinstance(dataset, ObjectDataSet):
             raise UserError(
                 f"data.dataset: {type(dataset).__name__} has no boxes of objects. VOC0712 and COCOInstances have them."
             )
         super().__init__(dataset, protocol, **options)
+        self.crop = crop
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Scenes:
         training = views is self.views
-        return Scenes(self.parts.index, rows, views, *shared, masks=training, flip=self.flip if training else 0.0)
+        options: dict[str, Any] = {"flip": self.flip if training else 0.0, "crop": self.crop and training}
+        return Scenes(self.parts.index, rows, views, *shared, masks=training, **options)

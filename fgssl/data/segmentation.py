@@ -210,8 +210,8 @@ class SegmentationData(AnnotatedData):
         **options,
     ):
         if not isinstance(dataset, MaskDataSet):
-            raise UserError(f"data.dataset: {type(dataset).__name__} has no pixel classes. ADE20K has them.")
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+            raise UserError(f"data.dataset: {type(dataset).__name__} has no pixel classes. ADE20K and Cityscapes do.")
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.short_side = min(self.size) if short_side is None else short_side
         at_least(2, **{"data.size": min(self.size), "data.short_side": self.short_side})
         if not 0 < scale[0] <= scale[1]:
