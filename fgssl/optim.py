@@ -58,6 +58,9 @@ class Optim:
         gamma: factor at each milestone, for ``schedule: steps``.
         clip_each: largest gradient norm of each parameter tensor (DINO's code: 3.0); null: no clipping. The trainer's
             gradient_clip_val limits the norm over all tensors together.
+        layer_decay: factor of the learning rate from each layer of the backbone to the layer before it, above 0, up to
+            1 (ViTDet: 0.7). The heads have ``lr``, the last block ``lr`` times it. Layers, and weights without weight
+            decay such as position embeddings, are those of timm's parameter groups; null: one rate.
         constant: common prefix of the names of parameters whose learning rate stays at its peak, without warm-up and
             decay, such as ``predictor`` (SimSiam); null: none.
         groups: parameter groups with their own settings, such as ``[{of: dml_loss.beta, lr: 5e-4}]``.
@@ -82,6 +85,7 @@ class Optim:
     unit: Literal["epoch", "step"] = "epoch"
     gamma: float = 0.3
     clip_each: float | None = None
+    layer_decay: float | None = None
     constant: str | None = None
     groups: list[Group] = field(default_factory=list)
 
@@ -103,6 +107,10 @@ class Optim:
             raise UserError(f"eps is {self.eps}; it must be above 0, or null for that of the optimiser.")
         if self.clip_each is not None and not self.clip_each > 0:
             raise UserError(f"clip_each is {self.clip_each}; it must be above 0, or null for no clipping.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay is {self.layer_decay}; it must be above 0 and up to 1, or null for one rate.")
+        if self.layer_decay is not None and self.lr_1d is not None:
+            raise UserError("layer_decay and lr_1d are both given; set one of them to null.")
 
     def peak(self, global_batch: int) -> float:
         """Peak learning rate at a global batch size (linear scaling rule)."""
@@ -126,7 +134,11 @@ class Optim:
         own, rest = own_groups(module.named_parameters(), self.groups)
         lr_1d = None if self.lr_1d is None else self.scaled(self.lr_1d, global_batch)
         kept, rest = split_constant(rest, self.constant)
-        groups = parameter_groups(rest, self.weight_decay, self.decay_1d, lr_1d)
+        layers: list[dict] = []
+        if self.layer_decay is not None:
+            rates = {"layer_decay": self.layer_decay, "lr": self.peak(global_batch)}
+            layers, rest = layer_groups(module, rest, self.weight_decay, self.decay_1d, **rates)
+        groups = parameter_groups(rest, self.weight_decay, self.decay_1d, lr_1d) + layers
         constant = parameter_groups(kept, self.weight_decay, self.decay_1d, lr_1d)
         groups += [{**group, "constant": True} for group in constant] + own
         name = "momentum" if self.name == "sgd" else self.name  # timm's sgd has Nesterov momentum
@@ -159,6 +171,47 @@ def parameter_groups(
     shared = {"weight_decay": weight_decay, "decayed": True}
     groups = [{"params": alike, **shared}, {"params": other, **shared, **own_1d}]
     return [group for group in groups if group["params"]]
+
+
+def layer_groups(
+    module: nn.Module,
+    named_parameters: Sequence[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    decay_1d: bool,
+    layer_decay: float,
+    lr: float,
+) -> tuple[list[dict], list[tuple[str, nn.Parameter]]]:
+    """Optimiser groups of the layers of timm's networks in a module, and the parameters that are in none of them.
+
+    Args:
+        module: module with one or more of timm's networks.
+        named_parameters: parameters to group.
+        weight_decay: weight decay of the parameters that have it.
+        decay_1d: whether the 1-D parameters have it too.
+        layer_decay: factor of the learning rate from one layer to the layer before it.
+        lr: peak learning rate of what is above the last layer.
+
+    Raises:
+        UserError: the module has no trainable network whose layers timm knows.
+    """
+    from timm.optim import param_groups_layer_decay
+
+    rest = {id(p): (name, p) for name, p in named_parameters}
+    layers: list[dict] = []
+    for network in [part for part in module.modules() if hasattr(part, "group_matcher")]:
+        undecayed: Any = getattr(network, "no_weight_decay", tuple)()
+        found = param_groups_layer_decay(
+            network, weight_decay, undecayed, weight_decay_exclude_1d=not decay_1d, layer_decay=layer_decay
+        )
+        last = max((group["lr_scale"] for group in found), default=1.0)
+        for group in found:
+            params = [rest.pop(id(p))[1] for p in group["params"] if id(p) in rest]
+            scale, decay = layer_decay * group["lr_scale"] / last, group["weight_decay"]
+            layers.append({"params": params, "lr": lr * scale, "weight_decay": decay, "decayed": decay > 0})
+    layers = [group for group in layers if group["params"]]
+    if not layers:
+        raise UserError("model.optim.layer_decay: the model trains no network whose layers timm knows; set it to null.")
+    return layers, list(rest.values())
 
 
 def own_groups(

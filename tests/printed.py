@@ -211,7 +211,7 @@ def everything(root: Path) -> dict[str, RunFolder]:
     runs, found = Runs(root), {}
     tasks = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem.startswith(TASKS)]
     tasks = [name for name in tasks if not name.endswith(NOT_OF_A_PAPER)]
-    of_vits = ["detect_coco_vit", "detect_coco_vit8", "segment_ade20k"]  # the second for patches of 8 px
+    of_vits = ["detect_coco_vit", "detect_coco_vit8", "detect_coco_vitdet", "segment_ade20k"]
     for name, config in trainings().items():
         first = name.split("+")[0].split(" ")[0]
         probed = str(flatten(config).get("run.paper")).startswith("cmd")

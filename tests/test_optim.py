@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fgssl.errors import UserError
+from fgssl.nn.backbones import Backbone
 from fgssl.optim import Group, Optim, own_groups, parameter_groups, warmup_cosine, warmup_steps
 
 SCHEDULE = json.loads((Path(__file__).parent / "golden" / "maskcon.json").read_text())["lr_schedule"]
@@ -55,6 +56,56 @@ def test_biases_and_normalisation_have_a_learning_rate_of_their_own_when_asked(d
     assert [p.ndim for p in rest["params"]] == [1, 1, 1]
     assert (weights["lr"], rest["lr"]) == pytest.approx((0.8, 0.0192))
     assert (weights["weight_decay"], rest["weight_decay"]) == (1e-6, 1e-6 if decay_1d else 0)
+
+
+def test_layers_have_the_rates_of_vitdets_code_and_the_heads_the_full_one():
+    """Of layer n of 4 blocks: 0.7 to the 5 - n; 0 is the patches and positions, n + 1 block n, 5 all the rest."""
+    options = {"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64, "window_size": 2}
+    module = nn.ModuleDict(
+        {"network": Backbone("vitdet_base_patch16", options=options).build(), "head": nn.Linear(4, 2)}
+    )
+    module["network"].neck.requires_grad_(False)  # a detector does not use it
+    optim = Optim(name="adamw", lr=1e-4, weight_decay=0.1, decay_1d=False, layer_decay=0.7, reference_batch=32)
+    optimizer = optim.build(module, 64)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in optimizer.param_groups)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert len(found) == len(trained)
+    for name, weight in trained.items():
+        embeds = "pos_embed" in name or "patch_embed" in name
+        layer = 0 if embeds else int(name.split(".")[2]) + 1 if "blocks" in name else 5
+        assert found[id(weight)]["lr"] == pytest.approx(2e-4 * 0.7 ** (5 - layer))
+        decays = weight.ndim > 1 and "pos_embed" not in name
+        assert found[id(weight)]["weight_decay"] == (0.1 if decays else 0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)  # the one that is logged
+
+
+def test_layers_of_a_plain_vit_have_the_rates_of_the_windowed_one():
+    """The last block is below the heads, whether or not the network has a normalisation of its own after it."""
+    options = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32}
+    module = nn.ModuleDict(
+        {"network": Backbone("vit_tiny_patch16_224", options=options).build(), "head": nn.Linear(4, 2)}
+    )
+    found = Optim(lr=1.0, layer_decay=0.5).build(module, 1).param_groups
+    rates = {id(p): group["lr"] for group in found for p in group["params"]}
+    network = module["network"]
+    weights = (module["head"].weight, network.blocks[1].attn.qkv.weight, network.blocks[0].attn.qkv.weight)
+    assert [rates[id(w)] for w in (*weights, network.patch_embed.proj.weight)] == pytest.approx([1, 0.5, 0.25, 0.125])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layer_decay": 0}, "layer_decay is 0; it must be above 0 and up to 1"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"layer_decay": 0.7, "lr_1d": 0.1}, "layer_decay and lr_1d are both given"),
+        ({"layer_decay": 0.7}, "trains no network whose layers timm knows"),
+    ],
+)
+def test_layer_decay_that_cannot_be_is_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Optim(**options).build(nn.Linear(2, 2), 1)
 
 
 def test_steps_fall_at_the_milestones_after_the_warmup():

@@ -32,7 +32,8 @@ class Backbone:
     """A timm network without its classifier.
 
     Args:
-        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``), or ``bn_inception``.
+        name: timm model name, with an optional pretrained tag (``resnet18.tv_in1k``), ``bn_inception``, or
+            ``vitdet_base_patch16``, which takes the weights of any plain ViT-B/16.
         pretrained: start from timm's weights of that name.
         small_input: replace a ResNet's stem for images of 64 px and below: a 3x3 convolution of stride 1, no max-pool.
         options: arguments of the timm model, such as ``{layers: [1, 1, 1, 1]}``.
@@ -133,10 +134,11 @@ class Backbone:
 
 
 def timm_with_ours() -> Any:
-    """timm, which then knows ``bn_inception`` too; imported here because that takes seconds."""
+    """timm, which then knows ``bn_inception`` and ``vitdet_base_patch16``; imported here because that takes seconds."""
     import timm
 
-    import fgssl.nn.bn_inception  # noqa: F401
+    import fgssl.nn.bn_inception
+    import fgssl.nn.vitdet  # noqa: F401
 
     return timm
 

@@ -3,12 +3,13 @@
 - ``c4``: one map of stride 16, the network's last stage applied to each region (R50-C4 of MoCo and MLS);
 - ``fpn``: a feature pyramid (Lin et al., 2017) over the last four stages of a network of stages (R50-FPN of MLS), or
   over four depths of a ViT, scaled to strides 4 to 32 (FLSL, Table 1);
-- ``simple``: the last map of a ViT, scaled to strides 4 to 32 (ViTDet, Li et al., 2022; FLSL, Table 2).
+- ``simple``: the last map of a ViT, scaled to strides 4 to 32 (ViTDet, Li et al., 2022; FLSL, Table 2). ViTDet's ViT is
+  ``vitdet_base_patch16`` (``nn/vitdet.py``); any other ViT attends to all tokens in each block.
 
 The papers' numbers were made with Detectron2. Its numbers of proposals, losses, RoIAlign and initialisation are taken
 (``nn/rcnn.py``). Four things differ: masks are cut to a box without the shift by half a pixel; images are resized
 without smoothing, on the device; batches do not group images of similar aspect ratio; BatchNorm's statistics are not
-computed anew before the test. ViTDet's attention within windows is not implemented: all attention is global.
+computed anew before the test.
 """
 
 import itertools
@@ -59,6 +60,7 @@ def build_detector(
     sizes: list[int],
     long_side: int = 1333,
     width: int = 256,
+    pad_to: int | None = None,
     norm: bool = True,
 ) -> GeneralizedRCNN:
     """A detector on a timm network without classifier, which becomes part of it.
@@ -72,6 +74,7 @@ def build_detector(
         sizes: Shorter side of an image, px: in training one of them at random, in evaluation the last.
         long_side: Longest side of an image, px.
         width: Channels of a pyramid's levels and of the heads' convolutions.
+        pad_to: Side of the square that a batch of images is padded to, px; None: the next multiple of 32 px.
         norm: BatchNorm in the new layers of ``c4`` and ``fpn``, as MoCo has it; in the ``fpn`` of a ViT between its
             deconvolutions alone. It needs enough images a step.
 
@@ -80,12 +83,19 @@ def build_detector(
         normalised images.
 
     Raises:
-        UserError: The neck does not fit the network.
+        UserError: The neck does not fit the network, or ``pad_to`` the network or ``long_side``.
     """
     build = {"c4": _c4, "fpn": _fpn, "simple": _simple}[neck]
     body, proposals, heads = build(network, classes, masks, width, norm)
     divisor = max(32, patch_side(network)) if is_vit(network) else 32
-    transform = GeneralizedRCNNTransform(tuple(sizes), long_side, [0.0] * 3, [1.0] * 3, size_divisible=divisor)
+    if pad_to is not None and (pad_to < long_side or pad_to % divisor):
+        raise UserError(
+            f"model.pad_to is {pad_to}; it must be a multiple of {divisor} px, and long_side, {long_side} px, or more."
+        )
+    # Padding to a multiple of the square's side is padding to the square: no image is longer.
+    transform = GeneralizedRCNNTransform(
+        tuple(sizes), long_side, [0.0] * 3, [1.0] * 3, size_divisible=pad_to or divisor
+    )
     return GeneralizedRCNN(body, proposals, heads, transform)
 
 

@@ -72,6 +72,9 @@ LEFT_OUT = re.compile(
 )
 # Weights whose size depends on that of the image, the window or the patch; timm interpolates them.
 SIZED = re.compile(r"(^|\.)(pos_embed|relative_position_bias_table|patch_embed\.proj\.weight)$")
+# Of a plain ViT, and of none with windows; and the other way round (``fgssl/nn/vitdet.py``).
+PLAIN_ALONE = re.compile(r"(reg_token|dist_token|fc_norm|norm)(\.|$)")
+WINDOWED_ALONE = re.compile(r"blocks\.\d+\.attn\.rel_pos_[hw]$|neck\.")
 STAGES = range(4)
 
 
@@ -317,8 +320,10 @@ def _fit(network: nn.Module, source: str, state: State, anew: tuple[str, ...]) -
     ours = network.state_dict()
     theirs, resized = _by_timms_names(network, state)
     weights = {name: w for name, w in theirs.items() if name in ours and w.shape == ours[name].shape}
-    left_out = [name for name in theirs if name not in ours and LEFT_OUT.match(name)]
+    from_plain = has_windows(network) and "blocks.0.attn.rel_pos_h" not in theirs
+    left_out = [n for n in theirs if n not in ours and (LEFT_OUT.match(n) or (from_plain and PLAIN_ALONE.match(n)))]
     absent = [n for n in ours if n not in theirs and n.endswith("num_batches_tracked")]  # old files lack them
+    absent += [n for n in ours if from_plain and n not in theirs and WINDOWED_ALONE.match(n)]
     absent += [name for name in anew if name in theirs and name in ours and name not in weights]
     skipped = {*left_out, *absent}
     compared = ({name: w for name, w in state.items() if name not in skipped} for state in (theirs, ours))
@@ -370,6 +375,12 @@ def _by_timms_names(network: nn.Module, state: State) -> tuple[State, list[str]]
     family = _torchvision_family(state)
     if family:
         state = {_renamed(name, family): _reshaped(name, weight) for name, weight in state.items()}
+    if has_windows(network):
+        from fgssl.nn.vitdet import from_plain_vit  # imports timm
+
+        converted = from_plain_vit(state, network)  # type: ignore[arg-type]
+        changed = "pos_embed" in state and converted["pos_embed"].shape != state["pos_embed"].shape
+        return converted, ["pos_embed"] if changed else []
     if "cls_token" in state and getattr(network, "cls_token", 0) is None and "pos_embed" in state:
         state = state | {"pos_embed": state["pos_embed"][:, 1:]}  # the class token's comes first
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
@@ -379,6 +390,11 @@ def _by_timms_names(network: nn.Module, state: State) -> tuple[State, list[str]]
         converted = state
     resized = [n for n in converted if SIZED.search(n) and n in state and converted[n].shape != state[n].shape]
     return converted, resized
+
+
+def has_windows(network: nn.Module) -> bool:
+    """Whether a network is timm's ViT with attention within windows (ViTDet, Segment Anything)."""
+    return type(network).__name__ == "VisionTransformerSAM"
 
 
 def _torchvision_family(state: State) -> Family | None:

@@ -91,6 +91,7 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "flsl", "method": "FLSL"}, {"pretrain": "imagenet"}),
     ({"paper": "flsl", "protocol": "detection"}, {"fine-tuning batch": 16}),
     ({"paper": "flsl", "dataset": "coco", "protocol": "segmentation"}, {"fine-tuning batch": 16}),
+    ({"paper": "flsl", "table": "Table 2"}, {"fine-tuning batch": 64}),  # of ViTDet, whose recipe it follows
     # MLS, supplement A.2; a batch of 256 is implied by the learning rate
     ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"batch": 256, "image size": 224}),
     ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"init": "none"}),
@@ -154,6 +155,7 @@ def option(name: str, missing: Any = None) -> Callable[[Evidence], Any]:
 def _network(e: Evidence) -> str:
     """Network as the tables name it (``vit_small_16``), with the options that change its shape."""
     name = str(e.config.get("model.backbone.name")).split(".")[0]
+    name = name.replace("vitdet_", "vit_")  # named by the plain ViT whose weights it takes
     for ending in ("_224", "_window7", "_patch4", "_patch"):
         name = name.replace(ending, "_" if ending == "_patch" else "")
     place = "model.backbone.options."

@@ -33,6 +33,7 @@ class Detect(Downstream):
             processes with ``trainer.sync_batchnorm: true``.
         sizes: shorter side of an image in px: a random one of them in training, the last one in evaluation.
         long_side: largest longer side of an image in px.
+        pad_to: side in px of the square that images are padded to (ViTDet: 1024); null: the next multiple of 32 px.
         width: channels of the levels of the feature pyramid and of the convolutions of the heads.
         num_fine: number of classes C; from the data set on the command line.
         optim: optimiser and learning rate schedule.
@@ -52,6 +53,7 @@ class Detect(Downstream):
         freeze_bn: bool = False,
         sizes: list[int] = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],  # noqa: B006
         long_side: int = 1333,
+        pad_to: int | None = None,
         width: int = 256,
         num_fine: int = 0,
         **base,
@@ -63,8 +65,8 @@ class Detect(Downstream):
         at_least(1, **{"model.width": width})
         self.masks, self.freeze_bn = masks, freeze_bn
         network = of_any_size(self.start_of(backbone))
-        options: dict[str, Any] = {"masks": masks, "sizes": sizes, "long_side": long_side, "width": width}
-        self.detector = build_detector(network, neck, num_fine, **options, norm=not freeze_bn)
+        options: dict[str, Any] = {"masks": masks, "sizes": sizes, "long_side": long_side, "pad_to": pad_to}
+        self.detector = build_detector(network, neck, num_fine, **options, width=width, norm=not freeze_bn)
         if freeze_bn:
             keep_statistics(self)
             for module in batch_norms(self):

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from fgssl.checkpoint import load_backbone
+from fgssl.checkpoint import checkpoint_file, followed_network, load_backbone
 from fgssl.methods.base import Method
 from fgssl.nn.backbones import Backbone
+from fgssl.nn.weights import has_windows, load_weights
 
 Whose = Literal["student", "teacher"]
 
@@ -40,4 +42,9 @@ class Downstream(Method):
     def on_fit_start(self) -> None:
         if self.init_from and not self._resumed:  # the checkpoint of a resumed run holds the weights
             network: nn.Module = self.backbone_of("student")
-            load_backbone(network, self.init_from, self.init_network)
+            if has_windows(network):  # its weights may be those of a plain ViT
+                path = str(checkpoint_file(self.init_from, "--model.init_from"))
+                whose = self.init_network or followed_network(path)
+                rank_zero_info(load_weights(network, path, whose, option="--model.init_from"))
+            else:
+                load_backbone(network, self.init_from, self.init_network)

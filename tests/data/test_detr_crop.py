@@ -7,6 +7,7 @@ import torch
 from fgssl.data.datasets import ALL
 from fgssl.data.detection import DetectionData
 from fgssl.data.detr_crop import crop_side, detr_crop
+from fgssl.errors import UserError
 from tests import trees
 
 
@@ -75,3 +76,10 @@ def test_training_batches_are_cropped_and_evaluation_shows_whole_images(tmp_path
     assert others
     assert all(384 <= side <= 600 for size in others for side in size)
     assert {tuple(image.shape[1:]) for image in next(iter(data.test_dataloader())).images} == {whole}
+
+
+@pytest.mark.filterwarnings("ignore:coco_instances")
+def test_crop_and_jitter_exclude_each_other(tmp_path):
+    root = trees.make_coco_instances(tmp_path)
+    with pytest.raises(UserError, match=r"data.crop and data.jitter .* take one"):
+        DetectionData(ALL["coco_instances"](str(root), partial=True), crop=True, jitter=64)

@@ -8,7 +8,7 @@ import torch
 
 from fgssl.data.datasets import ALL
 from fgssl.data.datasets.objects import ObjectIndex
-from fgssl.data.detection import DetectionData, mask_of, training_target
+from fgssl.data.detection import DetectionData, Jitter, jittered, mask_of, training_target
 from fgssl.data.images import read_image
 from fgssl.data.protocols import Protocol
 from fgssl.errors import UserError
@@ -92,6 +92,100 @@ def test_a_batch_shows_boxes_and_masks_on_the_flipped_image(dataset, flip):
                     x0, y0, x1, y1 = (int(side) for side in box)
                     assert target["masks"][number].sum() == (x1 - x0) * (y1 - y0)
                     assert target["masks"][number, y0:y1, x0:x1].all()
+
+
+# ---- large-scale jitter ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [(0.2, 0.9), (4.0, 5.0)], ids=["padded", "cut"])
+def test_jitter_shows_boxes_and_masks_on_the_square_view(scale, tmp_path):
+    """Of images of 40 x 32 px; boxes of cut objects end at the square's edge."""
+    dataset = ALL["coco_instances"](str(trees.make_coco_instances(tmp_path)), partial=True)
+    whole = cut = 0
+    for index, batch in batches(dataset, jitter=64, jitter_scale=scale):
+        for image, target, row in zip(batch.images, batch.targets, batch.index.tolist(), strict=True):
+            assert (image.shape, image.dtype) == ((3, 64, 64), torch.uint8)
+            assert target["masks"].shape == (len(target["boxes"]), 64, 64)
+            for mask, box, label in zip(target["masks"], target["boxes"], target["labels"], strict=True):
+                assert (box >= 0).all()
+                assert (box <= 64).all()
+                assert (box[2:] > box[:2]).all()
+                colour = torch.tensor(trees.COLOURS[index.fine_names[label - 1]])[:, None]
+                assert ((image[:, mask.bool()] - colour).abs() < 90).float().mean() > 0.7  # edges are blurred
+                of_mask = torch.tensor([mask.any(0).nonzero().min(), mask.any(1).nonzero().min()])
+                assert ((box[:2] - of_mask).abs() <= 1).all()
+            whole, cut = whole + len(target["boxes"]), cut + len(index.objects.of(row)) - len(target["boxes"])
+            if scale[1] < 1:  # the image ends before the square does, and the mean colour follows
+                assert image[:, -1, -1].tolist() == [124, 116, 104]
+    assert whole > 0
+    assert (cut > 0) == (scale[1] > 1)
+
+
+def scene() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A noisy image of 40 x 30 px with one object, an L of 20 x 20 px."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8, generator=generator)
+    mask = torch.zeros(1, 30, 40, dtype=torch.uint8)
+    mask[0, 5:25, 10:13], mask[0, 22:25, 10:30] = 1, 1
+    return image, {"boxes": torch.tensor([[10.0, 5, 30, 25]]), "labels": torch.tensor([3]), "masks": mask}
+
+
+def test_jitter_scales_the_image_to_the_square_and_repeats_itself_by_its_seed():
+    image, target = scene()
+    once = Jitter(40, (1.0, 1.0), fill=(0.485, 0.456, 0.406))
+    view, found = jittered(image, target, once, seed=7)
+    assert view[:, :30].equal(image)
+    assert (view[:, 30:] == torch.tensor([124, 116, 104])[:, None, None]).all()
+    assert found["boxes"].equal(target["boxes"])
+    assert found["masks"][:, :30].equal(target["masks"])
+    twice, _ = jittered(image, target, once._replace(scale=(2.0, 2.0)), seed=7)
+    assert twice.shape == (3, 40, 40)
+    state = torch.get_rng_state()
+    wide = once._replace(scale=(0.1, 2.0))
+    views = [jittered(image, target, wide, seed)[0] for seed in (7, 7, 8)]
+    assert views[0].equal(views[1])
+    assert not views[0].equal(views[2])
+    assert torch.get_rng_state().equal(state)
+
+
+def test_the_box_of_a_cut_object_is_that_of_what_is_left_of_its_mask():
+    """Where the lower bar of the L is cut off, its box is as narrow as the upright."""
+    image, target = scene()
+    twice = Jitter(40, (2.0, 2.0), fill=(0.5, 0.5, 0.5))
+    views = [jittered(image, target, twice, seed)[1] for seed in range(200)]
+    shown = [found for found in views if len(found["boxes"])]
+    narrow = [found for found in shown if found["boxes"][0, 2] - found["boxes"][0, 0] <= 6]
+    assert narrow
+    for found in shown:
+        rows, columns = (found["masks"][0].any(dim).nonzero() for dim in (1, 0))
+        assert found["boxes"][0].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    without = [jittered(image, target | {"masks": target["masks"]}, twice, seed)[1]["labels"] for seed in range(3)]
+    assert all(labels.tolist() in ([3], []) for labels in without)
+
+
+def test_jitter_of_data_without_outlines_clips_boxes(tmp_path):
+    dataset = ALL["voc0712"](str(trees.make_voc0712(tmp_path)), partial=True)
+    for _, batch in batches(dataset, jitter=64, jitter_scale=(1.5, 2.0)):
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            assert image.shape == (3, 64, 64)
+            assert target.keys() == {"boxes", "labels"}
+            assert ((target["boxes"] >= 0) & (target["boxes"] <= 64)).all()
+            assert len(target["boxes"]) == len(target["labels"])
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+def test_evaluation_shows_whole_images(tmp_path):
+    dataset = ALL["voc0712"](str(trees.make_voc0712(tmp_path)), partial=True)
+    data = DetectionData(dataset, jitter=64, batch_size=2, num_workers=0)
+    assert {tuple(image.shape) for batch in data.test_dataloader() for image in batch.images} == {(3, 32, 40)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"jitter": 8}, "data.jitter is 8"), ({"jitter_scale": (0.0, 1.0)}, "data.jitter_scale is")]
+)
+def test_a_jitter_that_cannot_be_is_refused(options, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        DetectionData(ALL["voc0712"](str(tmp_path), True), **options)
 
 
 def test_the_protocol_holds_images_out_and_keeps_a_share(dataset):

@@ -18,6 +18,11 @@ VIT = Backbone(
     | {"global_pool": "avg", "fc_norm": False, "dynamic_img_size": True},  # FLSL's
 )
 COARSE = Backbone("vit_tiny_patch16_224", options={"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64})
+WINDOWED = Backbone(
+    "vitdet_base_patch16",
+    options={"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64}
+    | {"window_size": 3, "global_attn_indexes": [1, 3]},
+)
 SWIN = Backbone(
     "swin_tiny_patch4_window7_224", options={"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 )
@@ -27,6 +32,7 @@ BUILDS = {  # name -> backbone, neck
     "vit_fpn": (VIT, "fpn"),
     "vit_simple": (VIT, "simple"),
     "vit_simple_16": (COARSE, "simple"),
+    "vitdet_simple": (WINDOWED, "simple"),
     "swin_fpn": (SWIN, "fpn"),
     "mobilenet_fpn": (Backbone("mobilenetv3_small_050"), "fpn"),
 }
@@ -77,6 +83,21 @@ def test_every_weight_that_trains_has_a_gradient_and_images_may_show_nothing(nam
     losses = detector(scene()[0][1:], scene()[1][1:])
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_mask"] == 0
+
+
+def test_images_are_padded_to_the_square_at_their_lower_right():
+    detector = build("vitdet_simple", pad_to=96, long_side=96)
+    for training in (True, False):
+        padded, _ = detector.train(training).transform(scene()[0])
+        assert padded.tensors.shape == (2, 3, 96, 96)
+        assert padded.image_sizes == [(64, 85), (96, 60)]
+        assert not padded.tensors[0, :, 64:].any()
+        assert not padded.tensors[0, :, :, 85:].any()
+        assert padded.tensors[0, :, 63, 84].all()
+    with pytest.raises(UserError, match="pad_to is 64; it must be a multiple of 32 px, and long_side, 96 px, or more"):
+        build("vitdet_simple", pad_to=64, long_side=96)
+    with pytest.raises(UserError, match="pad_to is 100"):
+        build("vitdet_simple", pad_to=100, long_side=96)
 
 
 def test_detections_lie_in_the_image_and_masks_have_its_size():

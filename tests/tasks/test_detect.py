@@ -20,7 +20,7 @@ from fgssl.report.runs import read_run
 from fgssl.tasks import Detect
 from tests import trees
 from tests.methods.runs import ROOT, assert_same_state, losses, results, state
-from tests.nn.test_detectors import RESNET, VIT
+from tests.nn.test_detectors import RESNET, VIT, WINDOWED
 from tests.tiny import tiny_trainer
 
 pytestmark = pytest.mark.slow
@@ -210,6 +210,27 @@ def test_detect_starts_from_flsls_vit(neck, voc, tmp_path):
     for name, weight in method.detector.backbone.network.named_parameters():
         expected = pretrained.student.backbone.get_parameter(name)
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-20)
+
+
+@pytest.mark.filterwarnings("ignore:voc0712")
+def test_vitdet_starts_from_a_plain_vit_of_ours_and_says_what_it_converted(voc, tmp_path, capfd, caplog):
+    backbone = replace(VIT, options=VIT.options | {"patch_size": 16, "img_size": 32})
+    pretrained = FLSL(backbone, prototypes=8, hidden=8, bottleneck=4)
+    torch.nn.init.normal_(pretrained.teacher.backbone.pos_embed)
+    saved = {"state_dict": pretrained.state_dict(), "pytorch-lightning_version": "2.5"}
+    pretrained.on_save_checkpoint(saved)
+    torch.save(saved, tmp_path / "flsl.ckpt")
+    options = {"backbone": WINDOWED, "neck": "simple", "init_from": str(tmp_path / "flsl.ckpt"), "init_network": None}
+    with caplog.at_level("INFO"):
+        method = trained(detect(**options, optim=replace(QUICK, layer_decay=0.7)), voc)
+    said = caplog.text + capfd.readouterr().err
+    assert "weights of FLSL (teacher); interpolated: pos_embed; begin anew: blocks.0.attn.rel_pos_h" in said
+    network = method.detector.backbone.network
+    for name, weight in pretrained.teacher.backbone.named_parameters():
+        if name.startswith(("blocks", "patch_embed")):
+            torch.testing.assert_close(network.get_parameter(name), weight, rtol=0, atol=1e-20)
+    assert network.pos_embed.shape == (1, 4, 4, 16)
+    assert network.pos_embed.abs().sum() > 1
 
 
 @pytest.mark.filterwarnings("ignore:voc0712")
