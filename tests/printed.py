@@ -149,18 +149,20 @@ def _fits(stem: str, dataset: str, base: str, files: dict[str, str]) -> bool:
     return max(named, key=len) == dataset if named else f"{stem}_{dataset}" not in files
 
 
-def cells(sweep: Path) -> dict[str, tuple[str, dict]]:
-    """Every cell of a sweep: name -> its experiment and options."""
+def cells(sweep: Path) -> dict[str, tuple[list[str], dict]]:
+    """Every cell of a sweep: name -> its experiment with the files on top, and its options."""
     content = read_yaml(sweep)
     given = content["parameters"]
-    base = next(Path(part).stem for part in content["command"] if part.endswith(".yaml"))
-    found = {}
+    base = next((Path(part).stem for part in content["command"] if part.endswith(".yaml")), None)
+    found: dict[str, tuple[list[str], dict]] = {}
     for values in itertools.product(
         *(parameter.get("values", [parameter.get("value")]) for parameter in given.values())
     ):
         options = dict(zip(given, values, strict=True))
         words = [f"{name.split('.')[-1]}={value}" for name, value in options.items() if "values" in given[name]]
-        found[f"sweeps/{sweep.stem} {' '.join(words)}"] = (base, {k.replace(".", "__"): v for k, v in options.items()})
+        file = str(options.pop("config", "")).removeprefix("experiments/").removesuffix(".yaml")
+        files = [name for name in (base, file) if name]
+        found[f"sweeps/{sweep.stem} {' '.join(words)}"] = (files, {k.replace(".", "__"): v for k, v in options.items()})
     return found
 
 
@@ -180,7 +182,6 @@ OPTIONS: dict[str, list[dict]] = {
     "rivals/densecl_coco": [{"trainer__max_epochs": 400}],
 }
 ON_COCO = ("mls_coco", "mocov2_coco", "rivals/densecl_coco")  # what the detectors and fine-tuned networks start from
-SUPERVISED = {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__pretrained": True}
 
 
 def trainings() -> dict[str, dict]:
@@ -200,9 +201,9 @@ def trainings() -> dict[str, dict]:
             words = " ".join(f"{option.split('__')[-1]}={value}" for option, value in options.items())
             found[f"{name} {words}"] = changed(name, **options)
     for sweep in sorted((EXPERIMENTS / "sweeps").glob("*.yaml")):
-        for name, (base, options) in cells(sweep).items():
-            if not base.endswith(NOT_OF_A_PAPER):
-                found[name] = changed(base, **options)
+        for name, (files, options) in cells(sweep).items():
+            if not files[0].endswith(NOT_OF_A_PAPER):
+                found[name] = changed(*files, **options)
     return found
 
 
@@ -211,7 +212,7 @@ def everything(root: Path) -> dict[str, RunFolder]:
     runs, found = Runs(root), {}
     tasks = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem.startswith(TASKS)]
     tasks = [name for name in tasks if not name.endswith(NOT_OF_A_PAPER)]
-    of_vits = ["detect_coco_vit", "detect_coco_vit8", "detect_coco_vitdet", "segment_ade20k"]
+    of_vits = ["detect_coco_vit", "detect_coco_vit8", "detect_coco_vitdet", "detect_uavdt", "segment_ade20k"]
     for name, config in trainings().items():
         first = name.split("+")[0].split(" ")[0]
         probed = str(flatten(config).get("run.paper")).startswith("cmd")
@@ -228,8 +229,11 @@ def everything(root: Path) -> dict[str, RunFolder]:
             found[f"{name} > {task}"] = runs.task(run, task)
     for task in tasks:
         found[task] = runs.add(task, changed(task), on_disk=False)
-        if task.startswith(("detect", "segment")) and task not in of_vits:
-            found[f"{task} of ImageNet's labels"] = runs.add(task, changed(task, **SUPERVISED), on_disk=False)
+        for start in ("supervised", "random") if task.startswith("detect") and task not in of_vits else ():
+            found[f"{task}+{start}"] = runs.add(task, changed(task, f"starts/{start}"), on_disk=False)
+        if task.startswith("segment_cityscapes"):
+            weights = {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__pretrained": True}
+            found[f"{task} of ImageNet's labels"] = runs.add(task, changed(task, **weights), on_disk=False)
     return found
 
 

@@ -47,7 +47,7 @@ PAGES = {
     "vicreg": VICReg,
 }
 OPTION = re.compile(r"^\| (`model\.[^|]+) \| ([^|]+) \|", re.M)  # first two columns of a row of the options table
-EXPERIMENT = "rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
+EXPERIMENT = "starts|rivals|maskcon|obd_sd|cmd|dino|esvit|mocov2|flsl|mls|detect|segment|finetune|table|fig|sweeps"
 PATHS = ("", "cmd_ablations/", "maskcon_baselines/", "mls_ablations/", "obd_sd_ablations/", "flsl_ablations/")
 
 

@@ -72,6 +72,7 @@ TREES = {
     "Indoor67": trees.make_indoor67,
     "VOC2007": trees.make_voc2007,
     "VOC0712": trees.make_voc0712,
+    "UAVDT": trees.make_uavdt,
     "COCOInstances": trees.make_coco_instances,
     "ADE20K": trees.make_ade20k,
     "Cityscapes": trees.make_cityscapes,

@@ -88,7 +88,7 @@ PAGES = {
     "experiments/cmd_ablations/README.md": Page(["parsed"]),
     "experiments/flsl_ablations/README.md": Page(["parsed"]),
     "experiments/maskcon_baselines/README.md": Page(["parsed"]),
-    "experiments/mls_ablations/README.md": Page(["parsed"] * 3),
+    "experiments/mls_ablations/README.md": Page(["parsed"] * 4),
     "experiments/obd_sd_ablations/README.md": Page(["parsed"] * 2),
     "experiments/rivals/README.md": Page(["parsed"] * 2),
 }

@@ -372,6 +372,23 @@ def make_voc0712(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> P
     return root
 
 
+def make_uavdt(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> Path:
+    """A video to train and one to test; the first frame shows nothing, and the test frames have an ignored area."""
+    numbers = {"red": 1, "green": 2, "blue": 3}
+    for offset, video in ((0, "M0101"), (100, "M0203")):
+        truth = root / "UAV-benchmark-MOTD_v1.0" / "GT"
+        rows, areas = [], []
+        for frame in range(1, images + 2):
+            objects = [] if frame == 1 else random_objects(tuple(numbers), offset + frame, size)
+            write_scene(root / "UAV-benchmark-M" / video / f"img{frame:06d}.jpg", objects, offset + frame, size)
+            for colour, x0, y0, x1, y1 in objects:
+                rows.append(f"{frame},1,{x0},{y0},{x1 - x0},{y1 - y0},1,1,{numbers[colour]}")
+            areas.append(f"{frame},9,0,{size[1] - 6},{size[0]},6,1,-1,-1")
+        write_lines(truth / f"{video}_gt_whole.txt", rows)
+        write_lines(truth / f"{video}_gt_ignore.txt", areas if video == "M0203" else [])
+    return root
+
+
 def make_ade20k(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> Path:
     """Red, blue and green rectangles as classes 1 to 3 of the masks; the rest is 0, which is none."""
     names = tuple(COLOURS)

@@ -14,9 +14,14 @@ from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
 from fgssl.run import GOING_ON, SignsOfLife, provenance, read_json, write_json
 
+KEPT = ("metrics", "epochs", "steps", "train_s", "timed_epochs")  # of an earlier start of the run
+
 
 class Record(Callback):
     """Write the configuration and the results of a run to its folder.
+
+    ``train_s`` is the time of the ``timed_epochs`` whole epochs, each from its start to its last batch, in seconds:
+    without validation, tests and set-up, which ``duration_s`` includes.
 
     Args:
         folder: The run folder.
@@ -29,6 +34,8 @@ class Record(Callback):
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
         self._started = self._trained = False
+        self._epoch_began: float | None = None  # None: the run resumed within the epoch
+        self._last_batch = 0.0
         self._signs: SignsOfLife | None = None
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
@@ -51,7 +58,7 @@ class Record(Callback):
         """Take duration and metrics of a resumed run's earlier start, which hold until they are measured again."""
         path = self.folder / "results.json"
         earlier = read_json(path) if path.is_file() else {}
-        self.results |= {name: earlier[name] for name in ("metrics", "epochs", "steps") if name in earlier}
+        self.results |= {name: earlier[name] for name in KEPT if name in earlier}
         self._began -= earlier.get("duration_s", 0)
 
     def on_fit_start(self, trainer: Trainer, method) -> None:
@@ -67,7 +74,17 @@ class Record(Callback):
     def on_save_checkpoint(self, trainer: Trainer, method, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = yaml.safe_load(self.config)
 
+    def on_train_epoch_start(self, trainer: Trainer, method) -> None:
+        self._epoch_began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        self._last_batch = time.perf_counter()
+
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
+        if self._epoch_began is not None:
+            self.results["train_s"] = self.results.get("train_s", 0.0) + self._last_batch - self._epoch_began
+            self.results["timed_epochs"] = self.results.get("timed_epochs", 0) + 1
+        self._epoch_began = None
         self._note(trainer, status="running")
 
     def on_fit_end(self, trainer: Trainer, method) -> None:

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     runs, faults = read_runs(args.runs)
     metrics = chosen_metrics(runs, args.metric)
-    tables, notes = compare(runs, metrics)
+    tables, notes = compare(runs, metrics, args.baseline)
 
     from fgssl.report.tables import write
 
@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare runs: one table per data set and protocol, with means over seeds.",
     )
     add_runs(parser)
+    parser.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="show the seconds of a training epoch, and by how much it takes longer than one of this method of the "
+        "table on as many equal GPUs, cores and processes",
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of the tables; default table")
     parser.add_argument("--plots", metavar="FOLDER", help="folder for plots: bars, Recall@K curves and training curves")
     parser.add_argument(

@@ -36,6 +36,10 @@ def main(argv: list[str]) -> int:
     try:
         dataset = cls(**{option.name: getattr(args, option.name) for option in get_signature_parameters(cls, None)})
         seen = check(dataset, console, args.sheet)
+        if args.chart:
+            from fgssl.report.distributions import draw_distributions
+
+            console.print(f"chart: {draw_distributions(seen.index, args.chart)}", soft_wrap=True)
         if args.duplicates:
             show_duplicates(seen, console, args.duplicate_sheet)
         return 1 if seen.faults else 0
@@ -54,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         options = names.add_parser(name, help=cls.folder)
         _add_options(options, cls)
         options.add_argument("--sheet", metavar="FILE.png", help="picture to write: images of some classes")
+        options.add_argument(
+            "--chart",
+            metavar="FILE.png",
+            help="picture to write: classes by number of images, and classes of each coarse class",
+        )
         options.add_argument(
             "--duplicates",
             action=argparse.BooleanOptionalAction,

@@ -2,19 +2,29 @@
 
 Each cell of the grid is a run of ``fgssl fit`` in ``<runs>/<sweep>/<cell>/``. Finished cells are skipped, interrupted
 ones resume from their last checkpoint. With ``--cell N`` one cell is run, as a job of any scheduler.
+
+``then`` in the file names what follows each fit, such as its probe or a detector that starts from it. Each of these is
+a cell too, ``<runs>/<sweep>/<cell>_<name>/``, and begins when the fit has finished::
+
+    then:
+      probe: {command: [fgssl, probe, --ckpt_path, "${run}"], shows: top1}
+
+``${run}`` is the run folder of the fit, ``shows`` a metric of which a picture is drawn, and ``seeds: 5`` runs the
+command with the seeds 0 to 4, ``<cell>_<name>_seed0`` and so on.
 """
 
 import argparse
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -26,7 +36,22 @@ from fgssl.errors import UserError
 from fgssl.run import GOING_ON, write_json
 
 LINES = 8  # of a failed cell's log, shown at the end
+RUN = "${run}"  # the run folder of the fit, in a command that follows it
+FOLLOWING = {"fit": True, "probe": True, "embed": False}  # commands that may follow a fit: whether they resume
 SEED = "seed_everything"  # not an axis of the heat map, which shows means over seeds
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that follows each fit of a sweep.
+
+    Attributes:
+        arguments: of ``fgssl``, with ``RUN`` where the run folder of the fit stands.
+        shows: metric of its picture, or None.
+    """
+
+    arguments: list[str]
+    shows: str | None
 
 
 @dataclass(frozen=True)
@@ -39,12 +64,14 @@ class Sweep:
         axes: varied options and their values.
         metric: metric of table and heat map. A validation metric (``val/...``) marks the best cell. Any other is
             of the test part, which chooses nothing: the cells are shown as a paper's table shows them.
+        then: what follows each fit, by name.
     """
 
     name: str
     fit: list[str]
     axes: dict[str, list[Any]]
     metric: str
+    then: dict[str, Step] = field(default_factory=dict)
 
     def cells(self) -> list[dict[str, Any]]:
         """All combinations of values."""
@@ -58,8 +85,10 @@ def main(argv: list[str]) -> int:
     if args.metric:
         sweep = replace(sweep, metric=args.metric)
     folder = Path(args.runs) / (args.name or f"sweep_{sweep.name}")
-    commands = {name_of(cell): command(sweep, folder, cell, flags) for cell in sweep.cells()}
+    fits = {name_of(cell): command(sweep, folder, cell, flags) for cell in sweep.cells()}
+    commands = fits | following(sweep, folder, fits)
     if args.cell is not None:
+        refuse_early_cell(sweep, folder, fits, args.cell)
         return run_one(commands, folder, args)
     done = {name for name, flags in commands.items() if is_finished(folder / name, flags)}
     print(f"{len(commands)} cells in {folder}, {len(done)} already finished.")
@@ -67,7 +96,10 @@ def main(argv: list[str]) -> int:
         for number, (name, arguments) in enumerate(commands.items()):
             print(f"cell {number}, {'finished' if name in done else 'to run'}: fgssl {shlex.join(arguments)}")
         return 0
-    failed = run_cells({name: flags for name, flags in commands.items() if name not in done}, folder, args.devices)
+    failed = run_cells({name: flags for name, flags in fits.items() if name not in done}, folder, args.devices)
+    trained = [name for name in fits if name not in failed]
+    later = {name: flags for name, flags in following(sweep, folder, trained).items() if name not in done}
+    failed += run_cells(later, folder, args.devices)
     report(sweep, folder)
     for name in failed:
         log = folder / "logs" / f"{name}.txt"
@@ -81,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl sweep",
         description="Run fgssl fit over the grid of a sweep file, skipping finished cells, and draw a heat map.",
-        epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit. W&B runs the same file: "
-        "wandb sweep FILE, then wandb agent.",
+        epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit of the grid, not to what "
+        "follows it ('then' in the file). W&B runs a file without 'then' too: wandb sweep FILE, then wandb agent.",
     )
     parser.add_argument("file", help="W&B sweep file with method grid, or a name of ours such as sweeps/maskcon_digits")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs; default runs")
@@ -139,7 +171,32 @@ def read_sweep(path: Path) -> Sweep:
     if "--logger" in fit:  # for W&B's agent; without it each cell would be an offline W&B run
         place = fit.index("--logger")
         del fit[place : place + 2]
-    return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"))
+    then: dict[str, Step] = {}
+    for name, step in (content.get("then") or {}).items():
+        then |= read_steps(path, name, step)
+    return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"), then)
+
+
+def read_steps(path: Path, name: str, step: Any) -> dict[str, Step]:
+    """Read an entry of ``then``: one step, or one for each of its seeds.
+
+    Raises:
+        UserError: it has another form.
+    """
+    told = [str(word) for word in step.get("command") or []] if isinstance(step, dict) else []
+    if told[:1] != ["fgssl"] or told[1:2] == [] or told[1] not in FOLLOWING or not any(RUN in word for word in told):
+        raise UserError(
+            f"{path}: then.{name}.command is {told}; it must be [fgssl, {' or '.join(FOLLOWING)}, ...] and name the "
+            f"run folder of the fit, '{RUN}'."
+        )
+    if "seeds" not in step:
+        return {name: Step(told[1:], step.get("shows"))}
+    if not isinstance(step["seeds"], int) or step["seeds"] < 1:
+        raise UserError(f"{path}: then.{name}.seeds is {step['seeds']}; it must be a number of seeds, 1 or more.")
+    return {
+        f"{name}_seed{seed}": Step([*told[1:], f"--{SEED}", str(seed)], step.get("shows"))
+        for seed in range(step["seeds"])
+    }
 
 
 def name_of(cell: Mapping[str, Any]) -> str:
@@ -159,6 +216,16 @@ def command(sweep: Sweep, folder: Path, cell: Mapping[str, Any], flags: Sequence
     return ["fit", *sweep.fit, *where, "--run.resume", "true", *varied, *flags]
 
 
+def following(sweep: Sweep, folder: Path, fits: Iterable[str]) -> dict[str, list[str]]:
+    """Arguments of ``fgssl`` for what follows the fits of these names, by the name of its run folder."""
+    commands = {}
+    for fit, (name, step) in itertools.product(fits, sweep.then.items()):
+        told = [word.replace(RUN, str(folder / fit)) for word in step.arguments]
+        where = ["--run.root", str(folder.parent), "--run.experiment", folder.name, "--run.name", f"{fit}_{name}"]
+        commands[f"{fit}_{name}"] = [*told, *where, *(["--run.resume", "true"] if FOLLOWING[told[0]] else [])]
+    return commands
+
+
 def is_finished(run: Path, arguments: Sequence[str]) -> bool:
     """Whether a cell has finished.
 
@@ -176,6 +243,20 @@ def is_finished(run: Path, arguments: Sequence[str]) -> bool:
             "Give the sweep another --name, or the same options as before."
         )
     return results.get("status") == "finished"
+
+
+def refuse_early_cell(sweep: Sweep, folder: Path, fits: Mapping[str, list[str]], cell: int) -> None:
+    """Refuse a cell whose fit has not finished.
+
+    Raises:
+        UserError: names the cell of the fit.
+    """
+    later = [fit for fit in fits for _ in sweep.then]
+    fit = later[cell - len(fits)] if len(fits) <= cell < len(fits) + len(later) else None
+    if fit and not is_finished(folder / fit, fits[fit]):
+        raise UserError(
+            f"--cell {cell} follows {folder / fit}, which has not finished: --cell {list(fits).index(fit)}."
+        )
 
 
 def run_one(commands: Mapping[str, list[str]], folder: Path, args: argparse.Namespace) -> int:
@@ -254,33 +335,77 @@ def note_death(results: Path, exit_status: int) -> None:
 
 
 def report(sweep: Sweep, folder: Path) -> None:
-    """Print the table of the finished cells and draw their heat map."""
-    from fgssl.report.compare import compare
+    """Print the tables of the finished cells and draw their pictures."""
+    from fgssl.report.compare import chosen_metrics, compare
     from fgssl.report.runs import read_runs
     from fgssl.report.tables import write
 
     runs, faults = read_runs([str(folder)])
     metric = sweep.metric.removeprefix("test/")
     chosen_by_validation = metric.startswith("val/")
-    tables, notes = compare(runs, [metric, metric.removeprefix("val/")] if chosen_by_validation else [metric])
+    pictures = {"": metric} | {f"_{name}": step.shows for name, step in sweep.then.items() if step.shows}
+    metrics = [metric, metric.removeprefix("val/")] if chosen_by_validation else [metric]
+    metrics += chosen_metrics(runs, None) if sweep.then else []
+    tables, notes = compare(runs, list(dict.fromkeys([*metrics, *pictures.values()])))
     write(tables, "table", notes + [f"left out: {fault}" for fault in faults])
 
     axes = {option: values for option, values in sweep.axes.items() if len(values) > 1 and option != SEED}
     if not runs or len(axes) not in (1, 2):
-        print(f"no heat map: {len(axes)} options vary; a heat map needs one or two.")
+        print(f"no picture: {len(axes)} options vary; a curve needs one, a heat map two.")
         return
-    if len(tables) > 1:
-        print("no heat map: the cells were evaluated with different protocols.")
-        return
-    from fgssl.report.plots import heat_map
+    finished = {run.folder.name: run for run in runs}
+    for suffix, metric in pictures.items():
+        cells = [name_of(cell) for cell in sweep.cells()]
+        found = {name: finished[name + suffix] for name in cells if name + suffix in finished}
+        if len({repr(run.protocol) for run in found.values()}) > 1:
+            print("no picture: the cells were evaluated with different protocols.")
+        elif found:
+            draw(sweep, axes, found, metric, folder, suffix)
+
+
+def draw(sweep: Sweep, axes: dict[str, list], found: dict, metric: str, folder: Path, suffix: str) -> None:
+    """Draw the curve of one varied option, or the heat map of two; the best cell is marked if ``val/`` chose it.
+
+    Args:
+        sweep: the sweep.
+        axes: the options that vary, and their values.
+        found: the finished runs, by the name of their cell.
+        metric: what is drawn.
+        folder: the folder of the sweep.
+        suffix: of the file, such as ``_probe``.
+    """
+    from fgssl.report.plots import curve, heat_map
 
     names = list(axes) if len(axes) == 2 else ["", *axes]
     rows, columns = (axes[name] if name else [""] for name in names)
-    values = cell_means(sweep, {run.folder.name: run.metric(metric) for run in runs}, names, rows, columns)
-    title = f"{folder.name}: mean over seeds"
-    figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, title, mark_best=chosen_by_validation)
-    figure.savefig(folder / "heatmap.png")
-    print(f"picture: {folder / 'heatmap.png'}")
+    values = cell_means(sweep, {name: run.metric(metric) for name, run in found.items()}, names, rows, columns)
+    title = f"{folder.name}{suffix}: mean over seeds"
+    numbers, best = numbers_of(columns) if len(axes) == 1 else [], metric.startswith("val/")
+    if numbers:
+        printed = cell_means(sweep, printed_numbers(found, metric), names, rows, columns)
+        figure = curve(numbers, values[0], printed[0], names[1], metric, title, mark_best=best)
+    else:
+        figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, title, mark_best=best)
+    path = folder / f"{'curve' if numbers else 'heatmap'}{suffix}.png"
+    figure.savefig(path)
+    print(f"picture: {path}")
+
+
+def numbers_of(values: Sequence[Any]) -> list[float]:
+    """Values of an axis as numbers: themselves, or those at the end of the files' names; empty if they are neither."""
+    texts = [Path(str(value)).stem if isinstance(value, str) else str(value) for value in values]
+    found = [re.fullmatch(r"(.*?_)?(-?[\d.]+(?:e-?\d+)?)", text) for text in texts]
+    if not all(found) or len({match[1] for match in found if match}) > 1:
+        return []
+    return [float(match[2]) for match in found if match]
+
+
+def printed_numbers(found: dict, metric: str) -> dict[str, float]:
+    """The paper's number of each cell that has one."""
+    from fgssl.report.published import Number, published
+
+    numbers = {name: published(run, metric) for name, run in found.items()}
+    return {name: number.value for name, number in numbers.items() if isinstance(number, Number)}
 
 
 def cell_means(sweep: Sweep, found: Mapping[str, float | None], names, rows, columns):

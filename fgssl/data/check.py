@@ -88,6 +88,9 @@ def check(dataset: DataSet, console: Console, sheet: str | None = None) -> Seen:
     console.print(balance_line(index), soft_wrap=True)
     if sizes := sizes_line(index):
         console.print(sizes, soft_wrap=True)
+    if coarse := coarse_sizes(index):
+        words = ", ".join(f"{name}: {count:,}" for name, count in coarse.items())
+        console.print(f"classes by coarse class: {words}", soft_wrap=True)
 
     seen = look(index, console)
     faults = seen.faults
@@ -136,6 +139,14 @@ def sizes_line(index: Index) -> str:
     return "classes by number of images: " + ", ".join(
         f"{size}: {count:,}" for size, count in zip(sizes, classes, strict=True)
     )
+
+
+def coarse_sizes(index: Index) -> dict[str, int]:
+    """The number of classes of each coarse class (MaskCon's Tables 8 and 9); empty without coarse labels."""
+    if index.coarse is None:
+        return {}
+    pairs = np.unique(np.stack([index.coarse, index.fine]), axis=1)
+    return {name: int((pairs[0] == label).sum()) for label, name in enumerate(index.coarse_names)}
 
 
 def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ class DetectionData(AnnotatedData):
     The detector resizes the images.
 
     Args:
-        dataset: data set with boxes, and its place on the disk: VOC0712 or COCOInstances.
+        dataset: data set with boxes, and its place on the disk: VOC0712, COCOInstances or UAVDT.
         protocol: training, validation and test rows.
         jitter: side in px of the square views of large-scale jitter in training (ViTDet: 1024); null: whole images.
         jitter_scale: range of the random size of an image in them, as a factor of the size that fits into the square.
@@ -208,7 +208,7 @@ class DetectionData(AnnotatedData):
     ):
         if not isinstance(dataset, ObjectDataSet):
             raise UserError(
-                f"data.dataset: {type(dataset).__name__} has no boxes of objects. VOC0712 and COCOInstances have them."
+                f"data.dataset: {type(dataset).__name__} has no boxes of objects; VOC0712, COCOInstances and UAVDT do."
             )
         if jitter is not None:
             at_least(32, **{"data.jitter": jitter})

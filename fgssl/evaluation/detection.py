@@ -10,7 +10,7 @@ from torch import Tensor
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.data.detection import mask_of
 from fgssl.distributed import is_distributed
-from fgssl.metrics.detection import Boxes, coco_average_precision, voc_average_precision
+from fgssl.metrics.detection import Boxes, coco_average_precision, uavdt_average_precision, voc_average_precision
 
 Found = dict[int, dict[str, Any]]  # data-set row -> boxes [n, 4], scores [n], labels [n] from 0, masks
 
@@ -39,9 +39,11 @@ def gather(found: Found) -> Found:
 
 
 def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str, float]:
-    """Average precision of the rows in ``found``: VOC's metrics of boxes, or COCO's of boxes and masks."""
+    """Average precision of the rows in ``found``: VOC's or UAVDT's of boxes, or COCO's of boxes and masks."""
     if index.name == "voc0712":
         return voc_average_precision(*voc_form(index, found))
+    if index.name == "uavdt":
+        return uavdt_average_precision(*all_boxes(index, found)[:2])
     truth = coco_truth(index, found, masks)
     metrics = coco_average_precision(truth, coco_results(found, masks=False), "box")
     return metrics | (coco_average_precision(truth, coco_results(found, masks=True), "mask") if masks else {})
@@ -49,6 +51,16 @@ def average_precision(index: ObjectIndex, found: Found, masks: bool) -> dict[str
 
 def voc_form(index: ObjectIndex, found: Found) -> tuple[list[Boxes], list[Boxes]]:
     """Objects and detections, each as a list over classes."""
+    truth, detections, labels, guesses = all_boxes(index, found)
+    classes = range(len(index.fine_names))
+    return (
+        [Boxes(*(column[labels == label] for column in truth)) for label in classes],
+        [Boxes(*(column[guesses == label] for column in detections)) for label in classes],
+    )
+
+
+def all_boxes(index: ObjectIndex, found: Found) -> tuple[Boxes, Boxes, np.ndarray, np.ndarray]:
+    """Objects and detections of all classes, and the label of each."""
     objects = index.objects
     places = np.concatenate([objects.of(row) for row in found])
     image = np.concatenate([np.full(len(objects.of(row)), row) for row in found])
@@ -56,11 +68,7 @@ def voc_form(index: ObjectIndex, found: Found) -> tuple[list[Boxes], list[Boxes]
     columns = {key: np.concatenate([one[key] for one in found.values()]) for key in ("boxes", "scores", "labels")}
     rows = np.concatenate([np.full(len(one["scores"]), row) for row, one in found.items()])
     detections = Boxes(rows, columns["boxes"], columns["scores"])
-    classes = range(len(index.fine_names))
-    return (
-        [Boxes(*(column[objects.labels[places] == label] for column in truth)) for label in classes],
-        [Boxes(*(column[columns["labels"] == label] for column in detections)) for label in classes],
-    )
+    return truth, detections, objects.labels[places], columns["labels"]
 
 
 def coco_truth(index: ObjectIndex, found: Found, masks: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Average precision of detected boxes and masks: COCO (by pycocotools) and Pascal VOC."""
+"""Average precision of detected boxes and masks: COCO (by pycocotools), Pascal VOC and UAVDT."""
 
 import contextlib
 import io
@@ -62,7 +62,7 @@ class Boxes(NamedTuple):
     Attributes:
         image: [n] int64 image numbers.
         box: [n, 4] float x0, y0, x1, y1 in pixels.
-        value: [n] scores of detections (float), or difficult flags of objects (bool).
+        value: [n] scores of detections (float), or flags of difficult objects and ignored areas (bool).
     """
 
     image: np.ndarray
@@ -137,3 +137,82 @@ def _eleven_point(right: np.ndarray, wrong: np.ndarray, total: int) -> float:
     precision = found / (found + missed)
     points = [precision[10 * found >= tenth * total] for tenth in range(11)]  # compared as integers, exactly
     return float(np.mean([point.max() if len(point) else 0.0 for point in points]))
+
+
+# ---- UAVDT ----------------------------------------------------------------------------------------------------------
+
+
+def uavdt_average_precision(truth: Boxes, detections: Boxes) -> dict[str, float]:
+    """UAVDT's average precision of boxes, all classes together (Du et al., ECCV 2018; FLSL, Table 3).
+
+    As the official toolkit: detections that lie strictly inside an ignored area are dropped. In descending order of
+    their scores the others take, each, the object with the largest IoU of those in their image that are not yet taken,
+    if the IoU reaches the threshold; the toolkit's is 0.7. Average precision is the area below the precision-recall
+    curve, whose precision at each recall is the largest at that recall or more (VOC 2010 and later).
+
+    Args:
+        truth: objects and ignored areas; ``value`` is true for the areas.
+        detections: detections.
+
+    Returns:
+        ``ap70_box`` (the toolkit's) and ``ap50_box``, as fractions.
+
+    Raises:
+        ValueError: there is no object.
+    """
+    ignored = truth.value.astype(bool)
+    objects, areas = (Boxes(*(column[chosen] for column in truth)) for chosen in (~ignored, ignored))
+    if not len(objects.image):
+        raise ValueError("the annotations have no object to detect")
+    order = np.argsort(-detections.value, kind="stable")
+    detections = Boxes(*(column[order] for column in detections))
+    counted = ~_inside(detections, areas)
+    detections = Boxes(*(column[counted] for column in detections))
+    found = {name: _taken(objects, detections, iou) for name, iou in (("ap70_box", 0.7), ("ap50_box", 0.5))}
+    return {name: _area_below(right, len(objects.image)) for name, right in found.items()}
+
+
+def _rows_of_images(boxes: Boxes) -> dict[int, np.ndarray]:
+    """Positions of the boxes of each image, ascending."""
+    order = np.argsort(boxes.image, kind="stable")
+    images, starts = np.unique(boxes.image[order], return_index=True)
+    return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True)) if len(images) else {}
+
+
+def _inside(detections: Boxes, areas: Boxes) -> np.ndarray:
+    """Whether each detection lies strictly inside an area of its image, bool [n]."""
+    inside, areas_of = np.zeros(len(detections.image), dtype=bool), _rows_of_images(areas)
+    for image, rows in _rows_of_images(detections).items():
+        if image in areas_of:
+            box_n14, area_m4 = detections.box[rows][:, None], areas.box[areas_of[image]]
+            within = (box_n14[..., :2] > area_m4[:, :2]) & (box_n14[..., 2:] < area_m4[:, 2:])
+            inside[rows] = within.all(axis=2).any(axis=1)
+    return inside
+
+
+def _taken(objects: Boxes, detections: Boxes, threshold: float) -> np.ndarray:
+    """Whether each detection, in descending order of scores, takes an object, bool [n]."""
+    right, objects_of = np.zeros(len(detections.image), dtype=bool), _rows_of_images(objects)
+    for image, rows in _rows_of_images(detections).items():
+        if image not in objects_of:
+            continue
+        boxes = (torch.from_numpy(one) for one in (detections.box[rows], objects.box[objects_of[image]]))
+        iou_nm = box_iou(*boxes).numpy()
+        for row, iou_m in zip(rows, iou_nm, strict=True):
+            best = int(iou_m.argmax())
+            right[row] = iou_m[best] >= threshold
+            if right[row]:
+                iou_nm[:, best] = -1  # taken
+    return right
+
+
+def _area_below(right: np.ndarray, total: int) -> float:
+    """Area below the precision-recall curve of detections in descending order of scores.
+
+    Args:
+        right: bool [n], whether each detection is right.
+        total: number of objects.
+    """
+    precision = right.cumsum() / np.arange(1, len(right) + 1)
+    largest = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more
+    return float(largest[right].sum() / total)

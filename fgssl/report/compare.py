@@ -12,11 +12,12 @@ from typing import Any
 
 from fgssl.errors import UserError, did_you_mean
 from fgssl.report.published import Missing, Number, published
-from fgssl.report.runs import RunFolder
+from fgssl.report.runs import SECONDS, RunFolder
 
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5", "box_knn_top1", "ap_box", "ap_mask", "miou", "jf_mean")
 OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
-LOWER_IS_BETTER = ("spectral_decay",)
+EXTRA_TIME = "extra_time"  # share by which an epoch takes longer than one of the baseline
+LOWER_IS_BETTER = ("spectral_decay", SECONDS, EXTRA_TIME)
 KIND = ("model", "start.model")  # class of the run, and of the run that it starts from: they decide which options exist
 
 
@@ -97,8 +98,9 @@ def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:
         UserError: no run has a requested metric.
     """
     known = {name.removeprefix("test/") for run in runs for name in run.results["metrics"]}
+    known |= {SECONDS} if any(run.seconds_an_epoch for run in runs) else set()
     if not asked:
-        others = sorted(name for name in known if not name.startswith(("train/", "throughput/")))
+        others = sorted(name for name in known - {SECONDS} if not name.startswith(("train/", "throughput/")))
         return [name for name in DEFAULT_METRICS if name in known] or others[:1]
     names = [name.removeprefix("test/") for name in asked]
     for name in names:
@@ -109,13 +111,22 @@ def chosen_metrics(runs: list[RunFolder], asked: list[str] | None) -> list[str]:
     return names
 
 
-def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison], list[str]]:
+def compare(
+    runs: list[RunFolder], metrics: list[str], baseline: str | None = None
+) -> tuple[list[Comparison], list[str]]:
     """Group runs by protocol, then by configuration.
+
+    Args:
+        runs: the runs.
+        metrics: the columns.
+        baseline: method whose time of an epoch the others are compared with; adds the columns ``seconds_an_epoch`` and
+            ``extra_time``.
 
     Returns:
         The tables sorted by data set, and notes about runs that were left out.
     """
     notes: list[str] = []
+    metrics = list(dict.fromkeys([*metrics, SECONDS, EXTRA_TIME])) if baseline else metrics
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
         if any(name.startswith(("test/", "val/")) for name in run.results["metrics"]):
@@ -127,6 +138,7 @@ def compare(runs: list[RunFolder], metrics: list[str]) -> tuple[list[Comparison]
     for protocol, members in zip(protocols, groups.values(), strict=True):
         rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
         rows = _rows(members, metrics, notes)
+        rows = _timed(rows, baseline, notes) if baseline else rows
         measured = [metric for metric in metrics if any(row.cells[metric].values for row in rows)] or metrics
         rows = _ranked(rows, measured)
         tables.append(Comparison(protocol, tuple(measured), rows, _differences(protocol, rivals)))
@@ -242,10 +254,42 @@ def _telling(runs: list[RunFolder], names: list[str]) -> list[str]:
 
 def _cell(runs: list[RunFolder], metric: str) -> Cell:
     values = tuple(value for run in runs if (value := run.metric(metric)) is not None)
-    found = published(runs[0], metric) if values else None
+    return _beside_printed(runs[0], metric, values)
+
+
+def _beside_printed(run: RunFolder, metric: str, values: tuple[float, ...]) -> Cell:
+    found = published(run, metric) if values else None
     if isinstance(found, Missing):
         return Cell(values, missing=found.reason)
     return Cell(values, printed=found)
+
+
+def _timed(rows: list[Row], baseline: str, notes: list[str]) -> list[Row]:
+    """The rows with ``extra_time``: a run's time of an epoch over the mean one of the baseline on the same machine.
+
+    Args:
+        rows: of one table.
+        baseline: name of a method.
+        notes: messages, extended in place.
+    """
+    of_baseline = [row for row in rows if row.method == baseline]
+    if len(of_baseline) != 1:
+        methods = ", ".join(dict.fromkeys(row.method for row in rows))
+        notes.append(f"no extra time: {len(of_baseline)} rows are {baseline}, it takes one. Rows: {methods}.")
+        return rows
+    times: dict[str, list[float]] = {}
+    for run in of_baseline[0].runs:
+        times.setdefault(run.machine, []).extend([run.seconds_an_epoch] if run.seconds_an_epoch else [])
+    timed = []
+    for row in rows:
+        extra = tuple(
+            run.seconds_an_epoch / statistics.fmean(times[run.machine]) - 1
+            for run in row.runs
+            if run.seconds_an_epoch and times.get(run.machine)
+        )
+        cell = Cell() if row is of_baseline[0] else _beside_printed(row.runs[0], EXTRA_TIME, extra)
+        timed.append(replace(row, cells=row.cells | {EXTRA_TIME: cell}))
+    return timed
 
 
 def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:

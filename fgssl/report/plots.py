@@ -172,6 +172,47 @@ def mean_curve(curves: list[dict[float, float]]) -> dict[float, float]:
     return {epoch: sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared}
 
 
+def curve(
+    places: Sequence[float],
+    values: np.ndarray,
+    printed: np.ndarray,
+    name: str,
+    metric: str,
+    title: str,
+    mark_best: bool = True,
+) -> Figure:
+    """A metric against one option, whose values are evenly spaced.
+
+    Args:
+        places: values of the option.
+        values: [len(places)] fractions; NaN where there is no result.
+        printed: [len(places)] the paper's numbers; NaN where there is none.
+        name: of the option.
+        metric: what ``values`` are.
+        title: above the picture.
+        mark_best: circle the best value.
+    """
+    figure = Figure((6.0, 3.8), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    order = np.argsort(places)
+    evenly = np.arange(len(places))
+    axis.plot(evenly, values[order], marker="o", color=COLOURS[0], label="ours")
+    if np.isfinite(printed).any():
+        axis.plot(evenly, printed[order], linestyle="", marker="D", color="black", label="paper")
+        axis.legend(fontsize=8, frameon=False)
+    if mark_best and np.isfinite(values).any():
+        best = (np.nanargmin if metric in LOWER_IS_BETTER else np.nanargmax)(values[order])
+        axis.plot(best, values[order][best], marker="o", markersize=12, fillstyle="none", color="#d1352b")
+    axis.set_xticks(evenly, [f"{places[place]:g}" for place in order])
+    axis.set_xlabel(name)
+    axis.set_ylabel(metric + _unit(metric))
+    axis.margins(y=0.15)
+    _percent(axis.yaxis, metric)
+    _plain(axis)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def heat_map(
     values: np.ndarray,
     names: tuple[str, str],

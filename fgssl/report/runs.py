@@ -31,6 +31,8 @@ TRAINING = (
 SHORT = 5  # epochs; the curves of shorter runs show their steps
 # Options that may hold the checkpoint or run folder of another run.
 STARTS = ("model.init_from", "model.backbone.weights")
+TEACHER = "model.distillation.checkpoint"  # option that holds the checkpoint of a trained teacher
+SECONDS = "seconds_an_epoch"  # metric that ``RunFolder.seconds_an_epoch`` computes
 TASKS = ("Probe", "Finetune", "Detect", "Segment")  # what is done with a trained method
 
 
@@ -94,6 +96,29 @@ class RunFolder:
         return self.origin.results.get("epochs")
 
     @property
+    def machine(self) -> str:
+        """Cores, GPUs and processes of the training, as far as ``results.json`` tells."""
+        trained = self.origin.results
+        return repr((trained.get("hardware"), trained.get("processes", 1)))
+
+    @property
+    def seconds_an_epoch(self) -> float | None:
+        """Mean time of a training epoch in s, without validation; None where it was not measured.
+
+        Where the teacher is a network that was trained for the run (BAR), the time of its training is included, spread
+        over the epochs; None if that run is gone, or was on another machine.
+        """
+        trained = self.origin
+        if not trained.results.get("timed_epochs") or not trained.epochs:
+            return None
+        own = trained.results["train_s"] / trained.results["timed_epochs"]
+        if not trained.config.get(TEACHER):
+            return own
+        teacher = run_of(trained.config[TEACHER])
+        seconds = teacher and teacher.machine == trained.machine and teacher.seconds_an_epoch
+        return own + seconds * (teacher.epochs or 0) / trained.epochs if teacher and seconds else None
+
+    @property
     def method(self) -> str:
         """Name in tables: the label, with a mark if untrained; the timm name of a public network."""
         if self.results["method"] == "Frozen":
@@ -142,6 +167,8 @@ class RunFolder:
 
     def metric(self, name: str) -> float | None:
         """A metric by name; of the test rows if the name has no prefix such as ``val/``."""
+        if name == SECONDS:
+            return self.seconds_an_epoch
         metrics = self.results["metrics"]
         return metrics.get(name, metrics.get(f"test/{name}"))
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fgssl.report.compare import Cell, Comparison, Row, leaf, missing, sources
 from fgssl.report.published import PLAIN
+from fgssl.report.runs import SECONDS
 
 COUNTS = ("queries_without_match",)
 LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}"})
@@ -24,15 +25,17 @@ def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
 
 
 def number(metric: str, value: float) -> str:
-    """Format a metric: in percent, or as it is for counts, losses and ``PLAIN`` metrics."""
+    """Format a metric: in percent, or as it is for counts, seconds, losses and ``PLAIN`` metrics."""
     if is_count(metric):
         return f"{value:.0f}"
+    if metric == SECONDS:
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     return f"{100 * value:.2f}" if is_share(metric) else f"{value:.4f}"
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a fraction, which is shown in percent."""
-    return not is_count(metric) and metric not in PLAIN and "loss" not in metric
+    return not is_count(metric) and metric not in (*PLAIN, SECONDS) and "loss" not in metric
 
 
 def is_count(metric: str) -> bool:

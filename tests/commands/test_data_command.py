@@ -1,10 +1,14 @@
 """``fgssl data list`` and ``fgssl data check``: what they print and with which status they end."""
 
+from collections import Counter
+
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fgssl.commands.data import main
 from fgssl.data.datasets import ALL
+from fgssl.data.datasets.cub import family
 from fgssl.errors import UserError
 from tests import trees
 
@@ -28,6 +32,25 @@ def test_sound_copy(tmp_path, capsys):
     assert "classes by number of images: 6: 4" in out
     assert "all images readable" in out
     assert Image.open(sheet).size[0] > 8 * 96
+
+
+def test_chart_shows_the_sizes_of_the_classes_and_of_the_coarse_ones(tmp_path, capsys, monkeypatch):
+    from fgssl.report import distributions
+
+    drawn = []
+    monkeypatch.setattr(distributions, "Figure", lambda *a, **k: drawn.append(Figure(*a, **k)) or drawn[-1])
+    trees.make_cub(tmp_path / "cub")
+    chart = tmp_path / "chart.png"
+    command = ["check", "cub", "--root", str(tmp_path / "cub"), "--partial", "--no-duplicates", "--chart", str(chart)]
+    assert main(command) == 0
+    names = [line for line in (tmp_path / "cub" / "classes.txt").read_text().split() if "." in line]
+    families = Counter(family(name) for name in names)
+    said = capsys.readouterr().out
+    assert all(f"{name}: {count}" in said.split("classes by coarse class")[1] for name, count in families.items())
+    sizes, coarse = drawn[0].axes
+    assert [bar.get_height() for bar in sizes.patches] == [4]  # four classes of 6 images
+    assert sorted(bar.get_width() for bar in coarse.patches) == sorted(families.values())
+    assert chart.stat().st_size > 5000
 
 
 def test_missing_and_truncated_images_are_named(tmp_path, capsys):

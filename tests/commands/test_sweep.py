@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from fgssl.cli.compose import compose
 from fgssl.cli.main import main
 from fgssl.commands import sweep as sweeps
 from fgssl.report.published import rows_named
+from fgssl.report.runs import flatten
 from tests.cli.test_cli import SMALL, results
+from tests.report.test_compare import write_run
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +61,7 @@ def test_finished_cells_are_skipped_and_the_grid_is_drawn(tmp_path, started, cap
         config = yaml.safe_load((folder / cell / "config.yaml").read_text())["model"]["init_args"]
         assert f"weight{config['weight']}_tau{config['tau']}" == cell
         assert results(folder / cell)["status"] == "finished"
-    assert (folder / "heatmap.png").stat().st_size > 5000
+    assert (folder / "heatmap.png").stat().st_size > 5000  # two options
 
     path = grid(tmp_path, **{"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5, 0.7]})
     capsys.readouterr()
@@ -147,19 +150,124 @@ def test_gpus_run_a_cell_each_at_a_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("metric", "frames"), [("val/recall@1", 1), ("test/recall@1", 0)])
-def test_only_a_validation_metric_marks_the_best_cell(metric, frames, tmp_path, monkeypatch, capsys):
-    from fgssl.report import plots
-    from tests.report.test_compare import write_run
-
-    for tau, value in (("0.1", 0.4), ("0.5", 0.6)):
+def test_only_a_validation_metric_marks_the_best_cell_of_a_heat_map(metric, frames, tmp_path, monkeypatch, capsys):
+    axes = {"model.weight": [0.5, 1.0], "model.tau": [0.0, math.inf]}
+    for weight, tau, value in ((0.5, 0.0, 0.4), (0.5, math.inf, 0.6), (1.0, 0.0, 0.5)):
         metrics = {"test/recall@1": value, "val/recall@1": value}
-        write_run(tmp_path, f"tau{tau}", tau=float(tau), metrics=metrics)
-    drawn, heat_map = [], plots.heat_map
-    monkeypatch.setattr(plots, "heat_map", lambda *a, **k: drawn.append(heat_map(*a, **k)) or drawn[0])
-    sweeps.report(sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5]}, metric), tmp_path / "maskcon_cars")
-    (axis, _) = drawn[0].axes
+        write_run(tmp_path, f"weight{weight}_tau{tau}", weight=weight, tau=tau, metrics=metrics)
+    (axis, _) = drawn(monkeypatch, "heat_map", sweeps.Sweep("s", [], axes, metric), tmp_path).axes
     assert len(axis.patches) == frames
-    assert [text.get_text() for text in axis.texts] == ["40.00", "60.00"]
+    assert [text.get_text() for text in axis.texts] == ["40.00", "60.00", "50.00", "-"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.0", "inf"]
+
+
+def drawn(monkeypatch, kind: str, sweep: sweeps.Sweep, root: Path):
+    """The last picture of a kind that the report of a sweep draws."""
+    from fgssl.report import plots
+
+    figures, draw = [], getattr(plots, kind)
+    monkeypatch.setattr(plots, kind, lambda *a, **k: figures.append(draw(*a, **k)) or figures[-1])
+    sweeps.report(sweep, root / "maskcon_cars")
+    return figures[-1]
+
+
+@pytest.mark.parametrize(("metric", "circles"), [("val/recall@1", 1), ("test/recall@1", 0)])
+def test_one_option_is_a_curve_in_the_order_of_its_values_beside_the_paper(metric, circles, tmp_path, monkeypatch):
+    for tau, value in ((0.5, 0.6), (0.01, 0.3), (0.1, 0.4)):
+        metrics = {"test/recall@1": value, "val/recall@1": value}
+        write_run(tmp_path, f"tau{tau}", tau=tau, metrics=metrics)
+    (axis,) = drawn(monkeypatch, "curve", sweeps.Sweep("s", [], {"model.tau": [0.5, 0.01, 0.1]}, metric), tmp_path).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.01", "0.1", "0.5"]
+    lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
+    assert list(lines["ours"]) == [0.3, 0.4, 0.6]
+    assert len([line for line in axis.get_lines() if line.get_markersize() == 12]) == circles
+    if metric == "test/recall@1":  # Table 6 has tau 0.1; it has no number of held-out rows
+        assert np.allclose(lines["paper"], [np.nan, 0.4553, np.nan], equal_nan=True)
+
+
+def test_axis_is_numeric_by_its_values_or_by_the_ends_of_its_files_names():
+    assert sweeps.numbers_of([2, 4, 12]) == [2, 4, 12]
+    assert sweeps.numbers_of([0.001, 1e-06, math.inf])[:2] == []  # infinity has no place on an axis
+    assert sweeps.numbers_of(["a/fig5_size_2.yaml", "a/fig5_size_16.yaml"]) == [2, 16]
+    assert sweeps.numbers_of(["a/size_2.yaml", "a/crops_4.yaml"]) == []
+    assert sweeps.numbers_of(["grafit", "coins"]) == []
+
+
+# ---- what follows each fit -------------------------------------------------------------------------------------------
+
+
+def chain(tmp_path: Path) -> Path:
+    """A grid of two fits, each followed by a probe."""
+    path = grid(tmp_path, **{"model.weight": [0.5, 1.0]})
+    content = yaml.safe_load(path.read_text())
+    probe = ["fgssl", "probe", "--ckpt_path", "${run}", "--augment", "false", "--trainer.max_epochs", "1", *PROBE]
+    content["then"] = {"probe": {"command": probe, "shows": "top1"}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+PROBE = ["--data.batch_size", "16", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+def test_probe_follows_each_fit_resumes_and_has_a_picture_of_its_own(tmp_path, started, capsys):
+    path = chain(tmp_path)
+    assert run(path, tmp_path) == 0
+    assert started == ["weight0.5", "weight1.0", "weight0.5_probe", "weight1.0_probe"]
+    folder = tmp_path / "sweep_grid"
+    config = yaml.safe_load((folder / "weight1.0_probe" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["init_from"] == str(folder / "weight1.0")
+    assert results(folder / "weight1.0_probe")["metrics"]["test/top1"] > 0
+    assert (folder / "curve_probe.png").stat().st_size > 5000
+    shutil.rmtree(folder / "weight1.0_probe")  # as if it had not begun
+    capsys.readouterr()
+    assert run(path, tmp_path) == 0
+    assert started[4:] == ["weight1.0_probe"]
+    assert "4 cells" in (said := capsys.readouterr().out)
+    assert "3 already finished" in said
+
+
+def test_what_follows_a_failed_fit_is_not_begun(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        sweeps, "run_cell", lambda arguments, log, device: begun.append(log.stem) or int(log.stem == "weight0.5")
+    )
+    monkeypatch.setattr(sweeps, "report", lambda *_: None)
+    assert run(chain(tmp_path), tmp_path) == 1
+    assert begun == ["weight0.5", "weight1.0", "weight1.0_probe"]
+
+
+def test_cell_that_follows_an_unfinished_fit_is_refused(tmp_path, capsys):
+    assert main(["sweep", str(chain(tmp_path)), "--runs", str(tmp_path), "--cell", "3"]) == 2
+    assert (
+        f"--cell 3 follows {tmp_path}/sweep_grid/weight1.0, which has not finished: --cell 1" in capsys.readouterr().err
+    )
+
+
+def test_seeds_of_what_follows_are_cells_of_their_own(tmp_path, capsys):
+    path = chain(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["then"]["probe"]["seeds"] = 2
+    path.write_text(yaml.safe_dump(content))
+    assert main(["sweep", str(path), "--runs", str(tmp_path), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 2 + 2 * 2
+    assert "--seed_everything 1" in lines[3]
+    assert "weight0.5_probe_seed1 --run.resume true" in lines[3]
+    path.write_text(yaml.safe_dump(content | {"then": {"probe": content["then"]["probe"] | {"seeds": "two"}}}))
+    assert main(["sweep", str(path)]) == 2
+    assert "then.probe.seeds is two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [None, ["fgssl"], ["fgssl", "compare", "${run}"], ["fgssl", "probe", "--ckpt_path", "RUN"]]
+)
+def test_command_that_cannot_follow_a_fit_is_refused(command, tmp_path, capsys):
+    path = chain(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["then"]["probe"]["command"] = command
+    path.write_text(yaml.safe_dump(content))
+    assert main(["sweep", str(path)]) == 2
+    assert "then.probe.command is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -200,6 +308,10 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     sweep = sweeps.read_sweep(file)
     assert sweep.name == yaml.safe_load(file.read_text())["name"] == file.stem
     assert "wandb" not in sweep.fit
+    assert not (sweep.then and "wandb" in file.read_text()), "W&B knows no 'then'"
+    for step in sweep.then.values():
+        files = [word for word in step.arguments if word.endswith(".yaml")]
+        assert all((ROOT / name).is_file() for name in files)
     cell = sweep.cells()[0]
     with pytest.raises(SystemExit) as stop:
         main([*sweeps.command(sweep, tmp_path / "s", cell, []), "--print_config"])
@@ -207,14 +319,14 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     config = yaml.safe_load(capsys.readouterr().out)
     for option, value in cell.items():
         if option.startswith("model."):
-            assert config["model"]["init_args"][option.removeprefix("model.")] == value
+            assert flatten(config)[option] == value
     chooses = yaml.safe_load(file.read_text()).get("metric")
     if chooses:  # never by the test part
         assert chooses["name"].startswith("val/")
         assert config["data"]["protocol"]["val_fraction"] > 0
-    if "run.paper" in cell:
+    if cell.get("run.paper"):
         assert rows_named(cell["run.paper"])
-    experiment = compose([sweep.fit[1]])
+    experiment = compose([next((word for word in sweep.fit if word.endswith(".yaml")), cell.get("config"))])
     assert config["model"]["class_path"].rsplit(".", 1)[-1] == experiment["model"]["class_path"]
 
 

@@ -33,6 +33,7 @@ COUNTS = {
     "indoor67": ({"train": 6, "test": 6}, 2, 0),
     "voc2007": ({"train": 20, "test": 20}, 20, 0),
     "voc0712": ({"train": 8, "test": 4}, 20, 0),
+    "uavdt": ({"train": 4, "test": 4}, 3, 0),
     "coco_instances": ({"train": 4, "test": 5}, 2, 0),
     "ade20k": ({"train": 4, "test": 4}, 3, 0),
     "cityscapes": ({"train": 4, "test": 4}, 19, 0),

@@ -16,6 +16,7 @@ from tests import trees
 
 MAKE = {"voc0712": trees.make_voc0712, "coco_instances": trees.make_coco_instances}
 COLOUR_OF = {"red": "red", "blue": "blue", "aeroplane": "red", "bird": "blue", "car": "green"}
+UAVDT_COLOURS = {"car": "red", "truck": "green", "bus": "blue"}
 
 
 @pytest.fixture(params=MAKE)
@@ -28,9 +29,9 @@ def read(dataset) -> ObjectIndex:
         return dataset.index()
 
 
-def shows(image_3HW, box, name: str) -> bool:
+def shows(image_3HW, box, name: str, colour_of: dict[str, str] = COLOUR_OF) -> bool:
     """Whether a box is filled with its class's colour, to the last pixel, and its surroundings are not."""
-    colour = torch.tensor(trees.COLOURS[COLOUR_OF[name]])[:, None, None]
+    colour = torch.tensor(trees.COLOURS[colour_of[name]])[:, None, None]
     x0, y0, x1, y1 = (int(side) for side in box)
     near_HW = ((image_3HW.int() - colour).abs() < 60).all(dim=0)
     return bool(near_HW[y0:y1, x0:x1].float().mean() > 0.95) and not near_HW[y1 + 1 :, x0:x1].any()
@@ -45,6 +46,51 @@ def test_boxes_lie_where_the_picture_shows_the_objects(dataset):
             assert shows(image_3HW, index.objects.boxes[place], name)
             assert index.targets[row, index.objects.labels[place]] == (255 if index.objects.ignored[place] else 1)
     assert (index.targets > 0).sum() == len(index.objects.labels)
+
+
+def test_uavdt_reads_the_frames_with_an_object_and_the_ignored_areas(tmp_path):
+    index = read(ALL["uavdt"](str(trees.make_uavdt(tmp_path)), partial=True))
+    objects, (width, height) = index.objects, trees.SIZE
+    assert (objects.sizes == trees.SIZE).all()
+    assert [path[-24:] for path in index.paths[:1]] == ["rk-M/M0101/img000002.jpg"]  # the first shows nothing
+    for row in range(len(index)):
+        image_3HW = torch.from_numpy(np.array(read_image(index.paths[row]))).permute(2, 0, 1)
+        shown = [place for place in objects.of(row) if not objects.ignored[place]]
+        assert len(shown) == 3
+        for place in shown:
+            name = index.fine_names[objects.labels[place]]
+            assert shows(image_3HW, objects.boxes[place], name, UAVDT_COLOURS)
+        areas = [place for place in objects.of(row) if objects.ignored[place]]
+        expected = [[0, height - 6, width, height]] if index.split[row] == "test" else []
+        assert objects.boxes[areas].tolist() == expected
+        assert not objects.trained[areas].any()
+        assert len(training_target(index, row, masks=False)["boxes"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        ("whole", "1,1,2,2,3,3,1,1,4\n", "M0203_gt_whole.txt: category '4' is not in the list"),
+        ("whole", "1,1,2,2,3,3\n", "M0203_gt_whole.txt is not an annotation of UAVDT: 6 columns, not 9"),
+        ("whole", "1,1,a,2,3,3,1,1,1\n", "M0203_gt_whole.txt is not an annotation of UAVDT .could not convert"),
+        ("whole", "2,1,90,2,3,3,1,1,1\n", "img000002.jpg: an annotated box .* lies outside of the image of 40 x 32"),
+        ("whole", "9,1,2,2,3,3,1,1,1\n", "img000009.jpg"),
+        ("ignore", None, "uavdt: not found: .*M0203_gt_ignore.txt"),
+    ],
+    ids=["class", "columns", "letters", "outside", "no_image", "no_areas"],
+)
+def test_mistakes_in_uavdt_annotations_are_named(kind, text, said, tmp_path):
+    path = trees.make_uavdt(tmp_path) / f"UAV-benchmark-MOTD_v1.0/GT/M0203_gt_{kind}.txt"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        ALL["uavdt"](str(tmp_path), partial=True).index()
+
+
+def test_uavdt_without_annotations_says_what_is_expected(tmp_path):
+    for folder in ("UAV-benchmark-M", "UAV-benchmark-MOTD_v1.0/GT"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"(?s)not found under .*gt_whole.txt.*Where to get it"):
+        ALL["uavdt"](str(tmp_path), partial=True).index()
 
 
 def test_voc_trains_on_difficult_objects_and_coco_not_on_crowds(dataset):

@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as rle
 from torchmetrics.detection import MeanAveragePrecision
 
-from fgssl.metrics.detection import IOUS, Boxes, coco_average_precision, voc_average_precision
+from fgssl.metrics.detection import IOUS, Boxes, coco_average_precision, uavdt_average_precision, voc_average_precision
 
 SIDE = 10
 
@@ -167,3 +167,93 @@ def test_voc_ap_equals_a_slow_implementation_on_random_boxes():
     assert ours["ap50_box"] == pytest.approx(expected[0], rel=1e-9)
     assert ours["ap75_box"] == pytest.approx(expected[5], rel=1e-9)
     assert ours["ap_box"] == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+# ---- UAVDT ----------------------------------------------------------------------------------------------------------
+
+
+def test_uavdt_ap_at_both_thresholds():
+    truth = boxes([(0, 0, False), (0, 40, False), (1, 0, False)])
+    perfect = uavdt_average_precision(truth, boxes([(0, 0, 0.9), (0, 40, 0.8), (1, 0, 0.7)]))
+    assert perfect == {"ap70_box": 1, "ap50_box": 1}
+    # 2 of 10 px aside: IoU 80 / 120; the object of image 1 is found at 90 / 110
+    shifted = uavdt_average_precision(truth, boxes([(0, 2, 0.9), (0, 42, 0.8), (1, 1, 0.7)]))
+    assert shifted == {"ap70_box": pytest.approx(1 / 3 * 1 / 3), "ap50_box": 1}
+    assert uavdt_average_precision(truth, boxes([])) == {"ap70_box": 0, "ap50_box": 0}
+    with pytest.raises(ValueError, match="no object"):
+        uavdt_average_precision(boxes([(0, 0, True)]), boxes([(0, 0, 0.9)]))
+
+
+def test_uavdt_ap_is_the_area_below_the_whole_curve():
+    truth = boxes([(0, 0, False), (0, 40, False), (1, 0, False)])
+    found = boxes([(0, 0, 0.9), (0, 80, 0.8), (0, 40, 0.7)])  # right, wrong, right; the third object is not found
+    assert uavdt_average_precision(truth, found)["ap70_box"] == pytest.approx((1 + 2 / 3) / 3)
+
+
+def test_uavdt_ap_drops_detections_strictly_inside_an_ignored_area_of_their_image():
+    """A square of 10 px from 70 to 80; what touches the area's edge, or is in another image, counts."""
+    truth = boxes([(0, 0, False), (1, 0, False), (0, 70, True)])
+    truth.box[2] = [60, -5, 90, 15]
+    right = [(0, 0, 0.5), (1, 0, 0.4)]
+    for x, image, expected in ((70, 0, 1), (60, 0, 2 / 3), (80, 0, 2 / 3), (85, 0, 2 / 3), (70, 1, 2 / 3)):
+        found = boxes([(image, x, 0.9), *right])
+        assert uavdt_average_precision(truth, found)["ap70_box"] == pytest.approx(expected), (x, image)
+
+
+def test_uavdt_ap_keeps_an_object_inside_an_ignored_area():
+    """The toolkit drops the detection alone: the object is then missed."""
+    truth = boxes([(0, 0, False), (0, 0, True)])
+    truth.box[1] = [-1, -1, 11, 11]
+    assert uavdt_average_precision(truth, boxes([(0, 0, 0.9)])) == {"ap70_box": 0, "ap50_box": 0}
+
+
+def test_uavdt_ap_gives_a_second_detection_the_next_object():
+    """Where VOC calls it a duplicate: its nearest object is taken, and the one beside it has IoU 90 / 110."""
+    truth = boxes([(0, 0, False), (0, 1, False)])
+    twice = boxes([(0, 0, 0.9), (0, 0, 0.8)])
+    assert uavdt_average_precision(truth, twice)["ap70_box"] == 1
+    assert voc_average_precision([truth], [twice])["ap50_box"] < 1
+    thrice = boxes([(0, 0, 0.9), (0, 0, 0.8), (0, 1, 0.85)])  # the third is left with nothing
+    assert uavdt_average_precision(truth, thrice)["ap70_box"] == 1
+
+
+def slow_uavdt(truth: Boxes, detections: Boxes, threshold: float) -> float:
+    """The toolkit, read line by line: drop, match image by image, sort, add up the area."""
+    areas = [(i, b) for i, b, ignored in zip(*truth, strict=True) if ignored]
+    objects = [(i, b) for i, b, ignored in zip(*truth, strict=True) if not ignored]
+    scores, rights = [], []
+    for image in range(10):
+        found = [(s, b) for i, b, s in zip(*detections, strict=True) if i == image]
+        found = [
+            (s, b)
+            for s, b in found
+            if not any(i == image and (b[:2] > a[:2]).all() and (b[2:] < a[2:]).all() for i, a in areas)
+        ]
+        asked, taken = [b for i, b in objects if i == image], set()
+        for score, box in sorted(found, key=lambda pair: -pair[0]):
+            best, match = threshold, None
+            for m, other in enumerate(asked):
+                inner = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None).prod()
+                iou = inner / ((box[2:] - box[:2]).prod() + (other[2:] - other[:2]).prod() - inner)
+                if m not in taken and iou >= best:
+                    best, match = iou, m
+            taken |= set() if match is None else {match}
+            scores.append(score)
+            rights.append(match is not None)
+    right = np.array(rights)[np.argsort(-np.array(scores))]
+    recall = np.concatenate([[0], right.cumsum() / len(objects)])
+    precision = right.cumsum() / np.arange(1, len(right) + 1)
+    return float(sum((recall[n + 1] - recall[n]) * precision[n:].max() for n in range(len(right))))
+
+
+def test_uavdt_ap_equals_a_slow_implementation_on_random_boxes():
+    rng = np.random.default_rng(2)
+    truth = Boxes(rng.integers(0, 8, 60), random_boxes(rng, 60), rng.random(60) < 0.2)
+    near = truth.box[rng.integers(0, 60, 160)] + rng.normal(0, 2, (160, 4))
+    image = np.where(rng.random(160) < 0.8, truth.image[rng.integers(0, 60, 160)], 9)
+    near[:60], image[:60] = truth.box + rng.normal(0, 1.5, (60, 4)), truth.image
+    detections = Boxes(image, near, rng.random(160))
+    ours = uavdt_average_precision(truth, detections)
+    assert 0.05 < ours["ap70_box"] < ours["ap50_box"] < 0.95
+    assert ours["ap70_box"] == pytest.approx(slow_uavdt(truth, detections, 0.7), rel=1e-9)
+    assert ours["ap50_box"] == pytest.approx(slow_uavdt(truth, detections, 0.5), rel=1e-9)

@@ -328,3 +328,60 @@ def test_compare_does_not_load_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
+
+
+# ---- time of an epoch -----------------------------------------------------------------------------------------------
+
+GPU = {"cpus": 8, "gpus": ["NVIDIA V100"]}
+
+
+def timed(seconds: float, epochs: int = 150, hardware: dict | None = None, **more) -> dict:
+    """``results.json`` of a run of which all epochs but one were timed."""
+    times = {"train_s": seconds * (epochs - 1), "timed_epochs": epochs - 1, "epochs": epochs}
+    return times | {"hardware": hardware or GPU} | more
+
+
+def test_extra_time_is_over_the_baseline_of_the_same_machine(tmp_path, capsys):
+    for seed, seconds in enumerate((10.0, 12.0)):
+        write_run(tmp_path, f"supce{seed}", seed=seed, variant="supce", results=timed(seconds))
+    write_run(tmp_path, "slow", seed=2, variant="supce", results=timed(40.0, hardware={"cpus": 8, "gpus": []}))
+    write_run(tmp_path, "here", seed=0, results=timed(13.2))
+    write_run(tmp_path, "there", seed=1, results=timed(60.0, hardware={"cpus": 8, "gpus": []}))
+    write_run(tmp_path, "elsewhere", variant="grafit", results=timed(13.2, processes=2))
+    write_run(tmp_path, "unknown", variant="coins")
+    rows = {(row["method"], row["metric"]): row for row in table(capsys, str(tmp_path), "--baseline", "MaskCon/supce")}
+    assert float(rows["MaskCon/supce", "seconds_an_epoch"]["mean"]) == pytest.approx((10 + 12 + 40) / 3)
+    assert rows["MaskCon/supce", "extra_time"]["mean"] == ""
+    assert float(rows["MaskCon", "extra_time"]["mean"]) == pytest.approx((0.2 + 0.5) / 2)
+    assert rows["MaskCon", "extra_time"]["seeds"] == "2"
+    assert float(rows["MaskCon/grafit", "seconds_an_epoch"]["mean"]) == pytest.approx(13.2)
+    assert rows["MaskCon/grafit", "extra_time"]["mean"] == rows["MaskCon/coins", "seconds_an_epoch"]["mean"] == ""
+    main(["compare", str(tmp_path), "--baseline", "MaskCon/supce", "--metric", "recall@1"])
+    said = capsys.readouterr().out
+    assert "20.7 ± 16.8" in said
+    assert "35.00 ± 21.21" in said
+    main(["compare", str(tmp_path), "--baseline", "SupCE"])
+    assert "no extra time: 0 rows are SupCE, it takes one. Rows: MaskCon" in capsys.readouterr().out
+
+
+def test_time_of_a_trained_teacher_counts(tmp_path, capsys):
+    """OBD-SD's Table 5: BAR takes 105.3 % longer, of which 100 % are the teacher's own training."""
+    teacher = write_run(tmp_path, "teacher", variant="supce", results=timed(10.0, epochs=100))
+    distillation = {"checkpoint": str(teacher / "checkpoints" / "last.ckpt")}
+    student = write_run(tmp_path, "student", distillation=distillation, results=timed(11.0, epochs=200))
+    run = read_runs([str(student)])[0][0]
+    assert run.seconds_an_epoch == pytest.approx(11 + 10 * 100 / 200)
+    rows = {(row["method"], row["metric"]): row for row in table(capsys, str(tmp_path), "--baseline", "MaskCon/supce")}
+    assert float(rows["MaskCon", "extra_time"]["mean"]) == pytest.approx(0.6)
+    (teacher / "results.json").unlink()
+    assert read_runs([str(student)])[0][0].seconds_an_epoch is None
+
+
+def test_printed_extra_time_stands_beside_ours(tmp_path):
+    from fgssl.report.published import published
+    from tests.printed import Runs, changed
+
+    run = Runs(tmp_path).add("obd_sd", changed("obd_sd_cub"))
+    assert published(run, "extra_time").value == pytest.approx(0.174)
+    bar = Runs(tmp_path).add("bar", changed("obd_sd_cub", "obd_sd_ablations/table5_bar"))
+    assert published(bar, "extra_time").value == pytest.approx(1.053)

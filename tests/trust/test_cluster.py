@@ -103,4 +103,4 @@ def test_cells_of_a_sweep_run_at_once_as_jobs_and_a_stopped_one_queues_again(tmp
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 cells in runs/sweep_grid, 2 already finished." in done.stdout
-    assert (folder / "heatmap.png").stat().st_size > 5000
+    assert (folder / "curve.png").stat().st_size > 5000

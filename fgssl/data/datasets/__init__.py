@@ -25,12 +25,13 @@ from fgssl.data.datasets.items import HuggingFace
 from fgssl.data.datasets.items import Items as Items
 from fgssl.data.datasets.pets import Pets
 from fgssl.data.datasets.sop import SOP
+from fgssl.data.datasets.uavdt import UAVDT
 from fgssl.data.datasets.voc0712 import VOC0712
 from fgssl.data.datasets.voc2007 import VOC2007
 
 _CLASSES = (
     CUB, Cars, Aircraft, SOP, ImageNet, ImageNet32, CIFAR10, CIFAR100, CIFARToy, COCO, COCOInstances,
-    Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, ADE20K, Cityscapes, Digits, Folder,
+    Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, UAVDT, ADE20K, Cityscapes, Digits, Folder,
     HuggingFace,
 )  # fmt: skip
 ALL: dict[str, type[DataSet]] = {cls.name: cls for cls in _CLASSES}

@@ -17,7 +17,8 @@ class Annotation(NamedTuple):
     Attributes:
         box: x0, y0, x1, y1 in pixels, with width x1 - x0 and height y1 - y0.
         label: 0-based class.
-        ignored: left out of the evaluation, also where it is detected (VOC's difficult objects, COCO's crowds).
+        ignored: left out of the evaluation, also where it is detected (VOC's difficult objects, COCO's crowds, UAVDT's
+            ignored areas).
         trained: used in training.
         area: area by which the evaluation groups objects by size, square px.
         outline: COCO's ``segmentation``, polygons or a run-length code; None where there are boxes alone.

@@ -1,0 +1,44 @@
+"""What results.json says of the time of a run."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fgssl.callbacks import record
+from fgssl.callbacks.record import Record
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that pass; ``clock.now`` is set by a test."""
+    said = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(record.time, "perf_counter", lambda: said.now)
+    return said
+
+
+def epoch(recorder: Record, clock, batches: list[float], after: float = 0.0, started: bool = True) -> None:
+    """An epoch whose batches take so many seconds, and what follows the last one, such as a validation."""
+    if started:
+        recorder.on_train_epoch_start(None, None)
+    for number, seconds in enumerate(batches):
+        clock.now += seconds
+        recorder.on_train_batch_end(None, None, None, None, number)
+    clock.now += after
+    recorder.on_train_epoch_end(None, None)
+
+
+def test_time_of_training_is_that_of_whole_epochs_without_validation(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(Record, "_note", lambda *_, **__: None)
+    recorder = Record(tmp_path, "", {})
+    epoch(recorder, clock, [1.0, 2.0], after=50.0)
+    epoch(recorder, clock, [2.0, 4.0], after=50.0)
+    assert recorder.results["train_s"] == pytest.approx(9.0)
+    assert recorder.results["timed_epochs"] == 2
+    record.write_json(tmp_path / "results.json", recorder.results)
+
+    resumed = Record(tmp_path, "", {"ckpt_path": "last.ckpt"})
+    resumed._go_on()
+    epoch(resumed, clock, [7.0], started=False)  # the rest of an epoch, which Lightning does not start again
+    epoch(resumed, clock, [3.0])
+    assert resumed.results["train_s"] == pytest.approx(12.0)
+    assert resumed.results["timed_epochs"] == 3
