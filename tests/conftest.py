@@ -1,7 +1,6 @@
 """Shared by all tests: one thread per process (pytest-xdist uses the cores), the folder of research data, and the
 process in which the stand-in device exists."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from tests.methods.runs import PATIENCE
+from tests.warm import CONTEXT, hide_gpus
 
 torch.set_num_threads(1)
 
@@ -30,8 +30,5 @@ def research_data() -> Path:
 @pytest.fixture(scope="session")
 def elsewhere() -> Iterator[Callable[..., Any]]:
     """``elsewhere(function, *arguments)`` calls a function of a module in the process of ``tests/devices``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield lambda function, *arguments: pool.submit(function, *arguments).result(PATIENCE)
+    with ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=hide_gpus) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result(PATIENCE)

@@ -49,7 +49,7 @@ def third_party(folder: str) -> set[str]:
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
-    outside = modules - set(sys.stdlib_module_names) - {"fgssl", "tests"}
+    outside = modules - set(sys.stdlib_module_names) - {"fgssl", "tests", "experiments"}
     return {DISTRIBUTIONS.get(module, module) for module in outside}
 
 

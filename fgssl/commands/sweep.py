@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -46,10 +47,12 @@ class Step:
     """A command that follows each fit of a sweep.
 
     Attributes:
+        name: its name in the file; a step of several seeds is one of them a seed.
         arguments: of ``fgssl``, with ``RUN`` where the run folder of the fit stands.
         shows: metric of its picture, or None.
     """
 
+    name: str
     arguments: list[str]
     shows: str | None
 
@@ -64,7 +67,7 @@ class Sweep:
         axes: varied options and their values.
         metric: metric of table and heat map. A validation metric (``val/...``) marks the best cell. Any other is
             of the test part, which chooses nothing: the cells are shown as a paper's table shows them.
-        then: what follows each fit, by name.
+        then: what follows each fit, by the end of its run folder's name.
     """
 
     name: str
@@ -190,11 +193,11 @@ def read_steps(path: Path, name: str, step: Any) -> dict[str, Step]:
             f"run folder of the fit, '{RUN}'."
         )
     if "seeds" not in step:
-        return {name: Step(told[1:], step.get("shows"))}
+        return {name: Step(name, told[1:], step.get("shows"))}
     if not isinstance(step["seeds"], int) or step["seeds"] < 1:
         raise UserError(f"{path}: then.{name}.seeds is {step['seeds']}; it must be a number of seeds, 1 or more.")
     return {
-        f"{name}_seed{seed}": Step([*told[1:], f"--{SEED}", str(seed)], step.get("shows"))
+        f"{name}_seed{seed}": Step(name, [*told[1:], f"--{SEED}", str(seed)], step.get("shows"))
         for seed in range(step["seeds"])
     }
 
@@ -343,7 +346,7 @@ def report(sweep: Sweep, folder: Path) -> None:
     runs, faults = read_runs([str(folder)])
     metric = sweep.metric.removeprefix("test/")
     chosen_by_validation = metric.startswith("val/")
-    pictures = {"": metric} | {f"_{name}": step.shows for name, step in sweep.then.items() if step.shows}
+    pictures = {"": metric} | {f"_{step.name}": step.shows for step in sweep.then.values() if step.shows}
     metrics = [metric, metric.removeprefix("val/")] if chosen_by_validation else [metric]
     metrics += chosen_metrics(runs, None) if sweep.then else []
     tables, notes = compare(runs, list(dict.fromkeys([*metrics, *pictures.values()])))
@@ -355,21 +358,23 @@ def report(sweep: Sweep, folder: Path) -> None:
         return
     finished = {run.folder.name: run for run in runs}
     for suffix, metric in pictures.items():
+        endings = [f"_{name}" for name, step in sweep.then.items() if f"_{step.name}" == suffix] or [""]
         cells = [name_of(cell) for cell in sweep.cells()]
-        found = {name: finished[name + suffix] for name in cells if name + suffix in finished}
-        if len({repr(run.protocol) for run in found.values()}) > 1:
+        every = {cell: [finished[cell + end] for end in endings if cell + end in finished] for cell in cells}
+        found = {cell: seeds for cell, seeds in every.items() if seeds}
+        if len({repr(run.protocol) for seeds in found.values() for run in seeds}) > 1:
             print("no picture: the cells were evaluated with different protocols.")
         elif found:
             draw(sweep, axes, found, metric, folder, suffix)
 
 
-def draw(sweep: Sweep, axes: dict[str, list], found: dict, metric: str, folder: Path, suffix: str) -> None:
+def draw(sweep: Sweep, axes: dict[str, list], found: dict[str, list], metric: str, folder: Path, suffix: str) -> None:
     """Draw the curve of one varied option, or the heat map of two; the best cell is marked if ``val/`` chose it.
 
     Args:
         sweep: the sweep.
         axes: the options that vary, and their values.
-        found: the finished runs, by the name of their cell.
+        found: the finished runs, one a seed, by the name of their cell.
         metric: what is drawn.
         folder: the folder of the sweep.
         suffix: of the file, such as ``_probe``.
@@ -378,11 +383,14 @@ def draw(sweep: Sweep, axes: dict[str, list], found: dict, metric: str, folder: 
 
     names = list(axes) if len(axes) == 2 else ["", *axes]
     rows, columns = (axes[name] if name else [""] for name in names)
-    values = cell_means(sweep, {name: run.metric(metric) for name, run in found.items()}, names, rows, columns)
+    measured = {cell: [run.metric(metric) for run in seeds] for cell, seeds in found.items()}
+    means = {cell: statistics.fmean(values) for cell, values in measured.items() if None not in values}
+    values = cell_means(sweep, means, names, rows, columns)
     title = f"{folder.name}{suffix}: mean over seeds"
     numbers, best = numbers_of(columns) if len(axes) == 1 else [], metric.startswith("val/")
     if numbers:
-        printed = cell_means(sweep, printed_numbers(found, metric), names, rows, columns)
+        papers = printed_numbers({cell: seeds[0] for cell, seeds in found.items()}, metric)
+        printed = cell_means(sweep, papers, names, rows, columns)
         figure = curve(numbers, values[0], printed[0], names[1], metric, title, mark_best=best)
     else:
         figure = heat_map(values, (names[0], names[1]), (rows, columns), metric, title, mark_best=best)

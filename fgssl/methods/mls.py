@@ -113,12 +113,16 @@ class MLS(MomentumContrast):
         """Loss of the variant with the dictionaries of Table 7, and its terms to log."""
         labelled, label_queue = (z1_BC, q_z_DC) if self.dictionary == "z" else (g1_BF, q_g_DF)
         scored, score_queue = (g1_BF, q_g_DF) if self.dictionary == "g" else (z1_BC, q_z_DC)
-        y_BD = pseudo_labels(labelled, label_queue, k=self.k)
+        y_BD = self.labels_of(labelled, label_queue)
         if self.variant == "knn":
             return knn_softmax_loss(scored, score_queue, y_BD, tau=self.tau), {}
         pull, push = pull_and_push(scored, score_queue, y_BD, tau=self.tau, reduction=self.reduction)
         added = pull if self.variant == "bce_pos" else pull + push  # Eq. 15, Eq. 9
         return added, {"pull": pull.detach(), "push": push.detach()}
+
+    def labels_of(self, features_BF: Tensor, queue_DF: Tensor) -> Tensor:
+        """[B, D] of 0 and 1: the k entries of a dictionary nearest to each image of the batch."""
+        return pseudo_labels(features_BF, queue_DF, k=self.k)
 
     def keys(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """g2 [B, F] and z2 [B, C] of unit length, by the EMA encoder."""

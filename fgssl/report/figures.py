@@ -91,6 +91,7 @@ def save_photographs(figure, path: Path) -> Path:
         return path
     for dpi, quality in ((120, 88), (120, 75), (90, 75), (60, 75), (40, 60)):
         figure.savefig(path, dpi=dpi, pil_kwargs={"quality": quality, "optimize": True})
+        figure.set_layout_engine("none")  # the first save has placed the pictures, which takes longer than to draw them
         if Path(path).stat().st_size < LARGEST:
             break
     return path

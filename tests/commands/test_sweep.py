@@ -185,6 +185,18 @@ def test_one_option_is_a_curve_in_the_order_of_its_values_beside_the_paper(metri
         assert np.allclose(lines["paper"], [np.nan, 0.4553, np.nan], equal_nan=True)
 
 
+def test_picture_of_what_follows_is_of_the_mean_over_its_seeds(tmp_path, monkeypatch):
+    steps = {f"probe_seed{seed}": sweeps.Step("probe", [], "top1") for seed in (0, 1)}
+    for tau, values in ((0.1, (0.2, 0.4)), (0.5, (0.8,))):
+        write_run(tmp_path, f"tau{tau}", tau=tau)
+        for seed, value in enumerate(values):
+            write_run(tmp_path, f"tau{tau}_probe_seed{seed}", tau=tau, seed=seed, metrics={"test/top1": value})
+    sweep = sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5]}, "recall@1", steps)
+    (axis,) = drawn(monkeypatch, "curve", sweep, tmp_path).axes
+    assert np.allclose(axis.get_lines()[0].get_ydata(), [0.3, 0.8])
+    assert {path.name for path in (tmp_path / "maskcon_cars").glob("*.png")} == {"curve.png", "curve_probe.png"}
+
+
 def test_axis_is_numeric_by_its_values_or_by_the_ends_of_its_files_names():
     assert sweeps.numbers_of([2, 4, 12]) == [2, 4, 12]
     assert sweeps.numbers_of([0.001, 1e-06, math.inf])[:2] == []  # infinity has no place on an axis

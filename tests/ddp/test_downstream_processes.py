@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fgssl.nn.backbones import Backbone, of_any_size
 from fgssl.nn.segmenters import build_head, class_scores
+from tests.ddp.ranks import seen_by_ranks
 from tests.nn.test_detectors import build_detector, scene
 from tests.nn.test_segmenters import CONVNEXT, EFFICIENT, MOBILE, SWIN
 
@@ -65,5 +65,4 @@ def one_rank(rank: int, folder: str) -> None:
 
 
 def test_two_processes_train_two_steps_of_each_network_with_each_head(tmp_path):
-    mp.spawn(one_rank, args=(str(tmp_path),), nprocs=WORLD)
-    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)] == [{}, {}]
+    assert seen_by_ranks(one_rank, tmp_path, WORLD) == [{}, {}]

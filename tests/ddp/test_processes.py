@@ -6,11 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from fgssl.cli.main import main
+from tests.ddp.ranks import as_rank, seen_by_ranks
 from tests.methods.runs import (
     PATIENCE,
     RUNS,
@@ -38,16 +41,52 @@ def on(processes: int, batch: int = 16) -> tuple[str, ...]:
     return ("--data.batch_size", str(batch), "--trainer.devices", str(processes), *DDP)
 
 
-@pytest.mark.parametrize(("method", "processes"), [*((method, 2) for method in RUNS), ("maskcon", 4)])
-def test_processes_train_the_same_weights_teacher_and_memory(method, processes, tmp_path):
-    assert_processes_train_the_same(method, processes, tmp_path)
+# What is compared is the training; test_evaluation_is_the_same_... compares the rest.
+DOUBLE = ("--trainer.precision", "64-true", "--trainer.limit_test_batches", "0")
+
+
+def one_rank(rank: int, folder: str, world: int, methods: tuple[str, ...]) -> None:
+    """Train entries of RUNS, one after the other, as a process that torchrun would have started."""
+    with as_rank(rank, world, folder):
+        done = {name: main(arguments(name, Path(folder), "several", *on(world), *DOUBLE)) for name in methods}
+    torch.save(done, f"{folder}/{rank}.pt")
+
+
+def trained_by(world: int, folder: Path, *methods: str) -> Path:
+    """Train entries of RUNS by ``world`` processes; returns the folder of the runs."""
+    for statuses in seen_by_ranks(partial(one_rank, world=world, methods=methods), folder, world):
+        assert statuses == dict.fromkeys(methods, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory) -> Path:
+    """Runs of all methods by one pair of processes."""
+    return trained_by(2, tmp_path_factory.mktemp("by_two"), *RUNS)
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_two_processes_train_the_same_weights_teacher_and_memory(method, by_two, tmp_path):
+    several = by_two / method / "several"
+    assert results(several)["processes"] == 2
+    assert main(arguments(method, tmp_path, "one", *DOUBLE)) == 0
+    assert_equal_states(state(several), state(tmp_path / method / "one"))
+
+
+def test_four_processes_train_the_same(tmp_path):
+    several = trained_by(4, tmp_path, "maskcon") / "maskcon" / "several"
+    assert main(arguments("maskcon", tmp_path, "one", *DOUBLE)) == 0
+    assert_equal_states(state(several), state(tmp_path / "maskcon" / "one"))
 
 
 def assert_processes_train_the_same(method: str, processes: int, tmp_path: Path, *flags: str) -> None:
     """Weights, teacher and memory of several processes are those of one; ``flags`` choose the device."""
-    double = ("--trainer.precision", "64-true")
-    ours = state(complete(method, tmp_path, "several", *flags, *on(processes), *double))
-    theirs = state(complete(method, tmp_path, "one", *flags, *double))
+    several = complete(method, tmp_path, "several", *flags, *on(processes), *DOUBLE)
+    assert_equal_states(state(several), state(complete(method, tmp_path, "one", *flags, *DOUBLE)))
+
+
+def assert_equal_states(ours: dict, theirs: dict) -> None:
+    """But for the order of sums."""
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not isinstance(value, torch.Tensor):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from tests.warm import Forked
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1200  # s; a process that waits for ever fails its test, one on a loaded machine does not
 # GroupNorm: BatchNorm sees each process's part of the batch, and is not meant to give the same on several.
@@ -136,14 +138,21 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **extra}
 
 
-def start(method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str) -> subprocess.Popen:
-    """Start a run in a process of its own."""
-    line = [sys.executable, "-m", "fgssl", *arguments(method, root, name, *flags, command=command)]
+def start(
+    method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str
+) -> subprocess.Popen | Forked:
+    """Start a run in a process of its own.
+
+    It is a new interpreter where the run is of several processes: Lightning starts the others by the same line.
+    """
+    line, variables = arguments(method, root, name, *flags, command=command), environment(**extra)
+    if "--trainer.strategy" not in flags:
+        return Forked(line, root, variables)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, text=True, env=environment(**extra), cwd=root, **streams)
+    return subprocess.Popen([sys.executable, "-m", "fgssl", *line], text=True, env=variables, cwd=root, **streams)
 
 
-def finish(process: subprocess.Popen, timeout: float = PATIENCE) -> tuple[int, str]:
+def finish(process: subprocess.Popen | Forked, timeout: float = PATIENCE) -> tuple[int, str]:
     """Exit status, and what was said."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from experiments.evidence.mls_labels import LabelledMLS
 from fgssl.cli.compose import compose
 from fgssl.data.batch import Batch
 from fgssl.errors import UserError
@@ -245,3 +246,23 @@ def test_losses_differ():
 def test_impossible_settings_are_named(options, message):
     with pytest.raises(UserError, match=message):
         mls(**options)
+
+
+@pytest.mark.parametrize("labels", ["pseudo", "none", "true"])
+def test_labelled_mls_of_the_evidence_uses_the_labels_that_it_names(labels):
+    torch.manual_seed(0)
+    settings = {"dim": 6, "hidden": 8, "memory": 12, "k": 3, "optim": Optim(lr=0.1, warmup=0)}
+    method = filled(LabelledMLS(labels, backbone=BACKBONE, reduction="balanced", **settings))
+    method.fine_of_row = torch.arange(12) % 2  # the memory's rows are 0 to 11
+    batch = one_batch()
+    true_BD = (batch.fine[:, None] == method.fine_of_row).float()
+    g1_BF = method.query.features(batch.views[0])
+    own_BD = pseudo_labels(F.normalize(g1_BF, dim=1), method.dictionaries()[0], k=3)
+    y_BD = {"pseudo": own_BD, "none": torch.zeros_like(own_BD), "true": true_BD}[labels]
+
+    parts = method.step(batch).parts
+
+    z1_BC = method.query.project(g1_BF)
+    wanted = multi_label_loss(z1_BC, method.dictionaries()[1], y_BD, tau=0.2, reduction="balanced")
+    torch.testing.assert_close(parts["mls"], wanted)
+    torch.testing.assert_close(parts["label_precision"], (own_BD * true_BD).sum() / own_BD.sum())

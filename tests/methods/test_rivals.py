@@ -1,16 +1,14 @@
 """Each rival of RIVALS trains, goes on from a checkpoint on a device, is exported, and trains the same on two
 processes."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from fgssl.cli.main import main
-from tests.ddp.ranks import seen_by_ranks
+from tests.ddp.ranks import as_rank, seen_by_ranks
 from tests.devices.on_device import waits_of_a_step
 from tests.methods.runs import RIVALS, results, rival_line, state
 
@@ -72,22 +70,15 @@ def test_rival_trains_goes_on_from_a_checkpoint_on_a_device_and_is_exported(name
 def one_rank(rank: int, folder: str) -> None:
     """Train rivals one after the other as a process that torchrun would have started."""
     here = Path(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "GROUP_RANK": 0}.items():
-            patch.setenv(variable, str(value))
-        patch.setenv("TORCHELASTIC_RUN_ID", "rivals")  # Lightning then starts no processes of its own
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-        flags = ("--trainer.devices", str(WORLD), "--trainer.strategy", "ddp", *UNTESTED)
-        names = json.loads((here / "names.json").read_text())
-        statuses = {name: main(rival_line(name, here, "run", *flags)) for name in names}
-        torch.save(statuses, here / f"{rank}.pt")
-        dist.destroy_process_group()
+    flags = ("--trainer.devices", str(WORLD), "--trainer.strategy", "ddp", *UNTESTED)
+    with as_rank(rank, WORLD, folder):
+        statuses = {name: main(rival_line(name, here, "run", *flags)) for name in RIVALS}
+    torch.save(statuses, here / f"{rank}.pt")
 
 
 @pytest.mark.ddp
 def test_two_processes_train_every_rival_to_the_weights_of_one(whole, tmp_path):
     """One pair of processes trains them all."""
-    (tmp_path / "names.json").write_text(json.dumps(list(RIVALS)))
     for statuses in seen_by_ranks(one_rank, tmp_path, WORLD):
         assert statuses == dict.fromkeys(RIVALS, 0)
     for name in RIVALS:
