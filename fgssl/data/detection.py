@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 from fgssl.data.annotated import AnnotatedData, AnnotatedImages, read_pixels
 from fgssl.data.augment import Channels
 from fgssl.data.datasets.base import DataSet
-from fgssl.data.datasets.objects import ObjectDataSet, ObjectIndex
+from fgssl.data.datasets.object_dataset import ObjectDataSet
+from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.data.detr_crop import DETR_NUMBERS, detr_crop
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Views

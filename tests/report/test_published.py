@@ -29,6 +29,11 @@ def test_cmd_on_another_network_has_no_printed_number(runs):
     assert "network swin_tiny, the run resnet18" in beside(runs.add("narrow", narrow), "recall@1")
 
 
+def test_retrieval_of_cmd_has_rank_1_rank_5_and_map_of_table_ii(runs):
+    run = runs.add("cmd", changed("cmd_cub", run__paper="cmd, Table II"))
+    assert [beside(run, metric) for metric in ("recall@1", "recall@5", "map")] == [69.88, 88.66, 30.46]
+
+
 def test_cmd_ablation_has_no_number_of_the_whole_method(runs):
     ablation = changed("cmd_cub", "cmd_ablations/table4_lt", run__paper="cmd, Table III")
     assert "components LV+MIL+LR+LT+LS, the run LV+MIL+LR+LT" in beside(runs.add("a", ablation), "recall@1")

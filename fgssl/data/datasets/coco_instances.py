@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fgssl.data.datasets.base import Published
-from fgssl.data.datasets.objects import Annotation, ObjectDataSet, ObjectIndex, Scene, known_class, object_index
+from fgssl.data.datasets.object_dataset import ObjectDataSet
+from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, known_class, object_index
 from fgssl.errors import UserError
 
 
@@ -23,7 +24,10 @@ class COCOInstances(ObjectDataSet):
     source = "train2017.zip, val2017.zip, annotations_trainval2017.zip from https://cocodataset.org/#download"
     licence = "images from Flickr, each under its own licence; annotations CC BY 4.0"
 
-    def _read(self) -> ObjectIndex:
+    def annotation_files(self) -> list[Path]:
+        return [self.root / part for part in self.layout if part.endswith(".json")]
+
+    def _parse(self) -> ObjectIndex:
         halves = {part: self._load(half) for half, part in (("train2017", "train"), ("val2017", "test"))}
         names, *others = ({c["id"]: c["name"] for c in half["categories"]} for half in halves.values())
         if others != [names]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet, some
+from fgssl.data.datasets.base import some
 from fgssl.data.index import DIFFICULT, Index
 from fgssl.errors import UserError
 
@@ -84,13 +84,6 @@ class ObjectIndex(Index):
     """An index whose images have objects; ``targets`` holds the classes of each image, ``fine`` is -1."""
 
     objects: Objects
-
-
-class ObjectDataSet(DataSet):
-    """A data set whose index is an ``ObjectIndex``."""
-
-    def _read(self) -> ObjectIndex:
-        raise NotImplementedError
 
 
 def object_index(name: str, classes: tuple[str, ...], scenes: list[Scene]) -> ObjectIndex:

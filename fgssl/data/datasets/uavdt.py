@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from fgssl.data.datasets.base import Published
-from fgssl.data.datasets.objects import Annotation, ObjectDataSet, ObjectIndex, Scene, known_class, object_index
+from fgssl.data.datasets.object_dataset import ObjectDataSet
+from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, known_class, object_index
 from fgssl.data.images import open_image
 from fgssl.errors import UserError
 
@@ -33,11 +34,14 @@ class UAVDT(ObjectDataSet):
     source = "UAV-benchmark-M.zip and UAV-benchmark-MOTD_v1.0.zip from https://sites.google.com/view/grli-uavdt"
     licence = "research only"
 
-    def _read(self) -> ObjectIndex:
-        files = sorted((self.root / TRUTH).glob("*_gt_whole.txt"))
-        if not files:
+    def annotation_files(self) -> list[Path]:
+        return sorted((self.root / TRUTH).glob("*_gt_*.txt"))
+
+    def _parse(self) -> ObjectIndex:
+        names = sorted(file.name for file in (self.root / TRUTH).glob("*_gt_whole.txt"))
+        if not names:
             raise self.not_found([f"{TRUTH}/*_gt_whole.txt"])
-        scenes = [scene for file in files for scene in self._sequence(file.name.removesuffix("_gt_whole.txt"))]
+        scenes = [scene for name in names for scene in self._sequence(name.removesuffix("_gt_whole.txt"))]
         return object_index(self.name, CLASSES, scenes)
 
     def _sequence(self, name: str) -> list[Scene]:

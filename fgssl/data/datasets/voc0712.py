@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 
 from fgssl.data.datasets.base import Published
 from fgssl.data.datasets.files import read_table
-from fgssl.data.datasets.objects import Annotation, ObjectDataSet, ObjectIndex, Scene, known_class, object_index
+from fgssl.data.datasets.object_dataset import ObjectDataSet
+from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, known_class, object_index
 from fgssl.data.datasets.voc2007 import CLASSES
 from fgssl.errors import UserError
 
@@ -32,7 +33,7 @@ class VOC0712(ObjectDataSet):
     )
     licence = "images from Flickr, under its terms; research only"
 
-    def _read(self) -> ObjectIndex:
+    def _parse(self) -> ObjectIndex:
         scenes = []
         for year, official, part in LISTS:
             folder = self.root / year
