@@ -1,4 +1,4 @@
-"""Images a second of frozen networks in evaluation, by default the three of FLSL's Table 8.
+"""Images a second of frozen networks in evaluation: the three of FLSL's Table 8 and the two of CMD's Table I.
 
     python tests/benchmarks/bench_networks.py [--networks vit_small_patch16_224 ... --batch 128 --rounds 20]
 
@@ -21,20 +21,20 @@ from fgssl.nn.backbones import Backbone
 from fgssl.report.published import all_rows
 from tests.benchmarks.bench_flsl import medians
 
-TABLE_8 = {
-    "vit_small_patch16_224": "vit_small_16",
-    "vit_small_patch8_224": "vit_small_8",
-    "vit_base_patch16_224": "vit_base_16",
+PRINTED = {  # timm name: paper, table, the network's name there
+    "vit_small_patch16_224": ("flsl", "Table 8", "vit_small_16"),
+    "vit_small_patch8_224": ("flsl", "Table 8", "vit_small_8"),
+    "vit_base_patch16_224": ("flsl", "Table 8", "vit_base_16"),
+    "resnet50": ("cmd", "Table I", "resnet50"),
+    "swin_tiny_patch4_window7_224": ("cmd", "Table I", "swin_tiny"),
 }
 
 
 def printed() -> dict[str, float]:
-    """The paper's images a second by timm name."""
-    rows = [
-        row for row in all_rows() if (row["paper"], row["table"], row["metric"]) == ("flsl", "Table 8", "throughput")
-    ]
-    of_network = {row["backbone"]: float(row["value"]) for row in rows}
-    return {name: of_network[network] for name, network in TABLE_8.items()}
+    """The papers' images a second by timm name."""
+    rows = [row for row in all_rows() if row["metric"] == "throughput"]
+    of_network = {(row["paper"], row["table"], row["backbone"]): float(row["value"]) for row in rows}
+    return {name: of_network[place] for name, place in PRINTED.items()}
 
 
 def forward(network: torch.nn.Module, images: torch.Tensor, precision: str) -> Callable[[], None]:
@@ -52,7 +52,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--networks", nargs="+", default=list(TABLE_8), help="timm names; the first is the ratio's base"
+        "--networks", nargs="+", default=list(PRINTED), help="timm names; the first is the ratio's base"
     )
     parser.add_argument("--batch", type=int, default=128 if cuda else 1)
     parser.add_argument("--size", type=int, default=224)
@@ -77,7 +77,7 @@ def main() -> None:
                 if {name, first} <= paper.keys()
                 else ""
             )
-            print(f"  {name:24} {million:6.1f} M  {rate:9.1f} images/s, {ratio:.3f} of the first{theirs}")
+            print(f"  {name:29} {million:6.1f} M  {rate:9.1f} images/s, {ratio:.3f} of the first{theirs}")
     hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"  {hardware}; torch {torch.__version__}, Python {platform.python_version()}, {sys.platform}")
 
