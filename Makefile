@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-gpu test-ddp test-long lint type bench bench-gpu docs clean
+.PHONY: help demo check test test-fast test-gpu test-ddp test-long mutants lint type bench bench-gpu docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-gpu: $(READY)  ## the tests that need a CUDA GPU; skipped with a reason whe
 
 test-ddp: $(READY)  ## the tests that start several processes
 	$(BIN)/python -m pytest -m ddp
+
+mutants: $(READY)  ## small changes of the source, each of which a test has to notice; up to 2 hours, goes on where it stopped
+	$(BIN)/python -m tests.mutants
 
 check: lint type  ## rules, format and types
 

@@ -25,6 +25,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "docstring_parser": "docstring-parser",
+    "cosmic_ray": "cosmic-ray",
     "faiss": "faiss-gpu",
     "pytorch_metric_learning": "pytorch-metric-learning",
     "sklearn": "scikit-learn",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from fgssl.cli.help import COMMANDS
 from fgssl.cli.main import main
 from tests.methods.runs import arguments
 
@@ -38,15 +39,70 @@ OPTIONS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+GENERATED = settings(
+    deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
 )
-@given(st.lists(st.tuples(OPTIONS, ANY), min_size=1, max_size=2))
-def test_any_configuration_gives_a_result_or_a_message(changes):
-    flags = [word for change in changes for word in change]
+CHANGES = st.lists(st.tuples(OPTIONS, ANY), min_size=1, max_size=2)
+# No word that names a method and a data set, which would train.
+COMMAND = st.sampled_from([*COMMANDS, "", "train", "x"])
+WORD = st.one_of(
+    OPTIONS,
+    ANY,
+    st.sampled_from(
+        [
+            "list", "check", "methods", "backbones", "--method", "--data", "--out", "--help", "-h", "--version",
+            "--config", "nothing", "nothing.yaml", "--runs", "--root", "--partial", "--by", "--model", "--weights",
+            "--print_completion", "bash", "model", "[1", "{a: 1", "\u00e9", "--", "--data.dataset", "Digits", "a b",
+        ]
+    ),
+)  # fmt: skip
+
+
+def assert_result_or_message(*line: str) -> None:
+    """Run a command line in an empty folder: it works, or says in one message why not."""
     said = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        limits = ["--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2", "--trainer.max_steps", "2"]
-        status = main([*arguments("maskcon", Path(folder), "run"), *limits, *flags])
-    assert status in (0, 2), said.getvalue()
-    assert status == 0 or said.getvalue().splitlines()[-1].strip()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(said),
+    ):
+        try:
+            status = main([word.replace("FOLDER", folder) for word in line])
+        except SystemExit as stop:  # of argparse
+            status = stop.code
+    assert status in (0, 1, 2, None), said.getvalue()
+    assert "Traceback" not in said.getvalue()
+    assert not status or said.getvalue().splitlines()[-1].strip()
+
+
+def assert_configuration(changes: list[tuple[str, str]]) -> None:
+    flags = [word for change in changes for word in change]
+    limits = ["--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2", "--trainer.max_steps", "2"]
+    assert_result_or_message(*arguments("maskcon", Path("FOLDER"), "run"), *limits, *flags)
+
+
+@settings(GENERATED, max_examples=40)
+@given(CHANGES)
+def test_any_configuration_gives_a_result_or_a_message(changes):
+    assert_configuration(changes)
+
+
+@settings(GENERATED, max_examples=60)
+@given(COMMAND, st.lists(WORD, max_size=4))
+def test_any_command_line_gives_a_result_or_a_message(command, words):
+    assert_result_or_message(command, *words)
+
+
+@pytest.mark.long
+@settings(GENERATED, max_examples=500)
+@given(CHANGES)
+def test_many_configurations_give_a_result_or_a_message(changes):
+    assert_configuration(changes)
+
+
+@pytest.mark.long
+@settings(GENERATED, max_examples=500)
+@given(COMMAND, st.lists(WORD, max_size=6))
+def test_many_command_lines_give_a_result_or_a_message(command, words):
+    assert_result_or_message(command, *words)
