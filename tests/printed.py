@@ -212,11 +212,13 @@ def everything(root: Path) -> dict[str, RunFolder]:
     runs, found = Runs(root), {}
     tasks = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem.startswith(TASKS)]
     tasks = [name for name in tasks if not name.endswith(NOT_OF_A_PAPER)]
-    of_vits = ["detect_coco_vit", "detect_coco_vitdet", "detect_uavdt", "segment_ade20k"]
+    of_vits = ["detect_coco_vit", "detect_coco_vit8", "detect_coco_vitdet", "detect_uavdt", "segment_ade20k"]
     for name, config in trainings().items():
         first = name.split("+")[0].split(" ")[0]
         probed = str(flatten(config).get("run.paper")).startswith("cmd")
-        followed = of_vits if first == "flsl_imagenet" else [t for t in tasks if t not in of_vits]
+        patches_8 = "patch8" in flatten(config)["model.backbone.name"]
+        of_flsl = [task for task in of_vits if (task == "detect_coco_vit8") == patches_8]
+        followed = of_flsl if first == "flsl_imagenet" else [t for t in tasks if t not in of_vits]
         followed = followed if first in ("flsl_imagenet", *ON_COCO) else []
         run = found[name] = runs.add(name, config, on_disk=bool(followed) or probed)
         for share in (1.0, 0.5, 0.2) if probed else ():
@@ -229,6 +231,9 @@ def everything(root: Path) -> dict[str, RunFolder]:
         found[task] = runs.add(task, changed(task), on_disk=False)
         for start in ("supervised", "random") if task.startswith("detect") and task not in of_vits else ():
             found[f"{task}+{start}"] = runs.add(task, changed(task, f"starts/{start}"), on_disk=False)
+        if task.startswith("segment_cityscapes"):
+            weights = {"model__backbone__name": "resnet50.tv_in1k", "model__backbone__pretrained": True}
+            found[f"{task} of ImageNet's labels"] = runs.add(task, changed(task, **weights), on_disk=False)
     return found
 
 

@@ -75,6 +75,7 @@ TREES = {
     "UAVDT": trees.make_uavdt,
     "COCOInstances": trees.make_coco_instances,
     "ADE20K": trees.make_ade20k,
+    "Cityscapes": trees.make_cityscapes,
 }
 
 
@@ -109,7 +110,7 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
         "OBDSD": ["--data.images_per_class", "2"],
         "CMD": CMD_SMALL,
         "Detect": ["--model.sizes", "[64]", "--model.width", "8"],
-        "Segment": ["--data.size", "32", "--model.width", "8"],
+        "Segment": ["--data.size", "32", "--data.short_side", "32", "--model.width", "8"],
     }.get(method, [])
     if method == "CMD" and name != "Digits":
         flags += ["--data.views.local_size", "16"]
@@ -117,6 +118,8 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
     small = SMALL_NETWORK
     if backbone["name"].startswith("vit"):
         small = json.dumps(backbone.get("options", {}) | SMALL_VIT)
+    elif "options" in backbone:
+        small = json.dumps(backbone["options"] | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]})
     status = main(
         [
             "fit", "--config", str(experiment), *flags, "--run.root", str(tmp_path / "runs"),

@@ -406,3 +406,28 @@ def make_ade20k(root: Path, images: int = 4, size: tuple[int, int] = SIZE) -> Pa
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(path)
     return root
+
+
+def make_cityscapes(root: Path, images: int = 4, size: tuple[int, int] = (48, 24), train_ids: bool = False) -> Path:
+    """Red, blue and green rectangles as road, car and bicycle on unlabelled ground, in two cities a part.
+
+    Masks are ``*_labelIds.png``; with ``train_ids`` there are ``*_labelTrainIds.png`` too. Beside them lie the other
+    files of the download, which are not read.
+    """
+    label_ids, numbers = {"red": 7, "blue": 26, "green": 33}, {"red": 0, "blue": 13, "green": 18}
+    for offset, (part, cities) in enumerate((("train", ("aachen", "zurich")), ("val", ("frankfurt", "munster")))):
+        for number in range(images):
+            seed, city = 100 * offset + number, cities[number % 2]
+            key = f"{city}_{number:06d}_000019"
+            objects = random_objects(tuple(label_ids), seed, size)
+            write_scene(root / "leftImg8bit" / part / city / f"{key}_leftImg8bit.png", objects, seed, size)
+            formats = [("labelIds", label_ids, 0), ("instanceIds", label_ids, 0)]
+            formats += [("labelTrainIds", numbers, 255)] if train_ids else []
+            for name, values, ground in formats:
+                mask = np.full((size[1], size[0]), ground, dtype=np.uint8)
+                for colour, x0, y0, x1, y1 in objects:
+                    mask[y0:y1, x0:x1] = values[colour]
+                path = root / "gtFine" / part / city / f"{key}_gtFine_{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(path)
+    return root

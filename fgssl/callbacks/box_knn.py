@@ -1,5 +1,6 @@
 """Bounding-box-aligned k-NN evaluation of patch features during training and testing."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.nn import functional as F
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.data.batch import Batch
 from fgssl.data.images import open_image
-from fgssl.distributed import from_rank_zero
+from fgssl.distributed import from_rank_zero, gather_rows
 from fgssl.errors import UserError, at_least
-from fgssl.evaluation.box_knn import box_patches, patches_right
+from fgssl.evaluation.box_knn import PART, box_patches, patches_right
 from fgssl.evaluation.embedding import Embeddings, collect
 from fgssl.metrics.clustering import k_means, nmi, purity
 
@@ -23,9 +25,11 @@ class BoxKNN(Evaluation):
 
     An image counts as right if one of its 9 patches is, as in the paper; ``box_knn_patches`` is the share of patches.
     Off by default. ``--trainer.callbacks+ BoxKNN`` adds it to ``fgssl fit``, ``fgssl test`` or ``fgssl embed --model
-    timm/...``. The bank holds the patches of the training images; images without a box are left out. Needs a data set
-    with boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, ImageNet with ``--data.dataset.boxes true``, or the CSV
-    file of a Folder.
+    timm/...``. The bank holds the patches of the training images; images without a box are left out. It is searched
+    while it is made, 262,144 patches at a time in float16, and never held as a whole: ImageNet's, of 544,546 images,
+    would be 7.5 GB of ViT-S in float32. The plain k-NN of the pooled features (class token or mean) is ``OnlineKNN``.
+    Needs a data set with boxes: CUB (``bounding_boxes.txt``), Cars, Aircraft, ImageNet with ``--data.dataset.boxes
+    true``, or the CSV file of a Folder.
 
     With ``clusters``, k-means groups the same patches of the evaluated images, without the training images:
     ``patch_purity`` is the share of patches whose class is the most frequent of their cluster, ``patch_nmi`` the
@@ -87,10 +91,11 @@ class BoxKNN(Evaluation):
         if not len(labels_N):  # a run limited to a few batches
             rank_zero_warn(f"no {part}/box_knn_top1: none of these images has a bounding box.")
             return
-        bank_MPD, bank_labels_M = self._with_boxes(trainer, self._bank(trainer, method))
         mine = slice(trainer.global_rank, None, trainer.world_size)
         options: dict[str, Any] = {"k": self.k, "temperature": self.temperature}
-        right_NP = patches_right(queries_NPD[mine], labels_N[mine], bank_MPD, bank_labels_M, **options)
+        fine = torch.from_numpy(trainer.datamodule.parts.index.fine).to(labels_N.device)  # type: ignore[attr-defined]
+        bank = self._bank(trainer, method)
+        right_NP = patches_right(queries_NPD[mine], labels_N[mine], bank, fine, **options)
         counts = torch.stack([right_NP.any(dim=1).sum(), right_NP.sum()])
         images, patches = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         shares = {"box_knn_top1": images / len(labels_N), "box_knn_patches": patches / queries_NPD[..., 0].numel()}
@@ -105,19 +110,39 @@ class BoxKNN(Evaluation):
         return {"patch_purity": purity(labels, clusters), "patch_nmi": nmi(labels, clusters)}
 
     @torch.no_grad()
-    def _bank(self, trainer: Trainer, method) -> Embeddings:
-        """Patches of the training rows with a box (less than half of ImageNet's), from all ranks."""
+    def _bank(self, trainer: Trainer, method) -> Iterator[tuple[Tensor, Tensor]]:
+        """Patches [n, 9, D] of unit length in float16 of training images with a box, and their rows, from all ranks.
+
+        Less than half of ImageNet's training images have a box.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = data.parts.train
-        loader = data.gallery_loader(rows[~np.isnan(data.parts.index.boxes[rows]).any(axis=1)])
-        return collect([self._patches(trainer, method, trainer.strategy.batch_to_device(batch)) for batch in loader])
+        rows = rows[~np.isnan(data.parts.index.boxes[rows]).any(axis=1)]
+        place = trainer.global_rank * -(-len(rows) // trainer.world_size)  # of the next image, among all ranks'
+        parts: list[tuple[Tensor, Tensor]] = []
+        for batch in data.gallery_loader(rows):
+            kept = self._patches(trainer, method, trainer.strategy.batch_to_device(batch))
+            patches_BPD = F.normalize(kept["embedding"].float().unflatten(1, (9, -1)), dim=2).half()
+            places = torch.arange(place, place + len(patches_BPD), device=patches_BPD.device)
+            patches, index = gather_rows(patches_BPD, kept["index"].where(places < len(rows), -1))
+            parts.append((patches[index >= 0], index[index >= 0]))  # without images that come again to fill the ranks
+            place += len(patches_BPD)
+            if sum(len(index) for _, index in parts) * 9 >= PART:
+                yield _joined(parts)
+                parts = []
+        if parts:
+            yield _joined(parts)
 
     def _with_boxes(self, trainer: Trainer, rows: Embeddings) -> tuple[Tensor, Tensor]:
         """Patches [n, 9, D] and classes [n] of the rows with a box."""
         boxes = trainer.datamodule.parts.index.boxes[rows.index.cpu().numpy()]  # type: ignore[attr-defined]
         has_box = torch.from_numpy(~np.isnan(boxes).any(axis=1)).to(rows.fine.device)
-        embedding = rows.embedding if has_box.all() else rows.embedding[has_box]  # the bank, which has boxes only, is
-        return embedding.unflatten(1, (9, -1)), rows.fine[has_box]  # not copied
+        return rows.embedding[has_box].unflatten(1, (9, -1)), rows.fine[has_box]
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    patches, rows = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return patches, rows
 
 
 def _seen(data: Any, row: int) -> tuple[int, int, int, int]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -39,12 +38,13 @@ class Segmentation(Callback):
         self._evaluate(trainer, method, "test")
 
     def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
-        """Write ``masks/<name of the image>.png`` in ADE20K's format: 8 bits a pixel, class number + 1."""
+        """Write ``masks/<name of the image>.png`` in the format of the data set's masks: 8 bits a pixel."""
+        index = trainer.datamodule.parts.index
         folder = Path(trainer.loggers[0].log_dir or ".") / "masks"
         folder.mkdir(parents=True, exist_ok=True)
         for row, predicted_HW in zip(batch.index.tolist(), outputs["predicted"], strict=True):
-            name = Path(trainer.datamodule.parts.index.paths[row]).stem
-            Image.fromarray((predicted_HW + 1).cpu().numpy().astype(np.uint8)).save(folder / f"{name}.png")
+            name = Path(index.paths[row]).stem
+            Image.fromarray(index.values[predicted_HW.cpu().numpy()]).save(folder / f"{name}.png")
 
     def _count(self, trainer: Trainer, images: int, predicted: list, masks: list) -> None:
         first = trainer.global_rank * -(-images // trainer.world_size) + self._shown

@@ -1,4 +1,4 @@
-"""``fgssl maps``: activations, GradCAM, attention and patch similarity of a network, drawn over images."""
+"""``fgssl maps``: activations, GradCAM, attention, similarity and layout of patches of a network, beside images."""
 
 import argparse
 from collections.abc import Callable
@@ -223,6 +223,16 @@ def similarity(net: Net, images: Any) -> list[list[list[Panel]]]:
     ]
 
 
+def tokens(net: Net, images: Any) -> list[list[list[Panel]]]:
+    """t-SNE of the patches of a ViT in each layer, each in the colour of its patch (FLSL, Fig. 4b)."""
+    from fgssl.report.token_maps import token_layouts
+
+    return [
+        [[Panel(f"layer {layer}", points_HW2=places) for layer, places in layers.items()]]
+        for layers in token_layouts(net.backbone, images)
+    ]
+
+
 def attention(net: Net, images: Any) -> list[list[list[Panel]]]:
     """Attention of three framed patches in the last block of a ViT: mean over the heads, and each head (FLSL, Fig. 4a).
 
@@ -253,4 +263,5 @@ KINDS: dict[str, Callable[[Net, Any], list[list[list[Panel]]]]] = {
     "attention": attention,
     "gradcam": gradcam,
     "similarity": similarity,
+    "tokens": tokens,
 }

@@ -14,8 +14,8 @@ from rich.progress import track
 from rich.table import Table
 
 from fgssl.data.datasets import ALL, DataSet
-from fgssl.data.datasets.ade20k import MaskIndex
 from fgssl.data.datasets.base import Published
+from fgssl.data.datasets.masks import MaskIndex
 from fgssl.data.images import read_row
 from fgssl.data.index import Index, rows_hash
 from fgssl.data.sheet import write_sheet

@@ -15,6 +15,7 @@ from fgssl.data.augment import Channels
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.object_dataset import ObjectDataSet
 from fgssl.data.datasets.objects import ObjectIndex
+from fgssl.data.detr_crop import DETR_NUMBERS, detr_crop
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Views
 from fgssl.errors import UserError, at_least
@@ -59,16 +60,17 @@ class Scenes(AnnotatedImages):
         masks: draw the masks of the objects where the data set has outlines.
         flip: probability of a left-right flip.
         jitter: large-scale jitter; None: the whole image.
+        crop: whether half of the images are cropped at random (``detr_crop``).
         *images: as of ``Images``.
     """
 
     index: ObjectIndex
     batch = DetectionBatch
+    count = 2 + DETR_NUMBERS  # flip, jitter, crop
 
-    def __init__(self, *images, masks: bool, flip: float, jitter: Jitter | None):
+    def __init__(self, *images, masks: bool, flip: float, jitter: Jitter | None, crop: bool):
         super().__init__(*images)
-        self.flip, self.jitter = flip, jitter
-        self.count = 1 if jitter is None else 2
+        self.flip, self.jitter, self.crop = flip, jitter, crop
         self.masks = masks and self.index.objects.outlines is not None
 
     def _views(self, row: int, numbers: np.ndarray) -> Any:
@@ -87,6 +89,8 @@ class Scenes(AnnotatedImages):
             target["boxes"][:, [0, 2]] += width
             if self.masks:
                 target["masks"] = target["masks"].flip(-1)
+        if self.crop:
+            return detr_crop(image_3HW, target, numbers[2:])
         if self.jitter is None:
             return image_3HW, target
         return jittered(image_3HW, target, self.jitter, seed=int(numbers[1] * 2**53))
@@ -187,6 +191,8 @@ class DetectionData(AnnotatedData):
         protocol: training, validation and test rows.
         jitter: side in px of the square views of large-scale jitter in training (ViTDet: 1024); null: whole images.
         jitter_scale: range of the random size of an image in them, as a factor of the size that fits into the square.
+        crop: crop half of the training images at random before they are resized, as DETR does (``detr_crop``); not
+            with ``jitter``.
 
     Raises:
         UserError: the data set has no boxes, is missing or does not match, or a batch does not fit it.
@@ -198,6 +204,7 @@ class DetectionData(AnnotatedData):
         protocol: Protocol = Protocol(),
         jitter: int | None = None,
         jitter_scale: tuple[float, float] = (0.1, 2.0),
+        crop: bool = False,
         **options,
     ):
         if not isinstance(dataset, ObjectDataSet):
@@ -206,15 +213,17 @@ class DetectionData(AnnotatedData):
             )
         if jitter is not None:
             at_least(32, **{"data.jitter": jitter})
+            if crop:
+                raise UserError("data.crop and data.jitter are two ways to cut images: take one of them.")
         if not 0 < jitter_scale[0] <= jitter_scale[1]:
             raise UserError(
                 f"data.jitter_scale is {list(jitter_scale)}; it must be the smallest scale, above 0, and the largest."
             )
         super().__init__(dataset, protocol, **options)
-        self.jitter, self.jitter_scale = jitter, jitter_scale
+        self.jitter, self.jitter_scale, self.crop = jitter, jitter_scale, crop
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Scenes:
         training = views is self.views
         jitter = Jitter(self.jitter, self.jitter_scale, self.mean) if self.jitter is not None and training else None
-        flip = self.flip if training else 0.0
-        return Scenes(self.parts.index, rows, views, *shared, masks=training, flip=flip, jitter=jitter)
+        options: dict[str, Any] = {"flip": self.flip if training else 0.0, "crop": self.crop and training}
+        return Scenes(self.parts.index, rows, views, *shared, masks=training, jitter=jitter, **options)

@@ -417,9 +417,10 @@ class Method(LightningModule):
             milestones = [milestone * unit for milestone in self.optim.milestones]
             return warmup_steps(step, warmup, milestones, self.optim.gamma)
         floor = self.optim.min_lr / self.optim.peak(self.global_batch())
-        fall = warmup_linear if self.optim.schedule == "linear" else warmup_cosine
         total = self.total_steps() if self.optim.length is None else round(self.optim.length * unit)
-        return fall(step, total, warmup, floor=floor)
+        if self.optim.schedule == "linear":
+            return warmup_linear(step, total, warmup, floor=floor, power=self.optim.power)
+        return warmup_cosine(step, total, warmup, floor=floor)
 
     def lr_factors(self, settings: list[dict[str, Any]]) -> list[Callable[[int], float]]:
         """``lr_factor`` for each parameter group; 1 at every step for those with a constant learning rate."""

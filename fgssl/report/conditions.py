@@ -36,7 +36,7 @@ TEST_IMAGES = {
     ("cars", "official"): 8041, ("cars", "zero_shot"): 8131, ("aircraft", "official"): 3333,
     ("flowers", "official"): 6149, ("indoor67", "official"): 1340, ("pets", "official"): 3669,
     ("dtd", "official"): 1880, ("voc07", "official"): 4952, ("voc0712", "official"): 4952, ("coco", "official"): 5000,
-    ("ade20k", "official"): 2000, ("davis2017", "official"): 30,
+    ("ade20k", "official"): 2000, ("cityscapes", "official"): 500, ("davis2017", "official"): 30,
 }  # fmt: skip
 
 # Conditions of every row, unless it states another value.
@@ -253,6 +253,8 @@ SAMPLING = {
     "DistanceWeighted": "distance",
 }
 
+HEADS = {"fpn": "semantic_fpn", "psp": "PSPNet", "psa": "PSANet"}
+
 # Condition -> how to read it from a run. The names are those of the tables, as a reader knows them.
 FACTS: dict[str, Callable[[Evidence], Any]] = {
     "network": _network,
@@ -318,7 +320,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "schedule": _schedule,
     "finetune_epochs": lambda e: e.run.origin.epochs,
     "fine-tuning batch": lambda e: _batch(e.of_task),
-    "head": lambda e: {"fpn": "semantic_fpn"}.get(str(e.of_task.get("model.head")), e.of_task.get("model.head")),
+    "head": lambda e: HEADS.get(str(e.of_task.get("model.head")), e.of_task.get("model.head")),
 }
 
 

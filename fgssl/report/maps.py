@@ -1,4 +1,4 @@
-"""Heat maps and marked patches, drawn over photographs."""
+"""Heat maps and marked patches, drawn over photographs, and patches laid out as points."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +23,14 @@ class Panel(NamedTuple):
         title: text above the picture.
         heat_HW: [H, W] non-negative values of any scale, drawn as a heat map; None: no heat map.
         marked_HW: [H, W] bool, patches to frame in red; None: no frames.
+        points_HW2: [H, W, 2] a point of each patch, drawn in the colour of the patch in place of the photograph; None:
+            the photograph is drawn.
     """
 
     title: str
     heat_HW: np.ndarray | None = None
     marked_HW: np.ndarray | None = None
+    points_HW2: np.ndarray | None = None
 
 
 class Line(NamedTuple):
@@ -75,6 +78,28 @@ def paint(photograph: Image.Image, box: Box, panel: Panel) -> Image.Image:
     return whole
 
 
+def scatter(photograph: Image.Image, box: Box, points_HW2: np.ndarray) -> Image.Image:
+    """Points of the patches on white, at the size of the photograph, each in the mean colour of its patch."""
+    height, width = points_HW2.shape[:2]
+    colours = np.asarray(photograph.convert("RGB").crop(box).resize((width, height), Image.Resampling.BOX))
+    low, high = points_HW2.min(axis=(0, 1)), points_HW2.max(axis=(0, 1))
+    radius = max(2, min(photograph.size) // 60)
+    room = np.array(photograph.size) - 4 * radius
+    places = 2 * radius + (points_HW2 - low) / np.maximum(high - low, 1e-12) * room
+    picture = Image.new("RGB", photograph.size, "white")
+    draw = ImageDraw.Draw(picture)
+    for (x, y), colour in zip(places.reshape(-1, 2).tolist(), colours.reshape(-1, 3).tolist(), strict=True):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(colour), outline="grey")
+    return picture
+
+
+def picture_of(line: Line, panel: Panel) -> Image.Image:
+    """What a panel shows, at the size of the photograph."""
+    if panel.points_HW2 is not None:
+        return scatter(line.photograph, line.box, panel.points_HW2)
+    return paint(line.photograph, line.box, panel)
+
+
 def draw_panels(lines: list[Line], title: str, path: Path) -> Path:
     """Draw photographs and their panels, one row a line, with a colour bar where there is a heat map.
 
@@ -107,7 +132,7 @@ def draw_panels(lines: list[Line], title: str, path: Path) -> Path:
     top = head
     for line, texts, tall, space in zip(lines, names, heights, above, strict=True):
         top += space
-        pictures = [line.photograph.convert("RGB"), *(paint(line.photograph, line.box, p) for p in line.panels)]
+        pictures = [line.photograph.convert("RGB"), *(picture_of(line, panel) for panel in line.panels)]
         for column, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
             axis = place(GAP + column * (cell + GAP), top, cell, tall)
             axis.imshow(picture.resize((cell, tall), Image.Resampling.LANCZOS), aspect="auto")

@@ -1,16 +1,18 @@
-"""Maps of a ViT's patch tokens: similarity in each layer and attention of a patch (FLSL, Figs. 3 and 4a).
+"""Maps of a ViT's patch tokens: similarity and layout in each layer, attention of a patch (FLSL, Figs. 3 and 4).
 
 Shapes: B images, N = h w patches, D channels, H heads.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fgssl.errors import UserError
 from fgssl.nn.feature_map import token_grid
+from fgssl.report.figures import layout
 
 LAYERS = 5  # layers in a picture, from the projection of the patches to the last block
 QUERIES = (
@@ -34,14 +36,40 @@ def similarity_maps(network: Any, images: Tensor) -> dict[int, Tensor]:
         Layer to [B, h, w] in 0 to 1; negative sums are shown as 0. Layer 0 is the projection of the patches, the last
         one the tokens after the final LayerNorm; of those between at most ``LAYERS`` in all.
     """
-    shown = torch.linspace(0, depth_of(network), min(LAYERS, depth_of(network) + 1)).round().int().tolist()
-    outputs = _outputs_of(network, images)
     grid, maps = token_grid(network, images.shape[-2:]), {}
-    for layer in shown:
-        tokens_BND = F.normalize(outputs[layer], dim=-1)
+    for layer, tokens_BND in tokens_of_layers(network, images).items():
         score_BN = (tokens_BND * tokens_BND.sum(dim=1, keepdim=True)).sum(dim=-1)
         maps[layer] = (score_BN / score_BN.amax(dim=1, keepdim=True)).clamp(min=0).unflatten(1, grid)
     return maps
+
+
+@torch.no_grad()
+def tokens_of_layers(network: Any, images: Tensor) -> dict[int, Tensor]:
+    """Layer, as of ``similarity_maps``, to patch tokens [B, N, D] of unit length."""
+    shown = torch.linspace(0, depth_of(network), min(LAYERS, depth_of(network) + 1)).round().int().tolist()
+    outputs = _outputs_of(network, images)
+    return {layer: F.normalize(outputs[layer], dim=-1) for layer in shown}
+
+
+def token_layouts(network: Any, images: Tensor) -> list[dict[int, np.ndarray]]:
+    """t-SNE of the patch tokens of each image in each layer, by cosine (FLSL, Fig. 4b).
+
+    Args:
+        network: a timm ViT.
+        images: [B, 3, H, W], normalised.
+
+    Returns:
+        For each image: layer, as of ``similarity_maps``, to [h, w, 2] places.
+    """
+    rows, columns = token_grid(network, images.shape[-2:])
+    layers = tokens_of_layers(network, images)
+    return [
+        {
+            layer: layout(tokens_BND[place].cpu().numpy(), "tsne", seed=0).reshape(rows, columns, 2)
+            for layer, tokens_BND in layers.items()
+        }
+        for place in range(len(images))
+    ]
 
 
 @torch.no_grad()

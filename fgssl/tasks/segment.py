@@ -12,22 +12,34 @@ from fgssl.errors import at_least
 from fgssl.methods.base import StepResult
 from fgssl.metrics.segmentation import IGNORED
 from fgssl.nn.backbones import Backbone, of_any_size
-from fgssl.nn.segmenters import Head, build_head, class_scores
+from fgssl.nn.segmenters import AUXILIARY, Head, all_scores, build_head, class_scores
 from fgssl.tasks.downstream import Downstream, Whose
 
 
-class Segment(Downstream):
-    """Semantic FPN or linear head on a backbone of a checkpoint or of timm (FLSL, Table 10).
+def mean_over_labelled(scores_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Cross-entropy, mean over the labelled pixels; 0 where none is labelled."""
+    total = F.cross_entropy(scores_BCHW, labels_BHW, ignore_index=IGNORED, reduction="sum")
+    return total / (labels_BHW != IGNORED).sum().clamp(min=1)
 
-    Takes a ``SegmentationBatch``. The loss is the cross-entropy, mean over labelled pixels. Shapes: B batch, C classes.
+
+class Segment(Downstream):
+    """A head for semantic segmentation on a backbone of a checkpoint or of timm (FLSL, Table 10; MLS, Table 3).
+
+    Takes a ``SegmentationBatch``. The loss is the cross-entropy, mean over labelled pixels; that of the auxiliary
+    classifier of ``psp`` and ``psa``, on the third stage, is added with weight 0.4. Shapes: B batch, C classes.
 
     Args:
         backbone: backbone architecture; with ``init_from`` the architecture of the checkpoint.
         init_from: checkpoint or run folder of any method whose backbone is loaded; null: weights as ``backbone`` says.
         init_network: network of the checkpoint; null: the teacher if it is updated after each step, else the student.
-        head: ``fpn`` (Semantic FPN) or ``linear`` (1x1 convolution on the last feature map).
+        head: ``fpn`` (Semantic FPN), ``linear`` (1x1 convolution on the last feature map), ``psp`` (PSPNet) or ``psa``
+            (PSANet). The last two are for networks whose last two stages have stride 8, such as a ResNet with
+            ``backbone.options: {output_stride: 8}``.
         frozen: train the head only; weights and BatchNorm statistics of the backbone stay fixed.
-        width: channels of the levels of the feature pyramid.
+        width: channels of the levels of the feature pyramid (``fpn``: 256), or of the reduced maps (``psp``, ``psa``:
+            512).
+        rescale: bring the four depths of a ViT to strides 4, 8, 16 and 32 before the feature pyramid; scores then have
+            stride 4. False: all keep the stride of the patches, as in FLSL's released code.
         num_fine: number of classes C; from the data set on the command line.
         optim: optimiser and learning rate schedule.
     """
@@ -44,6 +56,7 @@ class Segment(Downstream):
         head: Head = "fpn",
         frozen: bool = False,
         width: int = 256,
+        rescale: bool = True,
         num_fine: int = 0,
         **base,
     ):
@@ -51,16 +64,16 @@ class Segment(Downstream):
         at_least(4, **{"model.width": width})
         self.frozen = frozen
         self.backbone = of_any_size(self.start_of(backbone))
-        self.head = build_head(self.backbone, head, num_fine, width)
+        self.head = build_head(self.backbone, head, num_fine, width, rescale)
         if frozen:
             self.backbone.requires_grad_(False)
         self.train()  # Lightning does not change the mode of modules
 
     def step(self, batch: SegmentationBatch) -> StepResult:  # type: ignore[override]
-        scores_BCHW = class_scores(self.backbone, self.head, torch.stack(batch.images))
+        scores, *auxiliary = all_scores(self.backbone, self.head, torch.stack(batch.images))
         labels_BHW = torch.stack(batch.masks).long()
-        total = F.cross_entropy(scores_BCHW, labels_BHW, ignore_index=IGNORED, reduction="sum")
-        return StepResult(total / (labels_BHW != IGNORED).sum().clamp(min=1))  # a batch may have no labelled pixel
+        loss = mean_over_labelled(scores, labels_BHW)
+        return StepResult(loss + sum(AUXILIARY * mean_over_labelled(one, labels_BHW) for one in auxiliary))
 
     def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
         sizes = [mask.shape for mask in batch.masks]

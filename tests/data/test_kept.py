@@ -2,8 +2,9 @@
 
 import dataclasses
 import mmap
-import multiprocessing
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,24 +149,23 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, folder, monkeypatch):
     assert kept_folders(folder) == []
 
 
-def test_processes_that_start_together_parse_the_files_once(tmp_path, monkeypatch):
-    """Forked, as the ranks of a machine: each writes a file where it parses."""
-    root, parse = make(tmp_path), COCOInstances._parse
-    (tmp_path / "parsed").mkdir()
+def test_readers_that_start_together_parse_the_files_once(tmp_path, monkeypatch):
+    """Threads, each with a file lock of its own, as the ranks of a machine have."""
+    root, parse, parsed, together = make(tmp_path), COCOInstances._parse, [], threading.Barrier(3)
 
     def counted(self):
-        (tmp_path / "parsed" / str(os.getpid())).touch()
+        parsed.append(self)
         return parse(self)
 
+    def read(_):
+        data = dataset(root)
+        together.wait(60)
+        return len(data.index())
+
     monkeypatch.setattr(COCOInstances, "_parse", counted)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=lambda: dataset(root).index()) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(list((tmp_path / "parsed").iterdir())) == 1
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(read, range(3))) == [9, 9, 9]
+    assert len(parsed) == 1
 
 
 def test_the_folder_is_the_users_unless_it_is_named(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""ADE20K's files, views of image and mask together, and mistakes in the files."""
+"""ADE20K's and Cityscapes' files, views of image and mask together, and mistakes in the files."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from rich.console import Console
 from fgssl.data.augment import IMAGENET_MEAN
 from fgssl.data.check import check
 from fgssl.data.datasets import ALL
-from fgssl.data.segmentation import SegmentationData, random_view, read_mask, scaled
+from fgssl.data.segmentation import RandomView, SegmentationData, largest_share, read_mask, scaled
 from fgssl.errors import UserError
 from fgssl.metrics.segmentation import IGNORED
 from tests import trees
@@ -40,7 +40,7 @@ def test_images_masks_and_class_names_go_together(root):
     assert index.fine_names == ("red, hue", "blue, hue", "green, hue")
     for image, mask in zip(index.paths, index.masks, strict=True):
         assert image.rsplit("/", 1)[1][:-4] == mask.rsplit("/", 1)[1][:-4]
-    labels = read_mask(index.masks[0], 3)
+    labels = read_mask(index.masks[0], index.classes)
     assert set(labels.unique().tolist()) == {0, 1, 2, IGNORED}
     pixels = np.array(Image.open(index.paths[0])).astype(int)
     red = np.abs(pixels - trees.COLOURS["red"]).sum(-1) < 60
@@ -53,8 +53,9 @@ def test_image_and_mask_are_scaled_cut_and_flipped_together():
     mask = columns.repeat(48, 1).byte()
     image = (mask * 30)[None].repeat(3, 1, 1)
     seen = set()
-    for numbers in np.random.default_rng(0).random((20, 4)):
-        view, labels = random_view(image, mask, numbers, 40, (0.5, 2.0), 0.5, IMAGENET_MEAN)
+    random_view = RandomView((40, 40), 40, (0.5, 2.0), 0.5, 1.0, False, IMAGENET_MEAN)
+    for numbers in np.random.default_rng(0).random((20, RandomView.count)):
+        view, labels = random_view(image, mask, numbers)
         assert view.shape == (3, 40, 40)
         assert labels.shape == (40, 40)
         shown = labels != IGNORED
@@ -63,6 +64,113 @@ def test_image_and_mask_are_scaled_cut_and_flipped_together():
         order = labels[0][shown[0]].int().diff().sign().sum()
         seen.add((bool(order > 0), bool((~shown).any())))
     assert seen == {(a, b) for a in (True, False) for b in (True, False)}  # flipped or not, padded or not
+
+
+def test_a_view_may_be_wider_than_high_and_smaller_than_the_image():
+    """Cityscapes: views of 512 x 1024 px of images whose shorter side is 1024 px at scale 1."""
+    image = torch.randint(0, 256, (3, 32, 64), dtype=torch.uint8)
+    view = RandomView((16, 32), 32, (1.0, 1.0), 0.0, 1.0, False, IMAGENET_MEAN)
+    shown, labels = view(image, image[0] % 19, np.array([0.0, 0.5, 0.9, 0.9, *[0.0] * (RandomView.count - 4)]))
+    assert shown.equal(image[:, 15:31, 16:48])  # 17 places of the upper edge, 33 of the left one
+    assert labels.equal(image[0, 15:31, 16:48] % 19)
+
+
+def numbers_of(*places: tuple[float, float]) -> np.ndarray:
+    """Random numbers of a view at scale 1 without a flip; ``places`` (x, y) of its crops."""
+    numbers = np.full(RandomView.count, 0.999)
+    numbers[[0, 1, 2]] = [0.0, *places[0]]
+    for number, place in enumerate(places[1:]):
+        numbers[13 + 2 * number : 15 + 2 * number] = place
+    return numbers
+
+
+def test_another_crop_is_taken_where_one_class_fills_too_much():
+    """Columns 0 to 63 are class 0, then four of class 1 and four without; a view shows eight columns."""
+    mask = torch.zeros(24, 72, dtype=torch.uint8)
+    mask[:, 64:68], mask[:, 68:] = 1, IGNORED
+    image = torch.arange(72, dtype=torch.uint8).repeat(3, 24, 1)
+    places = [(0.2, 0.0), (0.5, 0.0), (0.94, 0.0), (0.1, 0.0)]  # the third shows columns 61 to 68: 3 of 0, 4 of 1
+    for limit, column in ((0.75, 61), (1.0, 13)):
+        view = RandomView((24, 8), 24, (1.0, 1.0), 0.0, limit, False, IMAGENET_MEAN)
+        shown, _ = view(image, mask, numbers_of(*places))
+        assert shown[0, 0, 0] == column
+    view = RandomView((24, 8), 24, (1.0, 1.0), 0.0, 0.5, False, IMAGENET_MEAN)  # 4 of 7 are too many as well
+    shown, _ = view(image, mask, numbers_of(*places, *[(0.0, 0.0)] * 6, (0.6, 0.0)))
+    assert shown[0, 0, 0] == 39  # the eleventh crop, whatever it shows
+
+
+def test_largest_share_counts_labelled_pixels_alone():
+    assert largest_share(torch.tensor([[0, 0, 0, 1], [IGNORED] * 4], dtype=torch.uint8)) == 0.75
+    assert largest_share(torch.full((2, 2), IGNORED, dtype=torch.uint8)) == 1
+
+
+def test_colours_of_the_margin_are_not_distorted(root):
+    data = data_of(root, distort=True, scale=(0.5, 0.6))
+    batch = next(iter(data.train_loader(epoch=0)))
+    plain = next(iter(data_of(root, scale=(0.5, 0.6)).train_loader(epoch=0)))
+    for view, other, labels in zip(batch.images, plain.images, batch.masks, strict=True):
+        assert (view[:, -1, -1] == torch.tensor([124, 116, 104])).all()
+        assert (view != other)[:, labels != IGNORED].any()
+
+
+# ---- Cityscapes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:cityscapes")
+def test_cityscapes_has_the_19_classes_in_both_formats(tmp_path):
+    """Road, car and bicycle are the classes 0, 13 and 18; the ground has none."""
+    plain = ALL["cityscapes"](str(trees.make_cityscapes(tmp_path / "ids")), partial=True).index()
+    made = ALL["cityscapes"](str(trees.make_cityscapes(tmp_path / "made", train_ids=True)), partial=True).index()
+    assert plain.fine_names[0] == "road"
+    assert plain.fine_names[13] == "car"
+    assert plain.fine_names[18] == "bicycle"
+    assert plain.masks[0].endswith("gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png")
+    assert made.masks[0].endswith("aachen_000000_000019_gtFine_labelTrainIds.png")
+    for image, ours, theirs in zip(plain.paths, plain.masks, made.masks, strict=True):
+        assert image.rsplit("/", 1)[1].split("_left")[0] == ours.rsplit("/", 1)[1].split("_gtFine")[0]
+        labels = read_mask(ours, plain.classes)
+        assert labels.equal(read_mask(theirs, made.classes))
+        assert set(labels.unique().tolist()) <= {0, 13, 18, IGNORED}
+    assert plain.values.tolist() == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert made.values.tolist() == list(range(19))
+    assert np.isin([0, 1, 6, 10, 18, 29, 30, 255], np.flatnonzero(plain.classes == IGNORED)).all()
+
+
+@pytest.mark.filterwarnings("ignore:cityscapes")
+def test_cityscapes_takes_train_ids_only_where_all_images_have_them(tmp_path):
+    root = trees.make_cityscapes(tmp_path, train_ids=True)
+    (root / "gtFine/val/munster/munster_000001_000019_gtFine_labelTrainIds.png").unlink()
+    index = ALL["cityscapes"](str(root), partial=True).index()
+    assert all(path.endswith("labelIds.png") for path in index.masks)
+    (root / "gtFine/val/munster/munster_000001_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(UserError, match=r"without a mask .* in gtFine/val: .*munster_000001_000019_leftImg8bit.png"):
+        ALL["cityscapes"](str(root), partial=True).index()
+
+
+@pytest.mark.filterwarnings("ignore:cityscapes")
+def test_a_label_that_cityscapes_does_not_have_is_named(tmp_path):
+    root = trees.make_cityscapes(tmp_path)
+    path = root / "gtFine/train/zurich/zurich_000001_000019_gtFine_labelIds.png"
+    Image.fromarray(np.full((24, 48), 34, np.uint8)).save(path)
+    index = ALL["cityscapes"](str(root), partial=True).index()
+    with pytest.raises(UserError, match="zurich_000001_000019_gtFine_labelIds.png: a pixel has label 34.* 0 to 33"):
+        read_mask(str(path), index.classes)
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"largest_class": 1.5}, "data.largest_class"),
+        ({"size": (32, 1)}, "data.size"),
+        ({"short_side": 1}, "data.short"),
+    ],
+)
+def test_sizes_and_shares_out_of_range_are_named(options, said, root):
+    with pytest.raises(UserError, match=said):
+        data_of(root, **options)
 
 
 def test_the_longer_side_is_four_times_the_target_at_most():
@@ -84,9 +192,6 @@ def test_batches_depend_on_seed_and_draw_alone_and_evaluation_shows_whole_images
     normal = data_of(root).on_after_batch_transfer(batch, 0).images[0]
     assert normal.is_floating_point()
     assert normal.abs().max() < 3
-
-
-# ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [(2.0, 1.0), (0.0, 1.0)])
@@ -129,7 +234,7 @@ def test_a_table_of_classes_of_another_form_is_named(number, line, said, root):
     ("mask", "said"),
     [
         (np.zeros((30, 40), np.uint8), "has 40 x 30 px and its image 40 x 32"),
-        (np.full((32, 40), 4, np.uint8), r"label 4; labels are 0 \(no class\) to 3"),
+        (np.full((32, 40), 4, np.uint8), "label 4; labels are 0 to 3"),
         (np.zeros((32, 40, 3), np.uint8), "no mask: one channel of 8 bits is expected, the image has mode RGB"),
         (None, "unreadable image"),
     ],

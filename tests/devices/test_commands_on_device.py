@@ -81,7 +81,7 @@ def test_maps_and_davis(folder, elsewhere):
     checkpoint = ["--ckpt_path", str(folder / "flsl" / "run")]
     picture = folder / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
-    for kind in ("attention", "gradcam", "similarity"):
+    for kind in ("attention", "gradcam", "similarity", "tokens"):
         line = ["maps", kind, *checkpoint, str(picture), "--out", str(folder / f"{kind}.png")]
         assert elsewhere(run, line) == 0, kind
     root = make_davis(folder / "davis_data", still=(0, 0), moving=(1, -1))

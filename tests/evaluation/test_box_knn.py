@@ -12,7 +12,7 @@ import torch
 
 from fgssl.cli.main import main
 from fgssl.data.views import EvalView
-from fgssl.evaluation.box_knn import box_knn_right, box_patches, nearest, patches_right
+from fgssl.evaluation.box_knn import Nearest, box_patches, nearest, patches_right
 from fgssl.evaluation.knn import vote
 from fgssl.evaluation.search import search
 from tests import trees
@@ -83,13 +83,14 @@ def test_box_knn_votes_are_golden():
     predicted = vote(cosine, train_labels.repeat_interleave(train.shape[1])[ids], golden["T"])
     assert predicted.view(3, -1).tolist() == [result["patch_predictions"] for result in golden["result"]]
     options = {"k": golden["k"], "temperature": golden["T"]}
-    right = box_knn_right(test, test_labels, train, train_labels, **options)
+    rows = torch.arange(len(train))
+    of_patches = patches_right(test, test_labels, [(train, rows)], train_labels, **options)
+    assert of_patches.equal(predicted.view(3, -1) == test_labels[:, None])
+    right = of_patches.any(dim=1)
     assert right.tolist() == [result["correct_any"] for result in golden["result"]]
     assert 100 * right.double().mean() == pytest.approx(golden["top1"])
-    of_patches = patches_right(test, test_labels, train, train_labels, **options)
-    assert of_patches.equal(predicted.view(3, -1) == test_labels[:, None])
-    permuted = torch.tensor([2, 0, 3, 1])
-    assert right.equal(box_knn_right(test, test_labels, train[permuted], train_labels[permuted], **options))
+    parts = [(train[[2, 0]], rows[[2, 0]]), (train[[3, 1]], rows[[3, 1]])]
+    assert of_patches.equal(patches_right(test, test_labels, parts, train_labels, **options))
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 20, 100])
@@ -101,10 +102,23 @@ def test_nearest_in_parts_equals_one_search(at_once):
         assert ours.equal(whole)
 
 
-def test_box_knn_right_is_empty_without_test_images():
-    nothing, bank = torch.zeros(0, 9, 4), torch.ones(2, 9, 4)
-    right = box_knn_right(nothing, torch.zeros(0), bank, torch.zeros(2), k=1, temperature=0.07)
-    assert right.tolist() == []
+def test_nearest_does_not_depend_on_the_order_of_the_parts():
+    """Each row of the bank occurs twice; parts of any order and precision give what one search gives."""
+    generator = torch.Generator().manual_seed(0)
+    queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator).half().repeat(2, 1)
+    cosine, ids = search(queries, bank.float(), 11)
+    order = torch.randperm(40, generator=generator)
+    found = Nearest(queries, 11)
+    for rows in order.split(7):
+        found.add(bank[rows], rows)
+    assert found.cosine_Qk.equal(cosine)
+    assert found.ids_Qk.equal(ids)
+
+
+def test_patches_right_is_empty_without_test_images():
+    nothing, bank = torch.zeros(0, 9, 4), [(torch.ones(2, 9, 4), torch.arange(2))]
+    right = patches_right(nothing, torch.zeros(0), bank, torch.zeros(2), k=1, temperature=0.07)
+    assert right.shape == (0, 9)
 
 
 FLAGS = (
@@ -180,9 +194,11 @@ def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys):
     command = ["test", "--config", str(config), "--model", "Frozen", "--model.backbone.name", "vit_tiny_patch16_224"]
     command += ["--model.backbone.options", VIT, "--model.backbone.pretrained", "false", "--data.eval_resize", "32"]
     command += ["--data.dataset.root", str(root), "--data.dataset.boxes", "true", *FLAGS, "--run.root", str(tmp_path)]
-    command += ["--trainer.callbacks.k", "1"]
+    command += ["--trainer.callbacks.k", "1", "--trainer.callbacks+", "OnlineKNN", "--trainer.callbacks.k", "1"]
     assert main(command) == 0
     assert top1(tmp_path / "flsl_imagenet" / "run") == 1
+    plain = results(tmp_path / "flsl_imagenet" / "run")["metrics"]["test/knn_top1"]
+    assert 1 / 3 <= plain < 1  # of all images, also those that are misleading copies
     assert "k: 1\n" in (tmp_path / "flsl_imagenet" / "run" / "config.yaml").read_text()
 
     for path in (root / "Annotations" / "val").iterdir():

@@ -321,7 +321,7 @@ def test_exported_backbone_loads_into_timm_without_missing_keys(run, tmp_path):
         torch.testing.assert_close(named(images), network(images))
 
 
-@pytest.mark.parametrize("kind", ["similarity", "attention"])
+@pytest.mark.parametrize("kind", ["similarity", "attention", "tokens"])
 def test_maps_command_draws_two_runs_side_by_side(kind, run, tmp_path):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
     out, again = tmp_path / "maps.png", tmp_path / "alone.png"

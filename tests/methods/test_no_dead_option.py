@@ -217,6 +217,7 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
             "decay_1d": With(False, {"weight_decay": 0.5}), "lr_1d": 0.01, "warmup": 1, "min_lr": 0.05,
             "reference_batch": 2, "schedule": "linear", "length": 9, "milestones": With([2], STEPS),
             "unit": With("step", {"warmup": 2}), "gamma": With(0.5, STEPS), "clip_each": 1e-3, "layer_decay": 0.5,
+            "power": With(0.5, {"schedule": "linear"}),
             "constant": "query.head", "groups": [Group("query.head", 0.01)],
         },
     ),

@@ -6,7 +6,7 @@ from PIL import Image
 
 from fgssl.commands.maps import lines_of
 from fgssl.data.views import EvalView
-from fgssl.report.maps import RED, Line, Panel, draw_panels, enlarged, paint
+from fgssl.report.maps import RED, Line, Panel, draw_panels, enlarged, paint, picture_of, scatter
 
 GREY = Image.new("RGB", (300, 200), (128, 128, 128))
 CORNER = np.array([[0.0, 0.0], [0.0, 5.0]])
@@ -37,6 +37,23 @@ def test_frames_are_around_their_patches():
     rows, columns = np.nonzero((painted == RED).all(axis=-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 99, 150, 249)
     assert (painted[50, 200] == 128).all()
+
+
+def test_points_have_the_colours_of_their_patches():
+    """Two by two patches of the box, laid out in the four corners, across from where they are."""
+    photograph = Image.new("RGB", (300, 200), "black")
+    colours = {(0, 0): (255, 0, 0), (0, 1): (0, 255, 0), (1, 0): (0, 0, 255), (1, 1): (255, 255, 0)}
+    for (row, column), colour in colours.items():
+        photograph.paste(colour, (50 + 100 * column, 100 * row, 150 + 100 * column, 100 + 100 * row))
+    points = np.array([[[9.0, 5.0], [-1.0, 5.0]], [[9.0, -5.0], [-1.0, -5.0]]])  # x, y of each patch
+    drawn = np.asarray(scatter(photograph, (50, 0, 250, 200), points))
+    assert drawn.shape == (200, 300, 3)
+    corners = {(0, 0): (193, 293), (0, 1): (193, 6), (1, 0): (6, 293), (1, 1): (6, 6)}
+    for place, (y, x) in corners.items():
+        assert tuple(drawn[y, x].tolist()) == colours[place]
+    assert (drawn[100, 150] == 255).all()
+    line = Line("name", photograph, (50, 0, 250, 200), [])
+    assert np.array_equal(np.asarray(picture_of(line, Panel("layer 3", points_HW2=points))), drawn)
 
 
 def colours_of(picture: Image.Image) -> int:

@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone
-from fgssl.report.token_maps import attention_maps, depth_of, query_patches, similarity_maps
+from fgssl.report.token_maps import attention_maps, depth_of, query_patches, similarity_maps, token_layouts
 from tests.tiny import BACKBONE
 
 SMALL = {"img_size": 12, "patch_size": 4, "depth": 2, "embed_dim": 8, "num_heads": 2}
@@ -76,3 +76,21 @@ def test_other_networks_are_refused():
             draw(BACKBONE.build(), IMAGES)
     with pytest.raises(UserError, match="ViTs"):
         depth_of(torch.nn.Identity())
+
+
+def test_layouts_keep_alike_patches_together():
+    """The upper half is grey of one brightness, the lower one of another: two groups in each layer."""
+    torch.manual_seed(0)
+    network = Backbone("vit_tiny_patch16_224", options=SMALL | PLAIN | {"img_size": 24}).build().eval()
+    images = torch.full((1, 3, 24, 24), 2.0) + 0.01 * torch.randn(1, 3, 24, 24)
+    images[:, :, :12] -= 4.0
+    (layers,) = token_layouts(network, images)
+    assert list(layers) == [0, 1, 2]
+    places = torch.from_numpy(layers[0])
+    assert places.shape == (6, 6, 2)
+    upper, lower = places[:3].reshape(-1, 2), places[3:].reshape(-1, 2)
+    across = torch.cdist(upper, lower).min(dim=1).values
+    within = torch.cdist(upper, upper).fill_diagonal_(torch.inf).min(dim=1).values
+    assert (within < across).all()
+    again = token_layouts(network, images)[0]
+    assert (again[2] == layers[2]).all()

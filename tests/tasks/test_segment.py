@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from fgssl.callbacks.segmentation import Segmentation
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
-from fgssl.data.segmentation import SegmentationBatch, SegmentationData
+from fgssl.data.segmentation import SegmentationBatch, SegmentationData, read_mask
 from fgssl.errors import UserError
 from fgssl.methods import FLSL
 from fgssl.metrics.segmentation import IGNORED, confusion
 from fgssl.nn.moco import write_moco
+from fgssl.nn.segmenters import all_scores
 from fgssl.optim import Optim
 from fgssl.report.published import Missing, published
 from fgssl.report.runs import read_run
@@ -24,7 +26,7 @@ from fgssl.tasks import Segment
 from tests import trees
 from tests.methods.runs import ROOT, assert_same_state, losses, results, state
 from tests.nn.test_detectors import RESNET, VIT
-from tests.nn.test_segmenters import TIMM_VIT
+from tests.nn.test_segmenters import DILATED, TIMM_VIT
 from tests.tasks.test_detect import checkpoint
 from tests.tiny import tiny_trainer
 
@@ -116,7 +118,7 @@ def segment(**options) -> Segment:
     return Segment(**({"backbone": RESNET, "num_fine": 3, "width": 16, "optim": QUICK} | options))
 
 
-@pytest.mark.parametrize(("backbone", "head"), [(RESNET, "fpn"), (TIMM_VIT, "fpn"), (VIT, "linear")])
+@pytest.mark.parametrize(("backbone", "head"), [(RESNET, "fpn"), (TIMM_VIT, "fpn"), (VIT, "linear"), (DILATED, "psp")])
 def test_segment_learns_four_images(backbone, head, ade, tmp_path):
     root = tmp_path / "same"
     shutil.copytree(ade, root)
@@ -134,6 +136,50 @@ def test_the_learning_rate_falls_in_a_line():
     method._trainer = SimpleNamespace(max_steps=10, world_size=1, accumulate_grad_batches=1, datamodule=None)
     factors = [method.lr_factor(step) for step in (0, 1, 2, 6, 10)]
     assert factors == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_the_learning_rate_falls_as_a_polynomial():
+    """mmsegmentation's poly: (peak - min) (1 - step / total) ** power + min."""
+    method = segment(optim=Optim(lr=0.01, warmup=0, unit="step", schedule="linear", power=0.9, min_lr=1e-4))
+    method._trainer = SimpleNamespace(max_steps=40, world_size=1, accumulate_grad_batches=1, datamodule=None)
+    rates = [0.01 * method.lr_factor(step) for step in (0, 10, 39, 40)]
+    expected = [(0.01 - 1e-4) * (1 - step / 40) ** 0.9 + 1e-4 for step in (0, 10, 39, 40)]
+    assert rates == pytest.approx(expected)
+    with pytest.raises(UserError, match="power is 0"):
+        Optim(power=0)
+
+
+def test_the_auxiliary_classifier_adds_four_tenths_of_its_loss():
+    method = segment(backbone=DILATED, head="psp").train()
+    images, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
+    numbers = torch.arange(2)
+    batch = SegmentationBatch(list(images), list(labels.byte()), numbers, numbers)
+    for module in method.modules():  # BatchNorm and dropout give the same in both passes
+        module.training = not isinstance(module, (torch.nn.Dropout2d, torch.nn.modules.batchnorm._BatchNorm))
+    main, auxiliary = all_scores(method.backbone, method.head, images)
+    expected = cross_entropy(main, labels) + 0.4 * cross_entropy(auxiliary, labels)
+    torch.testing.assert_close(method.step(batch).loss, expected)
+
+
+@pytest.mark.filterwarnings("ignore:cityscapes")
+def test_predicted_masks_have_the_format_of_the_data_set(tmp_path):
+    """Cityscapes' label ids, as its evaluation script reads them; views and images are twice as wide as high."""
+    root = trees.make_cityscapes(tmp_path / "cityscapes")
+    data = SegmentationData(
+        ALL["cityscapes"](str(root), partial=True), size=(16, 32), short_side=24, batch_size=2, num_workers=0
+    )
+    method = segment(backbone=DILATED, head="psp", num_fine=19)
+    trainer = tiny_trainer(max_epochs=-1, max_steps=1)
+    trainer.fit(method, data)
+    assert {view.shape for view in next(iter(data.train_dataloader())).images} == {(3, 16, 32)}
+    index, predicted = data.parts.index, torch.tensor([[0, 13], [18, 5]])
+    place = SimpleNamespace(datamodule=data, loggers=[SimpleNamespace(log_dir=str(tmp_path))])
+    batch = SimpleNamespace(index=torch.tensor([0]))
+    Segmentation().on_predict_batch_end(place, method, {"predicted": [predicted]}, batch, 0)
+    (path,) = (tmp_path / "masks").iterdir()
+    assert path.stem == "aachen_000000_000019_leftImg8bit"
+    assert np.array(Image.open(path)).tolist() == [[7, 26], [33, 17]]
+    assert read_mask(str(path), index.classes).equal(predicted.byte())
 
 
 def test_only_labelled_pixels_count():

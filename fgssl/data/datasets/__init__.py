@@ -10,6 +10,7 @@ from fgssl.data.datasets.cars import Cars
 from fgssl.data.datasets.cifar10 import CIFAR10
 from fgssl.data.datasets.cifar100 import CIFAR100
 from fgssl.data.datasets.cifartoy import CIFARToy
+from fgssl.data.datasets.cityscapes import Cityscapes
 from fgssl.data.datasets.coco import COCO
 from fgssl.data.datasets.coco_instances import COCOInstances
 from fgssl.data.datasets.cub import CUB
@@ -30,7 +31,7 @@ from fgssl.data.datasets.voc2007 import VOC2007
 
 _CLASSES = (
     CUB, Cars, Aircraft, SOP, ImageNet, ImageNet32, CIFAR10, CIFAR100, CIFARToy, COCO, COCOInstances,
-    Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, UAVDT, ADE20K, Digits, Folder,
+    Flowers, Pets, DTD, Indoor67, VOC2007, VOC0712, UAVDT, ADE20K, Cityscapes, Digits, Folder,
     HuggingFace,
 )  # fmt: skip
 ALL: dict[str, type[DataSet]] = {cls.name: cls for cls in _CLASSES}

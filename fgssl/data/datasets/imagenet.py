@@ -1,10 +1,13 @@
 """ImageNet-1k, ILSVRC 2012 (Russakovsky et al., 2015)."""
 
+import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from filelock import FileLock
 
 from fgssl.data.datasets.base import DataSet, Published, encode
 from fgssl.data.datasets.folder import read_class_folders
@@ -37,7 +40,9 @@ class ImageNet(DataSet):
     Args:
         root: folder that holds ``train`` and ``val``; null: ``$FGSSL_DATA/imagenet``.
         boxes: read the bounding boxes from the XML files ``Annotations/<wnid>/<image>.xml`` (training images) and
-            ``Annotations/val/<image>.xml``; takes minutes.
+            ``Annotations/val/<image>.xml``. That takes minutes, once: they are kept in ``boxes.npz`` beside ``train``
+            and read again only where images or annotations came or went. An annotation that is changed in its place
+            is not noticed: delete ``boxes.npz``.
         partial: accept a copy with other counts than the published ones, such as some of the classes, with a warning;
             the coarse labels stay the same.
     """
@@ -57,7 +62,7 @@ class ImageNet(DataSet):
         index = read_class_folders(self.name, {"train": self.root / "train", "test": self.root / "val"})
         index = replace(index, coarse=coarse_labels(index.fine_names)[index.fine], coarse_names=COARSE)
         if self.boxes:
-            index = replace(index, boxes=read_boxes(self.root / "Annotations", index.paths))
+            index = replace(index, boxes=kept_boxes(self.root, index.paths))
         return index
 
 
@@ -65,6 +70,47 @@ def coarse_labels(wnids: tuple[str, ...]) -> np.ndarray:
     """The published coarse label [C] int64 of each wnid; the label file counts through the 1,000 sorted wnids."""
     published = np.array(label_map("imagenet_fine_to_coarse.json"))
     return published[encode(wnids, read_text("imagenet_wnids.txt").split(), "imagenet")]
+
+
+def kept_boxes(root: Path, paths: np.ndarray) -> np.ndarray:
+    """``read_boxes`` of ``root/Annotations``, kept in ``root/boxes.npz`` for the next time and for other processes.
+
+    Where the folder cannot be written to, nothing is kept.
+    """
+    annotations, file = root / "Annotations", root / "boxes.npz"
+    state = state_of(annotations, paths)
+    kept = _kept(file, state)
+    if kept is None and not os.access(root, os.W_OK):
+        return read_boxes(annotations, paths)
+    if kept is None:
+        with FileLock(f"{file}.lock"):  # the other processes of a machine wait for the first
+            kept = _kept(file, state)
+            if kept is None:
+                kept = read_boxes(annotations, paths)
+                partial = file.with_name("boxes.partial.npz")
+                np.savez(partial, boxes=kept, state=state)
+                partial.replace(file)
+    return kept
+
+
+def _kept(file: Path, state: str) -> np.ndarray | None:
+    """The boxes in a file of this state; None where there is none."""
+    try:
+        with np.load(file) as content:
+            return content["boxes"] if content["state"] == state else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def state_of(folder: Path, paths: np.ndarray) -> str:
+    """Hash of the image names and of the folders of annotations with their times of change."""
+    digest = hashlib.sha256()
+    if folder.is_dir():
+        for entry in sorted([folder, *(path for path in folder.iterdir() if path.is_dir())]):
+            digest.update(f"{entry.name} {entry.stat().st_mtime_ns}\n".encode())
+    for path in paths.tolist():
+        digest.update(f"{path.rsplit('/', 2)[1:]}\n".encode())
+    return digest.hexdigest()
 
 
 def read_boxes(folder: Path, paths: np.ndarray) -> np.ndarray:
