@@ -22,8 +22,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train four methods on handwritten digits and compare them, under 5 minutes on 2 cores
 	$(BIN)/python experiments/demo.py
 
-test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(READY)  ## the test suite; a third process uses what the two cores leave while tests wait for processes
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-fast: $(READY)  ## the tests that take no training run and no second process, under 3 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"

@@ -118,7 +118,7 @@ def test_experiment_takes_a_step(experiment, tmp_path, monkeypatch):
     small = SMALL_NETWORK
     if backbone["name"].startswith("vit"):
         small = json.dumps(backbone.get("options", {}) | SMALL_VIT)
-    elif "options" in backbone:
+    elif "output_stride" in backbone.get("options", {}):
         small = json.dumps(backbone["options"] | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]})
     status = main(
         [

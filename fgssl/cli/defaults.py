@@ -64,7 +64,7 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
     if (
         own is not None
         and isinstance(chosen, dict)
-        and network_of(chosen.get("name", own["name"])) != network_of(own["name"])
+        and network_of(str(chosen.get("name", own["name"]))) != network_of(own["name"])
     ):
         chosen.setdefault("options", {})
     return config

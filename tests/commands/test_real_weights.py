@@ -44,6 +44,6 @@ def test_recall_of_some_unseen_birds(weights, tmp_path):
     assert recall_of_unseen_birds(weights, tmp_path, *few) == pytest.approx(344 / 384, abs=0.003)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recall_of_all_unseen_birds(weights, tmp_path):
     assert recall_of_unseen_birds(weights, tmp_path) == pytest.approx(0.765, abs=0.002)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from fgssl.cli.help import COMMANDS
@@ -84,6 +84,7 @@ def assert_configuration(changes: list[tuple[str, str]]) -> None:
 
 @settings(GENERATED, max_examples=40)
 @given(CHANGES)
+@example([("--model.backbone.name", "2")])
 def test_any_configuration_gives_a_result_or_a_message(changes):
     assert_configuration(changes)
 
