@@ -40,7 +40,11 @@ OPTIONS = st.sampled_from(
 
 
 GENERATED = settings(
-    deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    database=None,
 )
 CHANGES = st.lists(st.tuples(OPTIONS, ANY), min_size=1, max_size=2)
 # No word that names a method and a data set, which would train.
