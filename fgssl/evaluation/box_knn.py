@@ -112,21 +112,3 @@ class Nearest:
         ids_BC, order = torch.cat([self.ids_Qk[some], ids_G[place_Bk]], dim=1).sort(dim=1)
         best_BC, order = cosine_BC.gather(1, order).sort(dim=1, descending=True, stable=True)
         return best_BC[:, : self.k], ids_BC.gather(1, order[:, : self.k])
-
-
-def nearest(queries_QD: Tensor, bank: Tensor, k: int, *, at_once: int = PART) -> tuple[Tensor, Tensor]:
-    """``search`` in a bank of any length, part by part.
-
-    Args:
-        queries_QD: query features.
-        bank: [M, D] features to search in.
-        k: number of neighbours.
-        at_once: rows per part.
-
-    Returns:
-        Cosines [Q, k] and rows of the bank [Q, k], nearest first, as from a single search.
-    """
-    found = Nearest(queries_QD, k)
-    for part, ids in zip(bank.split(at_once), torch.arange(len(bank), device=bank.device).split(at_once), strict=True):
-        found.add(part, ids)
-    return found.cosine_Qk, found.ids_Qk

@@ -171,8 +171,8 @@ def test_readers_that_start_together_parse_the_files_once(tmp_path, monkeypatch)
 def test_the_folder_is_the_users_unless_it_is_named(monkeypatch, tmp_path):
     assert kept.caches() == tmp_path / "cache"
     monkeypatch.delenv("FGSSL_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(kept.caches()) == "/somewhere/fgssl"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "somewhere"))
+    assert kept.caches() == tmp_path / "somewhere" / "fgssl"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/user")
-    assert str(kept.caches()) == "/home/user/.cache/fgssl"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kept.caches() == tmp_path / ".cache" / "fgssl"

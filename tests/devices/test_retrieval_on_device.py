@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fgssl.evaluation.box_knn import nearest
 from fgssl.evaluation.reranking import Rerank, reranked_search
 from fgssl.evaluation.search import search
 from fgssl.metrics import retrieval_metrics
+from tests.bank import nearest
 from tests.devices.stand_in import device, stand_in
 
 pytestmark = pytest.mark.slow

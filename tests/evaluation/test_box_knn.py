@@ -12,10 +12,11 @@ import torch
 
 from fgssl.cli.main import main
 from fgssl.data.views import EvalView
-from fgssl.evaluation.box_knn import Nearest, box_patches, nearest, patches_right
+from fgssl.evaluation.box_knn import Nearest, box_patches, patches_right
 from fgssl.evaluation.knn import vote
 from fgssl.evaluation.search import search
 from tests import trees
+from tests.bank import nearest
 from tests.methods.runs import environment, results
 
 pytestmark = pytest.mark.slow

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from fgssl.evaluation import embedding
-from fgssl.evaluation.box_knn import nearest
 from fgssl.evaluation.embedding import collect
 from fgssl.evaluation.search import search
 from fgssl.metrics import retrieval_metrics
+from tests.bank import nearest
 from tests.memory import PeakMemory, nbytes
 
 LIMIT = 2.5  # the embeddings, one more copy in float32, and blocks: 26 GB; at most 3.0 where keys decide whole blocks

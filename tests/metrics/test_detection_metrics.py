@@ -62,6 +62,24 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([corner, corner + rng.uniform(5, 40, (count, 2))], axis=1)
 
 
+def random_case(seed: int, objects: int, found: int, share: float, noise: tuple[float, float]) -> tuple[Boxes, Boxes]:
+    """Objects on 8 images, and detections near them, some on an image without an object.
+
+    Args:
+        seed: of the random numbers.
+        objects: number of objects.
+        found: number of detections; of the first ``objects``, each is of its own object.
+        share: of the objects that are difficult or ignored.
+        noise: standard deviation of the corners, px: of all detections, and of those first ones.
+    """
+    rng = np.random.default_rng(seed)
+    truth = Boxes(rng.integers(0, 8, objects), random_boxes(rng, objects), rng.random(objects) < share)
+    near = truth.box[rng.integers(0, objects, found)] + rng.normal(0, noise[0], (found, 4))
+    image = np.where(rng.random(found) < 0.8, truth.image[rng.integers(0, objects, found)], 9)
+    near[:objects], image[:objects] = truth.box + rng.normal(0, noise[1], (objects, 4)), truth.image
+    return truth, Boxes(image, near, rng.random(found))
+
+
 def test_coco_ap_equals_torchmetrics():
     rng, images, classes = np.random.default_rng(0), 6, 3
     # its own recalls are of 32 bits, so that a recall of 3 / 10 misses that of 0.3
@@ -155,12 +173,7 @@ def slow_voc(truth: Boxes, detections: Boxes, threshold: float) -> float:
 
 
 def test_voc_ap_equals_a_slow_implementation_on_random_boxes():
-    rng = np.random.default_rng(1)
-    truth = Boxes(rng.integers(0, 8, 40), random_boxes(rng, 40), rng.random(40) < 0.3)
-    near = truth.box[rng.integers(0, 40, 120)] + rng.normal(0, 3, (120, 4))
-    image = np.where(rng.random(120) < 0.8, truth.image[rng.integers(0, 40, 120)], 9)
-    near[:40], image[:40] = truth.box + rng.normal(0, 2, (40, 4)), truth.image
-    detections = Boxes(image, near, rng.random(120))
+    truth, detections = random_case(1, 40, 120, share=0.3, noise=(3, 2))
     expected = [slow_voc(truth, detections, iou) for iou in IOUS]
     ours = voc_average_precision([truth], [detections])
     assert 0.1 < ours["ap50_box"] < 0.9
@@ -247,12 +260,7 @@ def slow_uavdt(truth: Boxes, detections: Boxes, threshold: float) -> float:
 
 
 def test_uavdt_ap_equals_a_slow_implementation_on_random_boxes():
-    rng = np.random.default_rng(2)
-    truth = Boxes(rng.integers(0, 8, 60), random_boxes(rng, 60), rng.random(60) < 0.2)
-    near = truth.box[rng.integers(0, 60, 160)] + rng.normal(0, 2, (160, 4))
-    image = np.where(rng.random(160) < 0.8, truth.image[rng.integers(0, 60, 160)], 9)
-    near[:60], image[:60] = truth.box + rng.normal(0, 1.5, (60, 4)), truth.image
-    detections = Boxes(image, near, rng.random(160))
+    truth, detections = random_case(2, 60, 160, share=0.2, noise=(2, 1.5))
     ours = uavdt_average_precision(truth, detections)
     assert 0.05 < ours["ap70_box"] < ours["ap50_box"] < 0.95
     assert ours["ap70_box"] == pytest.approx(slow_uavdt(truth, detections, 0.7), rel=1e-9)
