@@ -18,7 +18,7 @@ A table::
       metrics: {Recall@1: recall@1, probe: "probe:top1"}    # probe:top1 is of the run <cell>_probe
       contrasts: [OBD-SD - MS]                          # paired by seed
 
-``sweep: NAME`` in place of ``rows``: a row for each configuration of a sweep. ``page: README.md``: a table of that page.
+``sweep: NAME`` in place of ``rows``: a row for each configuration of a sweep. ``page: README.md``: a table there.
 
 A figure of curves, and one that orders the rows by a metric, with a line at one of them::
 
