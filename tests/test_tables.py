@@ -8,7 +8,7 @@ import pytest
 
 from fgssl.cli.compose import split_config_files
 from fgssl.cli.shipped import find, root
-from fgssl.commands.sweep import read_sweep
+from fgssl.commands.sweep_file import read_sweep
 from fgssl.errors import UserError
 from fgssl.report.published import all_rows
 from tests import tables
