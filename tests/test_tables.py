@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from fgssl.cli import application
 from fgssl.cli.compose import split_config_files
 from fgssl.cli.shipped import find, root
 from fgssl.commands.sweep_file import read_sweep
@@ -83,8 +84,11 @@ def check_fit(arguments: list[str]) -> None:
     files, flags = split_config_files(arguments)
     folder = root() / "experiments"
     names = [find(file).resolve().relative_to(folder).with_suffix("").as_posix() for file in files]
-    for option in (flag.removeprefix("--").removesuffix("+") for flag in flags if flag.startswith("--")):
-        if option not in ("print_config", "run.name"):
+    for place, flag in enumerate(flags):
+        option = flag.removeprefix("--").removesuffix("+")
+        if option == "trainer.callbacks":
+            assert hasattr(application, flags[place + 1]), f"no callback {flags[place + 1]}"  # known by its short name
+        elif flag.startswith("--") and option not in ("print_config", "run.name"):
             lookup("+".join(names), option)
 
 
@@ -101,6 +105,7 @@ def test_command_of_the_page_resolves(command):
         "fgssl fit --config cmd_cup",
         "fgssl sweep sweeps/cmd_fig5e",
         "fgssl fit --config cmd_cub --model.lambda 1",
+        "fgssl fit --config cmd_cub --trainer.callbacks+ Neighbors",
         "fgssl fit --config cmd_cub --config cmd_ablations/table4_lw",
         "fgssl search runs/x --rows 1",
         "fgssl compare runs --base MS",

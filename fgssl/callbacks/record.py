@@ -105,7 +105,7 @@ class Record(Callback):
 
     def on_exception(self, trainer: Trainer, method, exception: BaseException) -> None:
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
-        self.results["error"] = f"{type(exception).__name__}: {exception}"
+        self.results["error"] = f"{type(exception).__name__}: {exception}".removesuffix(": ")
         if self._started:
             with contextlib.suppress(OSError):  # the exception may be a full disk
                 self._note(trainer, status="interrupted" if interrupted else "failed")

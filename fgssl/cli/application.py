@@ -25,6 +25,7 @@ from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401
 from fgssl.callbacks.collapse import Collapse  # noqa: F401
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
+from fgssl.callbacks.neighbours import Neighbours  # noqa: F401
 from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
