@@ -48,6 +48,12 @@ def options_of(kind: type) -> set[str]:
     return {parameter.name for parameter in get_signature_parameters(kind, None)}
 
 
+def help_of(kind: type, option: str) -> str:
+    """What ``--help`` says of an option."""
+    (doc,) = (parameter.doc for parameter in get_signature_parameters(kind, None) if parameter.name == option)
+    return doc
+
+
 def lines(table: dict[type, Row]) -> Iterator[tuple[type, str, Any]]:
     for kind, row in table.items():
         for option, entry in row.items():
@@ -94,9 +100,9 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def changed(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
-    """Names of the parts of two observations that differ."""
-    assert one.keys() == other.keys()
-    return {name for name in one if not equal(one[name], other[name])}
+    """Names of the parts of two observations that differ, with those that one of them lacks."""
+    both = one.keys() & other.keys()
+    return (one.keys() ^ other.keys()) | {name for name in both if not equal(one[name], other[name])}
 
 
 def plain(values: Any) -> Any:

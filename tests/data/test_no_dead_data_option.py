@@ -152,6 +152,7 @@ def of_data_set(root: Path, kind: type, **arguments: Any) -> Seen:
 
 SAMPLES = {"sample", "evaluated sample"}
 LAYOUTS, OWN_IMAGES = "data/test_datasets_layouts.py", "data/test_own_images.py"
+BOXES = "callbacks/test_object_boxes.py"
 HUGGING_FACE = Elsewhere(OWN_IMAGES, "test_options_of_hugging_face_choose_splits_and_columns")
 
 LOADING: Row = {
@@ -248,7 +249,7 @@ TABLE: dict[type, tuple[Any, dict[str, Any], Row]] = {
         of_views, {"kind": ContrastiveCrop, "size": 32, **CENTRE},
         RECIPE | {
             "alpha": Changes(1.0, PLACES),
-            "threshold": Elsewhere("callbacks/test_object_boxes.py"),
+            "threshold": Elsewhere(BOXES, "test_threshold_of_the_views_is_that_of_the_boxes"),
             "warmup": Changes(5, {"epochs of new boxes"}),
             "every": Changes(5, {"epochs of new boxes"}),
         },

@@ -5,12 +5,10 @@ test that shows its effect where six steps cannot (``Elsewhere``). A new option 
 """
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
@@ -31,22 +29,10 @@ from fgssl.nn.backbones import Backbone
 from fgssl.nn.distillation import Distillation
 from fgssl.optim import Group, Optim
 from fgssl.tasks.downstream import Downstream
+from tests.options import Elsewhere, With, cases, changed, check_named_test, elsewheres, options_of
 from tests.tiny import BACKBONE, tiny_trainer
 
-ROOT = Path(__file__).parents[1]
-
-
-class With(NamedTuple):
-    """A value, and other arguments without which it has no effect."""
-
-    value: Any
-    beside: dict[str, Any]
-
-
-class Elsewhere(NamedTuple):
-    """The file of tests that shows the effect of an option."""
-
-    file: str
+HERE = "methods/test_no_dead_option.py"
 
 
 # ---- a short training -----------------------------------------------------------------------------------------------
@@ -85,10 +71,6 @@ def trained(kind: type[Method], sizes: tuple[int, ...], arguments: dict[str, Any
     return {"losses": torch.tensor(losses.seen, dtype=torch.float64), "embedding": embedding, **state}
 
 
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
-
-
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 PLAIN = Optim(lr=0.1, warmup=0)
@@ -108,7 +90,7 @@ BASE_CLASSES = {
 TASKS = ("Detect", "Segment", "Finetune", "Probe", "Frozen")  # tests/tasks
 
 FLSL_TESTS, OBD_SD_TESTS = Elsewhere("methods/test_flsl_method.py"), Elsewhere("methods/test_obd_sd_method.py")
-OWN = {"backbone": Elsewhere(__file__), "optim": Elsewhere(__file__), "max_skips": Elsewhere("trust/test_faults.py")}
+OWN = {"backbone": Elsewhere(HERE), "optim": Elsewhere(HERE), "max_skips": Elsewhere("trust/test_faults.py")}
 KEYS = {
     "dim": 4, "hidden": 4, "memory": 6, "tau": 0.5, "momentum": 0.5,
     "keys_batch_norm": Elsewhere("ddp/test_mls_processes.py"),
@@ -150,7 +132,7 @@ TABLE: dict[type, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     OBDSD: (
         (8,),
         METRICS | {"distillation": Distillation(lam=10.0)},
-        METRIC | {"normalize": OBD_SD_TESTS, "distillation": Elsewhere(__file__)},
+        METRIC | {"normalize": OBD_SD_TESTS, "distillation": Elsewhere(HERE)},
     ),
     MetricLearning: ((8,), METRICS, METRIC),
     FLSL: (
@@ -235,7 +217,7 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
         OBDSD, "distillation",
         {
             "teacher": "none", "lam": 50.0, "dynamic": False, "tau": 0.2, "omega": 0.7,
-            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(__file__),
+            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(HERE),
             "manifold": OBD_SD_TESTS, "neighbours": OBD_SD_TESTS,
             "power": Elsewhere("losses/test_obd_sd.py"), "checkpoint": OBD_SD_TESTS,
             "head_dims": With([8, 9], {"teacher": "heads"}), "teacher_precision": "bf16",
@@ -244,12 +226,11 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def options_of(kind: type) -> set[str]:
-    return {parameter.name for parameter in get_signature_parameters(kind, None)}
-
-
 def row_of(kind: type) -> dict[str, Any]:
     return TABLE[kind][2] | OWN if kind in TABLE else SETTINGS[kind][2]
+
+
+ROWS = {kind: row_of(kind) for kind in (*TABLE, *SETTINGS)}
 
 
 def test_every_method_has_a_table():
@@ -257,17 +238,9 @@ def test_every_method_has_a_table():
     assert ours - BASE_CLASSES - {cls for cls in ours if cls.__name__ in TASKS} == set(TABLE)
 
 
-@pytest.mark.parametrize("kind", [*TABLE, *SETTINGS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
 def test_every_option_has_a_line(kind):
-    assert options_of(kind) == set(row_of(kind))
-
-
-ALL = [(kind, option, entry) for kind in (*TABLE, *SETTINGS) for option, entry in row_of(kind).items()]
-CHANGES = [
-    pytest.param(kind, option, *(entry if isinstance(entry, With) else (entry, {})), id=f"{kind.__name__}-{option}")
-    for kind, option, entry in ALL
-    if not isinstance(entry, Elsewhere)
-]
+    assert options_of(kind) == set(ROWS[kind])
 
 
 def training_with(kind: type, changes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -286,20 +259,18 @@ def training_with(kind: type, changes: dict[str, Any]) -> dict[str, torch.Tensor
 BASES: dict[tuple, dict[str, torch.Tensor]] = {}
 
 
-@pytest.mark.parametrize(("kind", "option", "value", "beside"), CHANGES)
-def test_another_value_gives_another_training(kind, option, value, beside):
+@pytest.mark.parametrize(("kind", "option", "line"), cases(ROWS))
+def test_another_value_gives_another_training(kind, option, line):
+    value, beside = line if isinstance(line, With) else (line, {})
     key = (kind, repr(beside))
     if key not in BASES:
         BASES[key] = training_with(kind, beside)
-    assert not same(training_with(kind, {**beside, option: value}), BASES[key])
+    assert changed(training_with(kind, {**beside, option: value}), BASES[key])
 
 
-@pytest.mark.parametrize(
-    ("option", "file"),
-    [pytest.param(o, e.file, id=f"{k.__name__}-{o}") for k, o, e in ALL if isinstance(e, Elsewhere)],
-)
-def test_the_file_named_elsewhere_tests_the_option(option, file):
-    assert option in (ROOT / file).read_text()
+@pytest.mark.parametrize(("option", "line"), elsewheres(ROWS))
+def test_the_file_named_elsewhere_tests_the_option(option, line):
+    check_named_test(option, line)
 
 
 def test_clamp_acts_on_negative_cosines():
@@ -311,4 +282,4 @@ def test_clamp_acts_on_negative_cosines():
 def test_equal_trainings_are_the_same():
     """What the tests above compare with."""
     sizes, arguments, _ = TABLE[MaskCon]
-    assert same(trained(MaskCon, sizes, arguments), trained(MaskCon, sizes, dict(arguments)))
+    assert not changed(trained(MaskCon, sizes, arguments), trained(MaskCon, sizes, dict(arguments)))
