@@ -34,10 +34,10 @@ class Changes(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """The file of tests that shows the effect of an option, and the test; ``::`` one that runs what it names."""
+    """The file of tests that shows the effect of an option, and the name of the test."""
 
     file: str
-    test: str | None = None
+    test: str
 
 
 Row = dict[str, Any]  # option: a value, With, Changes or Elsewhere, or a list of them
@@ -80,7 +80,7 @@ def check_named_test(option: str, line: Elsewhere) -> None:
     """The file names the option, and has the test."""
     text = (TESTS / line.file).read_text()
     assert re.search(rf"\b{option}\b", text), f"{line.file} does not name {option}"
-    assert line.test is None or f"def {line.test}(" in text, f"{line.file} has no {line.test}"
+    assert f"def {line.test}(" in text, f"{line.file} has no {line.test}"
 
 
 # ---- what is seen ---------------------------------------------------------------------------------------------------

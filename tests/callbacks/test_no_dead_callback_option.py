@@ -1,6 +1,6 @@
 """Every option of the callbacks changes what its help says, and nothing else, in a run of two epochs and a test.
 
-As in ``tests/data/test_no_dead_data_option.py``: ``TABLE`` has a line for each option, and a new one without a line fails.
+As in ``tests/data/test_no_dead_data_option.py``, ``TABLE`` has a line for each option; a new one without a line fails.
 """
 
 from pathlib import Path

@@ -39,7 +39,18 @@ PAIRS = np.array([[0, 12], [1, 7], [2, 20], [3, 5]])  # positions and draws of f
 def root(tmp_path_factory) -> Path:
     """The trees of the data sets that are read below."""
     root = tmp_path_factory.mktemp("trees")
-    for name in ("cub", "cars", "aircraft", "imagenet", "flowers", "dtd", "coco_instances", "voc0712", "ade20k", "cityscapes"):
+    for name in (
+        "cub",
+        "cars",
+        "aircraft",
+        "imagenet",
+        "flowers",
+        "dtd",
+        "coco_instances",
+        "voc0712",
+        "ade20k",
+        "cityscapes",
+    ):
         getattr(trees, f"make_{name}")(root / name)
     trees.make_cifar10(root / "cifartoy")
     trees.make_folder(root / "folder", parts=("",))
@@ -205,7 +216,8 @@ TABLE: dict[type, tuple[Any, dict[str, Any], Row]] = {
         },
     ),
     DataModule: (
-        of_data, {"kind": DataModule, "dataset": "cub", "views": PairViews("cars", 24), "batch_size": 4, "num_workers": 0},
+        of_data,
+        {"kind": DataModule, "dataset": "cub", "views": PairViews("cars", 24), "batch_size": 4, "num_workers": 0},
         LOADING | {
             "dataset": Changes("digits", OTHER_DATA),
             "views": [

@@ -89,11 +89,19 @@ BASE_CLASSES = {
 }  # their options are their subclasses' too
 TASKS = ("Detect", "Segment", "Finetune", "Probe", "Frozen")  # tests/tasks
 
-FLSL_TESTS, OBD_SD_TESTS = Elsewhere("methods/test_flsl_method.py"), Elsewhere("methods/test_obd_sd_method.py")
-OWN = {"backbone": Elsewhere(HERE), "optim": Elsewhere(HERE), "max_skips": Elsewhere("trust/test_faults.py")}
+FLSL_VIEWS = Elsewhere("methods/test_flsl_method.py", "test_each_student_is_compared_with_the_other_teacher_view")
+OBD_SD_TESTS = "methods/test_obd_sd_method.py"
+LOADED = Elsewhere(OBD_SD_TESTS, "test_pretrained_teacher_is_loaded_from_its_checkpoint_and_stays_fixed")
+OF_A_FILE = Elsewhere("nn/test_weights.py", "test_a_file_of_both_networks_gives_the_one_that_is_asked_for")
+GLOBAL = Elsewhere(OBD_SD_TESTS, "test_global_relations_are_computed_once_an_epoch_from_all_training_images")
+SKIPS = Elsewhere("trust/test_faults.py", "test_steps_may_be_left_out_up_to_a_number_in_a_row")
+IN_SETTINGS = Elsewhere(HERE, "test_another_value_gives_another_training")
+OWN = {"backbone": IN_SETTINGS, "optim": IN_SETTINGS, "max_skips": SKIPS}
 KEYS = {
     "dim": 4, "hidden": 4, "memory": 6, "tau": 0.5, "momentum": 0.5,
-    "keys_batch_norm": Elsewhere("ddp/test_mls_processes.py"),
+    "keys_batch_norm": Elsewhere(
+        "ddp/test_mls_processes.py", "test_keys_are_normalised_in_the_company_that_the_setting_names"
+    ),
 }  # fmt: skip
 BYOLS = {"dim": 4, "hidden": 4, "momentum": 0.5, "momentum_end": 0.7}
 DINOS = {
@@ -103,7 +111,9 @@ DINO = {"prototypes": 7, "hidden": 8, "bottleneck": 4, "tau_t_epochs": 2, "momen
 METRIC = {
     "dim": 4, "feature_norm": "layer", "normalize": False, "freeze_bn": True, "frozen_epochs": 1,
     "dml_loss": "ProxyAnchor", "miner": With("SemiHard", {"dml_loss": "Margin", "miner": "RandomTriplets"}),
-    "global_batch": Elsewhere("ddp/test_obd_sd_processes.py"),
+    "global_batch": Elsewhere(
+        "ddp/test_obd_sd_processes.py", "test_similarities_are_of_all_processes_unless_told_otherwise"
+    ),
     "train_classes": With([0, 1, 2, 3, 9], {"dml_loss": "ProxyAnchor"}),
 }  # fmt: skip
 STEM = replace(BACKBONE, options={**BACKBONE.options, "stem_width": 4})
@@ -132,7 +142,10 @@ TABLE: dict[type, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     OBDSD: (
         (8,),
         METRICS | {"distillation": Distillation(lam=10.0)},
-        METRIC | {"normalize": OBD_SD_TESTS, "distillation": Elsewhere(HERE)},
+        METRIC | {
+            "normalize": Elsewhere(OBD_SD_TESTS, "test_embeddings_of_any_length_are_refused"),
+            "distillation": IN_SETTINGS,
+        },
     ),
     MetricLearning: ((8,), METRICS, METRIC),
     FLSL: (
@@ -140,8 +153,8 @@ TABLE: dict[type, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
         {"backbone": Backbone("vit_tiny_patch16_224", options=TOKENS | VIT), **DINO},
         DINOS | {
             "v": 0.5, "eta": 0.5, "gamma": 1.0, "tau_sa": 0.15, "tau_ca": 0.5, "prototypes": 5, "hidden": 4,
-            "bottleneck": 3, "window": 1, "queries": "top_left", "teacher_views": FLSL_TESTS,
-            "local_crops": FLSL_TESTS, "targets": "center",
+            "bottleneck": 3, "window": 1, "queries": "top_left", "teacher_views": FLSL_VIEWS,
+            "local_crops": FLSL_VIEWS, "targets": "center",
         },
     ),
     CMD: (
@@ -207,9 +220,9 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
     Backbone: (
         MaskCon, "backbone",
         {
-            "name": "resnet26", "pretrained": Elsewhere("nn/test_weights.py"), "small_input": False,
-            "options": {**BACKBONE.options, "channels": [4, 4, 4, 8]}, "pooling": "avg+max",
-            "weights": Elsewhere("nn/test_weights.py"), "weights_of": Elsewhere("nn/test_weights.py"), "freeze": 2,
+            "name": "resnet26", "small_input": False, "freeze": 2, "pooling": "avg+max",
+            "pretrained": Elsewhere("nn/test_backbone_faults.py", "test_missing_network_is_said"),
+            "options": {**BACKBONE.options, "channels": [4, 4, 4, 8]}, "weights": OF_A_FILE, "weights_of": OF_A_FILE,
             "freeze_statistics": True,
         },
     ),
@@ -217,9 +230,9 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
         OBDSD, "distillation",
         {
             "teacher": "none", "lam": 50.0, "dynamic": False, "tau": 0.2, "omega": 0.7,
-            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(HERE),
-            "manifold": OBD_SD_TESTS, "neighbours": OBD_SD_TESTS,
-            "power": Elsewhere("losses/test_obd_sd.py"), "checkpoint": OBD_SD_TESTS,
+            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(HERE, "test_clamp_acts_on_negative_cosines"),
+            "manifold": GLOBAL, "neighbours": GLOBAL, "power": GLOBAL,
+            "checkpoint": LOADED,
             "head_dims": With([8, 9], {"teacher": "heads"}), "teacher_precision": "bf16",
         },
     ),

@@ -1,6 +1,6 @@
 """Every option of the tasks changes what its help says, and nothing else, in a training of a few steps.
 
-As in ``tests/data/test_no_dead_data_option.py``: ``TABLE`` has a line for each option, and a new one without a line fails.
+As in ``tests/data/test_no_dead_data_option.py``, ``TABLE`` has a line for each option; a new one without a line fails.
 """
 
 from dataclasses import replace
@@ -20,7 +20,6 @@ from fgssl.data.views import Crop, Views
 from fgssl.methods import MaskCon
 from fgssl.methods.base import Method
 from fgssl.methods.registry import subclasses
-from fgssl.nn.backbones import Backbone
 from fgssl.optim import Optim
 from fgssl.report.runs import label
 from fgssl.tasks import Detect, Finetune, Frozen, Probe, Segment
@@ -66,7 +65,7 @@ BACKBONES = ("backbone.", "detector.backbone.network.")
 
 
 class Steps(Callback):
-    """Weights at the first step and losses of all; the random numbers of the steps do not depend on the construction."""
+    """Weights at the first step and losses of all; the steps' random numbers do not depend on what was built."""
 
     def __init__(self) -> None:
         self.start: dict[str, Tensor] = {}
