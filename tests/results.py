@@ -1,4 +1,4 @@
-"""The committed results of ``experiments/evidence`` and the tables and figures of ``docs/results.md``.
+"""The committed results of ``experiments/evidence`` and the tables and figures of docs/results.md and README.md.
 
 ``experiments/evidence/results/<sweep>/<cell>/`` holds the text of a finished run: ``results.json``, ``config.yaml``
 and, of ``metrics.csv``, the curves that a figure shows. ``tables.yaml`` beside them says what a table or figure shows.
@@ -14,11 +14,16 @@ A table::
       rows:                                             # label: sweep/cells, * for the seeds
         MS: obd_sd/alone_*
         OBD-SD: {cells: obd_sd/full_*, paper: {row: "obd_sd, Table 1, MS+OBD-SD", dataset: cub}}
+        MLS: {cells: mls/mean_*, labels: none}          # which labels it was trained with, a column of its own
       metrics: {Recall@1: recall@1, probe: "probe:top1"}    # probe:top1 is of the run <cell>_probe
       contrasts: [OBD-SD - MS]                          # paired by seed
 
-``sweep: NAME`` in place of ``rows`` gives each configuration of a sweep a row. A figure names a table and the metrics
-whose curves it shows: ``{table: obd_sd, metrics: {Recall@1: test_each_epoch/recall@1}, title: ...}``.
+``sweep: NAME`` in place of ``rows``: a row for each configuration of a sweep. ``page: README.md``: a table there.
+
+A figure of curves, and one that orders the rows by a metric, with a line at one of them::
+
+    obd_sd: {table: obd_sd, metrics: {Recall@1: test_each_epoch/recall@1}, title: ...}
+    one_table: {table: one_table, ranking: recall@1, line: MS, title: ...}
 """
 
 import argparse
@@ -34,7 +39,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from scipy import stats
@@ -47,14 +52,19 @@ from fgssl.report.published import metrics_of, rows_named
 from fgssl.report.runs import RunFolder, read_run
 from fgssl.report.tables import is_share, number
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "experiments" / "evidence"
-PAGE = ROOT / "docs" / "results.md"
+PAGE = "docs/results.md"
+PAGES = (PAGE, "README.md")
 MARK = re.compile(r"(<!-- (table|figure): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABSOLUTE = re.compile(r"""(?:^|[\s'"=:,;\[({])(?:file://)?((?:/|~/|[A-Za-z]:\\)\w[^\s'",\])}]*)""", re.MULTILINE)
 KEPT = ("results.json", "config.yaml")
 LARGEST = 200_000  # bytes of a figure
 CONFIDENCE = 0.95
+LINES_AND_BANDS = "Lines: mean over seeds; bands: standard deviation."
 
 
 class Place(NamedTuple):
@@ -83,7 +93,8 @@ def collect(runs: Path, place: Place) -> tuple[list[str], list[str]]:
         The names of the runs that were copied, and a message for each that was left out.
     """
     copied, left_out = [], []
-    curves = {metric for figure in place.spec()["figures"].values() for metric in figure["metrics"].values()}
+    figures = place.spec()["figures"].values()
+    curves = {metric for figure in figures for metric in figure.get("metrics", {}).values()}
     for source in sorted(path.parent for path in runs.glob("sweep_*/*/results.json")):
         name = f"{source.parent.name.removeprefix('sweep_')}/{source.name}"
         found = faults(source, name, place)
@@ -186,6 +197,7 @@ class Row(NamedTuple):
     runs: dict[int, RunFolder]
     planned: int
     paper: dict[str, str]
+    labels: str | None
 
     def cell(self, metric: str) -> Cell:
         return Cell(tuple(self.by_seed(metric).values()))
@@ -227,7 +239,7 @@ def row_of(label: str, row: dict[str, Any], place: Place) -> Row:
     folders = [folder for folder in place.runs() if folder.parent.name == sweep and fnmatchcase(folder.name, pattern)]
     # alone_* is not alone_seed_everything0_probe; a name that is no cell is that of an evaluation
     found = runs_by_seed(label, [folder for folder in folders if folder.name in planned] if planned else folders)
-    return Row(label, found, max(len(planned), 1), row.get("paper", {}))
+    return Row(label, found, max(len(planned), 1), row.get("paper", {}), row.get("labels"))
 
 
 def configurations(sweep: str, place: Place) -> Iterator[tuple[str, str]]:
@@ -284,14 +296,15 @@ def text_of_table(table: dict[str, Any], place: Place) -> str:
     if not any(row.runs for row in rows):
         return "Not run yet."
     with_paper = [metric for metric in metrics.values() if any(printed(row.paper, metric) for row in rows)]
-    headings = ["", "seeds"]
+    with_labels = any(row.labels for row in rows)
+    headings = ["", *["labels"] * with_labels, "seeds"]
     for heading, metric in metrics.items():
         headings += [heading + ", %" * is_share(base(metric)), *["paper"] * (metric in with_paper)]
     lines = [line_of([*headings, "s a run"]), "|---|" + "---:|" * len(headings)]
     best = {metric: best_of(rows, metric) for metric in metrics.values()}
     for row in rows:
-        cells = cells_of(row, best, with_paper) if row.runs else ["0", *["not run"] * (len(headings) - 1)]
-        lines.append(line_of([row.label, *cells]))
+        cells = cells_of(row, best, with_paper) if row.runs else ["0", *["not run"] * (len(headings) - 1 - with_labels)]
+        lines.append(line_of([row.label, *[row.labels or "-"] * with_labels, *cells]))
     if table.get("contrasts"):
         lines += ["", *contrasts(table["contrasts"], {row.label: row for row in rows}, metrics)]
     return "\n".join([*lines, "", sources(rows)])
@@ -416,9 +429,59 @@ def sources(rows: list[Row]) -> str:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def points_of(figure: dict[str, Any], place: Place) -> dict[str, dict[str, list[dict[float, float]]]]:
-    """Heading of a panel -> label of a row -> one curve a seed, epoch to value; without rows that have none."""
+def points_of(figure: dict[str, Any], place: Place) -> dict[str, Any]:
+    """What a figure shows: see ``curves_of`` and ``ranking_of``."""
     rows = rows_of(place.spec()["tables"][figure["table"]], place)
+    return ranking_of(rows, figure["ranking"]) if "ranking" in figure else curves_of(rows, figure)
+
+
+def draw(points: dict[str, Any], figure: dict[str, Any], path: Path) -> None:
+    """Write a figure as an SVG that is the same when it is drawn again."""
+    from matplotlib import rc_context
+
+    drawn = ranking_figure(points, figure) if "ranking" in figure else curve_figure(points, figure["metrics"])
+    with rc_context({"svg.hashsalt": "fgssl", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        drawn.savefig(path, metadata={"Date": None, "Creator": None, "Description": digest(points)})
+
+
+def ranking_of(rows: list[Row], metric: str) -> dict[str, dict[str, Any]]:
+    """Label of a row -> its labels and a value for each seed, the best mean first."""
+    found = [row for row in rows if row.cell(metric).mean is not None]
+    found.sort(key=lambda row: row.cell(metric).mean, reverse=True)  # type: ignore[arg-type, return-value]
+    return {row.label: {"labels": row.labels, "values": list(row.by_seed(metric).values())} for row in found}
+
+
+def ranking_figure(points: dict[str, dict[str, Any]], told: dict[str, str]) -> "Figure":
+    """A line a row: a point for each seed, a bar at the mean; the colour says the labels."""
+    from matplotlib.figure import Figure
+
+    from fgssl.report.plots import COLOURS
+
+    kinds = sorted({row["labels"] for row in points.values()}, key=str)
+    figure = Figure((6.2, 0.23 * len(points) + 1.0), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    metric = base(told["ranking"])
+    scale = 100 if is_share(metric) else 1
+    if told.get("line") in points:
+        axis.axvline(scale * statistics.fmean(points[told["line"]]["values"]), color="#888888", linewidth=1)
+    for place, row in enumerate(points.values()):
+        colour, values = COLOURS[kinds.index(row["labels"])], [scale * value for value in row["values"]]
+        axis.plot(values, [place] * len(values), "o", color=colour, markersize=4.5, alpha=0.55, markeredgewidth=0)
+        axis.plot([statistics.fmean(values)], [place], "|", color=colour, markersize=13, markeredgewidth=2)
+    for kind in kinds:
+        axis.plot([], [], "o", color=COLOURS[kinds.index(kind)], markersize=4.5, label=kind)
+    axis.set_yticks(range(len(points)), list(points), fontsize=8.5)
+    axis.invert_yaxis()
+    axis.set_xlabel(metric.capitalize() + ", %" * (scale == 100), fontsize=9)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(title="trained with labels", title_fontsize=8.5, fontsize=8.5, loc="lower right")
+    return figure
+
+
+def curves_of(rows: list[Row], figure: dict[str, Any]) -> dict[str, dict[str, list[dict[float, float]]]]:
+    """Heading of a panel -> label of a row -> one curve a seed, epoch to value; without rows that have none."""
     panels: dict[str, dict[str, list[dict[float, float]]]] = {}
     for heading, metric in figure["metrics"].items():
         for row in rows:
@@ -433,10 +496,9 @@ def digest(points: dict) -> str:
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def draw(points: dict[str, dict[str, list[dict[float, float]]]], metrics: dict[str, str], path: Path) -> None:
-    """Write an SVG: a panel a metric, a line a row; lines are means over seeds, bands the standard deviation."""
+def curve_figure(points: dict[str, dict[str, list[dict[float, float]]]], metrics: dict[str, str]) -> "Figure":
+    """A panel a metric, a line a row; lines are means over seeds, bands the standard deviation."""
     import numpy as np
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from fgssl.report.plots import COLOURS, mean_curve
@@ -467,8 +529,7 @@ def draw(points: dict[str, dict[str, list[dict[float, float]]]], metrics: dict[s
         axis.spines[["top", "right"]].set_visible(False)
     handles = {line.get_label(): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
-    with rc_context({"svg.hashsalt": "fgssl", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None, "Description": digest(points)})
+    return figure
 
 
 def text_of_figure(name: str, figure: dict[str, Any], place: Place) -> str:
@@ -476,24 +537,35 @@ def text_of_figure(name: str, figure: dict[str, Any], place: Place) -> str:
     if not points_of(figure, place):
         return "Not run yet."
     title = figure["title"]
-    return f"![{title}](figures/results_{name}.svg)\n\n{title}. Lines: mean over seeds; bands: standard deviation."
+    reading = "Points: seeds; bars: their mean." if "ranking" in figure else LINES_AND_BANDS
+    return f"![{title}](figures/results_{name}.svg)\n\n{title}. {reading}"
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def filled(page: str, place: Place) -> str:
-    """The page with its marked places filled in.
+def filled(page: str, place: Place, name: str = PAGE) -> str:
+    """A page with its marked places filled in.
+
+    Args:
+        page: its text.
+        place: the results.
+        name: its file, below the root of the repository.
 
     Raises:
-        UserError: a place has a name that ``tables.yaml`` does not have, or the other way round.
+        UserError: a place has a name that ``tables.yaml`` does not have for this page, or the other way round.
     """
     spec = place.spec()
-    at_odds = "tables.yaml and the page do not have the same tables and figures"
-    marked = [(kind, name) for _, kind, name, _ in MARK.findall(page)]
-    listed = [(kind, name) for kind in ("table", "figure") for name in spec[f"{kind}s"]]
+    marked = [(kind, own) for _, kind, own, _ in MARK.findall(page)]
+    listed = [
+        (kind, own)
+        for kind in ("table", "figure")
+        for own, told in spec[f"{kind}s"].items()
+        if told.get("page", PAGE) == name
+    ]
     if sorted(marked) != sorted(listed):
-        raise UserError(f"{at_odds}: {sorted(set(marked) ^ set(listed)) or 'one occurs twice'}.")
+        differing = sorted(set(marked) ^ set(listed)) or "one occurs twice"
+        raise UserError(f"tables.yaml and {name} do not have the same tables and figures: {differing}.")
 
     def fill(match: re.Match) -> str:
         begin, kind, name, end = match.groups()
@@ -504,13 +576,14 @@ def filled(page: str, place: Place) -> str:
     return MARK.sub(fill, page)
 
 
-def write_page(place: Place) -> None:
-    """Write the figures and fill in the page."""
+def write_pages(place: Place) -> None:
+    """Write the figures and fill in the pages."""
     for name, figure in place.spec()["figures"].items():
         points = points_of(figure, place)
         if points:
-            draw(points, figure["metrics"], place.figures / f"results_{name}.svg")
-    PAGE.write_text(filled(PAGE.read_text(), place))
+            draw(points, figure, place.figures / f"results_{name}.svg")
+    for page in PAGES:
+        (ROOT / page).write_text(filled((ROOT / page).read_text(), place, page))
 
 
 def main(argv: list[str]) -> int:
@@ -522,11 +595,11 @@ def main(argv: list[str]) -> int:
         if args.collect:
             copied, left_out = collect(args.collect, Place())
             print(*left_out, f"{len(copied)} runs in {EVIDENCE.relative_to(ROOT)}/results.", sep="\n")
-        write_page(Place())
+        write_pages(Place())
     except UserError as fault:
         print(fault, file=sys.stderr)
         return 2
-    print(f"Wrote {PAGE.relative_to(ROOT)}.")
+    print(f"Wrote {' and '.join(PAGES)}.")
     return 1 if left_out else 0
 
 

@@ -1,4 +1,4 @@
-"""docs/results.md has the numbers of the committed runs; tables, differences and figures of ``tests/results.py``."""
+"""The pages have the numbers of the committed runs; tables, differences and figures of ``tests/results.py``."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from fgssl.commands.sweep import read_sweep
 from fgssl.errors import UserError
 from tests import results
 from tests.results import (
-    PAGE,
+    PAGES,
     ROOT,
     Place,
     collect,
@@ -33,8 +33,10 @@ PLACE = Place()
 # ---- what is committed ----------------------------------------------------------------------------------------------
 
 
-def test_tables_of_the_page_are_those_of_the_files():
-    assert filled(PAGE.read_text(), PLACE) == PAGE.read_text(), "python -m tests.results"
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_of_the_pages_are_those_of_the_files(page):
+    text = (ROOT / page).read_text()
+    assert filled(text, PLACE, page) == text, "python -m tests.results"
 
 
 def test_figures_of_the_page_are_up_to_date_and_small():
@@ -197,6 +199,15 @@ def test_sweep_gives_each_configuration_a_row(place):
     ]
 
 
+def test_labels_of_a_row_are_a_column(place):
+    run(place, "old", 0, 0.5)
+    collected(place)
+    rows = {"Old": {"cells": "mine/variantold_*", "labels": "none"}, "New": "mine/variantnew_*"}
+    text = results.text_of_table({"rows": rows, "metrics": {"Recall@1": "recall@1"}}, place).splitlines()
+    assert text[0] == "|  | labels | seeds | Recall@1, % | s a run |"
+    assert text[2:4] == ["| Old | none | 1 of 3 | 50.00 | 1800 |", "| New | - | 0 | not run | not run |"]
+
+
 def test_metric_of_an_evaluation_beside_the_run(place):
     folder = run(place, "old", 0, 0.5)
     evaluated = json.loads((folder / "results.json").read_text()) | {"metrics": {"test/top1": 0.75}}
@@ -280,6 +291,16 @@ def test_page_and_list_of_tables_must_agree(place):
         filled("<!-- table: mine -->\n<!-- end -->\n<!-- figure: mine -->\n<!-- end -->\n", place)
 
 
+def test_table_of_another_page_is_not_asked_of_this_one(place):
+    spec = {"tables": {"all": TABLES["tables"]["all"] | {"page": "README.md"}}, "figures": {}}
+    (place.results / "tables.yaml").write_text(yaml.safe_dump(spec))
+    marked = "<!-- table: all -->\n\nNot run yet.\n\n<!-- end -->\n"
+    assert filled("Nothing.\n", place) == "Nothing.\n"
+    assert filled(marked, place, "README.md") == marked
+    with pytest.raises(UserError, match=r"docs/results\.md"):
+        filled(marked, place)
+
+
 # ---- curves ---------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +313,26 @@ def test_curves_that_a_figure_shows_are_kept_one_line_an_epoch(place):
     assert points_of(figure, place) == {"NMI": {"Old": [{1.0: 0.25, 5.0: 0.5}]}}
 
 
+def test_ranking_has_the_best_row_on_top_and_a_value_a_seed(place):
+    for seed, (old, new) in enumerate([(0.50, 0.53), (0.60, 0.61)]):
+        run(place, "old", seed, old)
+        run(place, "new", seed, new)
+    collected(place)
+    figure = {"table": "mine", "ranking": "recall@1", "title": "Mine"}
+    points = points_of(figure, place)
+    assert list(points.items()) == [
+        ("New", {"labels": None, "values": [0.53, 0.61]}),
+        ("Old", {"labels": None, "values": [0.50, 0.60]}),
+    ]
+    file = place.figures / "ranking.svg"
+    results.draw(points, figure, file)
+    text = file.read_text()
+    assert digest(points) in text
+    assert ">Recall@1, %<" in text
+    assert text.index(">New<") < text.index(">Old<")
+    assert results.text_of_figure("ranking", figure, place).endswith("Points: seeds; bars: their mean.")
+
+
 def test_figure_is_a_small_svg_that_is_the_same_when_drawn_again(place):
     for seed in (0, 1):
         run(place, "old", seed, 0.5 + seed / 10)
@@ -299,7 +340,7 @@ def test_figure_is_a_small_svg_that_is_the_same_when_drawn_again(place):
     figure = place.spec()["figures"]["mine"]
     files = [place.figures / name for name in ("one.svg", "two.svg")]
     for file in files:
-        results.draw(points_of(figure, place), figure["metrics"], file)
+        results.draw(points_of(figure, place), figure, file)
     one, two = (file.read_text() for file in files)
     assert one == two
     assert digest(points_of(figure, place)) in one

@@ -129,9 +129,27 @@ def test_product_of_reduced_precision_is_noticed(broken, monkeypatch):
         assert torch.equal(search(z_ND, z_ND, 9, backend="torch")[1], search_by_keys(z_ND, z_ND, 9)[1])
 
 
-def test_scores_are_in_float32_under_any_setting(monkeypatch):
+@pytest.mark.parametrize("thresholds", [1, 40])
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+def test_counts_above_few_thresholds_are_those_of_sorted_rows(kind, thresholds, monkeypatch):
+    z_ND, _ = rows(kind)
+    values_BG = (z_ND[:20] @ z_ND.T).clone()
+    values_BG[:, 3] = -torch.inf  # left out
+    above_BT = values_BG[:, torch.arange(thresholds) * 2]
+    above_BT[5:, thresholds // 2 :] = torch.inf  # padding
+    expected = (values_BG[:, None] > above_BT[..., None]).sum(dim=2)
+    for few in (0, 16, 1000):
+        monkeypatch.setattr(ranking, "FEW", few)
+        assert torch.equal(ranking.count_above(values_BG, above_BT), expected)
+
+
+def test_scores_are_in_float32_under_any_setting_in_torch_and_numpy(monkeypatch):
     z_ND, _ = rows("random")
     prepared, query_B = ranking.Rows(z_ND), torch.arange(10)
+    in_numpy = ranking.scores_in_float32(prepared, query_B, prepared)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ranking.scores_in_float32(prepared, query_B, prepared), in_numpy)
+    monkeypatch.setattr(ranking, "in_numpy", lambda tensor: False)
     expected = ranking.scores_in_float32(prepared, query_B, prepared)
     seen = []
     product = torch.mm
@@ -155,3 +173,4 @@ def test_scores_are_in_float32_under_any_setting(monkeypatch):
         torch.set_float32_matmul_precision(before)
     assert seen
     assert all(precisions == ["ieee", "ieee"] for precisions in seen)
+    assert (in_numpy - expected).abs().max() < 2 * ranking.float32_error(z_ND.shape[1])
