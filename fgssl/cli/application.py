@@ -161,6 +161,15 @@ class Application(LightningCLI):
         options = self.options
         at_least(0, seed_everything=options.seed_everything)
         at_least(1, **{"trainer.accumulate_grad_batches": options.trainer.accumulate_grad_batches})
+        if options.trainer.logger is not None:
+            raise UserError(
+                "trainer.logger is set by fgssl. Use --logger wandb, --logger tensorboard or --logger mlflow."
+            )
+        if self.config.subcommand == "fit" and options.trainer.enable_checkpointing is False:
+            raise UserError(
+                "trainer.enable_checkpointing is false, but fit always writes last.ckpt. "
+                "--checkpoint.every_n_epochs N writes it less often."
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Keep the user's hyper-parameters; Lightning would override them by those of the checkpoint."""
