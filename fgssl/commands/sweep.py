@@ -43,7 +43,9 @@ def main(argv: list[str]) -> int:
     if args.metric:
         sweep = replace(sweep, metric=args.metric)
     folder = Path(args.runs) / (args.name or f"sweep_{sweep.name}")
-    commands = commands_of(sweep, folder, flags)
+    if args.then and not sweep.then:
+        raise UserError(f"--then: nothing follows the fits of {args.file}.")
+    commands = commands_of(sweep, folder, flags, shlex.split(args.then))
     if args.cell is not None:
         return run_one(commands, folder, args)
     done = {name for name, command in commands.items() if is_finished(folder / name, command.arguments)}
@@ -69,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl sweep",
         description="Run fgssl fit over the grid of a sweep file, skipping finished cells, and draw a heat map.",
-        epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit of the grid, not to what "
-        "follows it ('then' in the file). W&B runs a file without 'then' too: wandb sweep FILE, then wandb agent.",
+        epilog="Further options, such as --trainer.max_epochs 2, are passed to each fgssl fit of the grid, those of "
+        "--then to what follows it ('then' in the file). W&B runs a file without 'then' too: wandb sweep FILE, then "
+        "wandb agent.",
     )
     parser.add_argument("file", help="W&B sweep file with method grid, or a name of ours such as sweeps/maskcon_digits")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs; default runs")
@@ -80,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="metric of table and heat map, such as val/recall@1 or map; default: that of the file, else recall@1 of "
         "the test part",
+    )
+    parser.add_argument(
+        "--then",
+        default="",
+        metavar="OPTIONS",
+        help="options of each command that follows a fit, in quotes: --then='--trainer.precision bf16-mixed'",
     )
     parser.add_argument(
         "--devices",

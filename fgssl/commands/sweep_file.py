@@ -129,19 +129,22 @@ class Command:
     follows: str | None = None
 
 
-def commands_of(sweep: Sweep, folder: Path, flags: Sequence[str]) -> dict[str, Command]:
+def commands_of(
+    sweep: Sweep, folder: Path, flags: Sequence[str], later_flags: Sequence[str] = ()
+) -> dict[str, Command]:
     """The command of each cell by the name of its run folder: the fits of the grid, then what follows them.
 
     Args:
         sweep: the sweep.
         folder: folder of its runs.
         flags: further options of each fit of the grid.
+        later_flags: further options of what follows a fit.
     """
     fits = {name_of(cell): Command(command(sweep, folder, cell, flags)) for cell in sweep.cells()}
     later = {}
     for fit, (name, step) in itertools.product(fits, sweep.then.items()):
         told = [word.replace(RUN, str(folder / fit)) for word in step.arguments]
-        later[f"{fit}_{name}"] = Command([*told, *placed(folder, f"{fit}_{name}")], follows=fit)
+        later[f"{fit}_{name}"] = Command([*told, *placed(folder, f"{fit}_{name}"), *later_flags], follows=fit)
     return fits | later
 
 

@@ -297,6 +297,16 @@ def test_seeds_of_what_follows_are_cells_of_their_own(tmp_path, capsys):
     assert "then.probe.seeds is two" in capsys.readouterr().err
 
 
+def test_options_of_what_follows_are_not_the_fits(tmp_path, capsys):
+    flags = ["--runs", str(tmp_path), "--dry_run", "--then=--trainer.precision bf16-mixed --data.num_workers 0"]
+    assert main(["sweep", str(chain(tmp_path)), *flags]) == 0
+    *fits, first, last = capsys.readouterr().out.splitlines()[1:]
+    assert all(line.endswith("--trainer.precision bf16-mixed --data.num_workers 0") for line in (first, last))
+    assert not any("bf16" in line for line in fits)
+    assert main(["sweep", str(grid(tmp_path, **{"model.weight": [0.5]})), *flags]) == 2
+    assert "--then: nothing follows the fits" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command", [None, ["fgssl"], ["fgssl", "compare", "${run}"], ["fgssl", "probe", "--ckpt_path", "RUN"]]
 )
