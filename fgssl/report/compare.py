@@ -132,19 +132,21 @@ def compare(
         if any(name.startswith(("test/", "val/")) for name in run.results["metrics"]):
             groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
         else:
-            notes.append(f"left out: {run.folder}: nothing was evaluated. Its data set has no labels?")
+            notes.append(f"left out: {run.folder}: nothing was evaluated. Its data have no labels, or no test images?")
     protocols = [members[0].protocol for members in groups.values()]
-    tables = []
+    tables, without = [], []
     for protocol, members in zip(protocols, groups.values(), strict=True):
         rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
         rows = _rows(members, metrics, notes)
         rows = _timed(rows, baseline, protocol["data set"], notes) if baseline else rows
         measured = [metric for metric in metrics if any(row.cells[metric].values for row in rows)]
         if not measured:
-            notes.append(f"left out: {protocol['data set']}, {len(members)} runs: none has {', '.join(metrics)}.")
+            without.append(protocol["data set"])
             continue
         rows = _ranked(rows, measured)
         tables.append(Comparison(protocol, tuple(measured), rows, _differences(protocol, rivals)))
+    if without:
+        notes.append(f"left out: runs on {', '.join(sorted(set(without)))} that have none of {', '.join(metrics)}.")
     tables.sort(key=lambda t: (t.protocol["data set"], -sum(len(row.runs) for row in t.rows), t.title))
     names = [table.protocol["data set"] for table in tables]
     notes += [

@@ -377,10 +377,11 @@ def test_table_says_what_extra_time_is_and_which_data_set_has_none(tmp_path, cap
 def test_data_set_without_any_of_the_metrics_has_no_table(tmp_path, capsys):
     write_run(tmp_path, "probe", results={"metrics": {"test/top1": 0.5}})
     write_run(tmp_path, "other", data={"dataset": "cub"})
+    write_run(tmp_path, "another", data={"dataset": "cub", "split": "zero_shot"})
     assert main(["compare", str(tmp_path), "--metric", "top1"]) == 0
     said = capsys.readouterr().out
     assert said.count("test images") == 1
-    assert "left out: cub, 1 runs: none has top1." in said
+    assert said.count("left out: runs on cub that have none of top1.") == 1
 
 
 def test_title_and_footnotes_name_no_empty_facts(tmp_path, capsys):
