@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 from scipy import stats
 
-from fgssl.commands.sweep import SEED, command, name_of, read_sweep
+from fgssl.commands.sweep_file import SEED, command, name_of, read_sweep
 from fgssl.errors import UserError
 from fgssl.report.compare import LOWER_IS_BETTER, Cell
 from fgssl.report.conditions import settings

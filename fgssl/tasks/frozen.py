@@ -6,6 +6,7 @@ from fgssl.data.batch import Batch
 from fgssl.errors import UserError
 from fgssl.methods.base import Method, StepResult
 from fgssl.nn.backbones import Backbone
+from fgssl.optim import Optim
 
 
 class Frozen(Method):
@@ -13,13 +14,14 @@ class Frozen(Method):
 
     Args:
         backbone: network whose pooled features are the embedding.
-        optim: not used.
+        optim: not used, since nothing is trained.
+        max_skips: not used.
     """
 
     default_views = {"class_path": "SingleView"}
 
-    def __init__(self, backbone: Backbone = Backbone(pretrained=True), **base):
-        super().__init__(**base)
+    def __init__(self, backbone: Backbone = Backbone(pretrained=True), optim: Optim = Optim(), max_skips: int = 0):
+        super().__init__(optim, max_skips)
         self.backbone = backbone.build()
 
     def embed(self, images: Tensor) -> Tensor:

@@ -7,9 +7,14 @@ import torch
 
 from fgssl.callbacks.object_boxes import object_boxes
 from fgssl.cli.main import main
+from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.digits import Digits
 from fgssl.data.protocols import Protocol
+from fgssl.data.views import ContrastiveCrop
+from fgssl.methods import MaskCon
+from fgssl.optim import Optim
 from tests.methods.runs import assert_same_state, losses, rival_line, state
+from tests.tiny import BACKBONE, tiny_trainer
 
 SIZE = 56  # 7 positions of 8 px
 PLAIN = ("--trainer.precision", "32-true", "--trainer.limit_test_batches", "0")
@@ -44,6 +49,24 @@ def test_boxes_of_a_map_that_is_not_square_are_shares_of_both_sides():
     x0, y0, x1, y1 = (object_boxes(maps, 64, 0.1) * 64).round().tolist()[0]
     assert (x0 + x1 + 1) / 2 == 6.5 * 8
     assert (y0 + y1 + 1) / 2 == 1.5 * 16
+
+
+def boxes_of_a_training(threshold: float) -> torch.Tensor:
+    """Boxes [N, 4] of the training images after the first of two epochs; a learning rate of 1e-30 keeps the network."""
+    views = ContrastiveCrop("digits", 32, threshold=threshold, warmup=1, every=1)
+    data = DataModule(Digits(), Protocol(label_fraction=0.02), views, batch_size=8, num_workers=0)
+    torch.manual_seed(0)
+    optim = Optim(lr=1e-30, warmup=0)
+    method = MaskCon(BACKBONE, variant="selfcon", memory=16, dim=4, hidden=8, optim=optim)
+    tiny_trainer(max_epochs=2, limit_train_batches=1).fit(method, data)
+    return data.objects[data.parts.train]
+
+
+def test_threshold_of_the_views_is_that_of_the_boxes():
+    low, high = boxes_of_a_training(0.1), boxes_of_a_training(0.7)
+    assert (low[:, :2] <= high[:, :2]).all()
+    assert (low[:, 2:] >= high[:, 2:]).all()
+    assert (low != high).any(dim=1).float().mean() > 0.5
 
 
 @pytest.fixture(scope="module")

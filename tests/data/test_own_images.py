@@ -244,6 +244,41 @@ def test_hugging_face_data_set_of_a_local_folder(tmp_path):
     assert [len(batch.index) for batch in data.test_dataloader()] == [2]
 
 
+@needs_datasets
+@pytest.mark.parametrize(
+    ("options", "parts", "labels", "grey"),
+    [
+        ({}, ["train", "train", "test"], [0, 1, 2], 10),
+        ({"subset": "small"}, ["train", "test"], [1, 2], 11),
+        ({"train": "more"}, ["train", "test"], [3, 2], 13),
+        ({"test": "more"}, ["train", "train", "test"], [0, 1, 3], 10),
+        ({"val": "more"}, ["train", "train", "val", "test"], [0, 1, 3, 2], 10),
+        ({"val": "validation"}, ["train", "train", "val"], [0, 1, 2], 10),  # no test images, not the same once more
+        ({"image": "other"}, ["train", "train", "test"], [0, 1, 2], 110),
+        ({"label": "group"}, ["train", "train", "test"], [3, 2, 1], 10),
+    ],
+    ids=["none", "subset", "train", "test", "val", "val that is validation", "image", "label"],
+)
+@pytest.mark.filterwarnings("ignore:.*classes without an image")
+def test_options_of_hugging_face_choose_splits_and_columns(options, parts, labels, grey, monkeypatch):
+    import datasets
+
+    def split(*kinds):
+        columns = {"picture": [10 + k for k in kinds], "other": [110 + k for k in kinds]}
+        columns = {name: [Image.new("L", (4, 3), value) for value in greys] for name, greys in columns.items()}
+        names = datasets.ClassLabel(num_classes=4)
+        types = {"picture": datasets.Image(), "other": datasets.Image(), "kind": names, "group": names}
+        columns |= {"kind": list(kinds), "group": [3 - kind for kind in kinds]}
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(types))
+
+    whole = {"train": split(0, 1), "validation": split(2), "more": split(3)}
+    subsets = {None: whole, "small": whole | {"train": split(1)}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset: subsets[subset])
+    index = HuggingFace("some/name", **options).index()
+    assert (index.split.tolist(), index.fine.tolist()) == (parts, labels)
+    assert read_row(index, 0).getpixel((0, 0)) == (grey, grey, grey)
+
+
 def test_hugging_face_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'fgssl\[huggingface\]'"):

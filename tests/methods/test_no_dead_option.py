@@ -5,12 +5,10 @@ test that shows its effect where six steps cannot (``Elsewhere``). A new option 
 """
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
@@ -31,22 +29,10 @@ from fgssl.nn.backbones import Backbone
 from fgssl.nn.distillation import Distillation
 from fgssl.optim import Group, Optim
 from fgssl.tasks.downstream import Downstream
+from tests.options import Elsewhere, With, cases, changed, check_named_test, elsewheres, options_of
 from tests.tiny import BACKBONE, tiny_trainer
 
-ROOT = Path(__file__).parents[1]
-
-
-class With(NamedTuple):
-    """A value, and other arguments without which it has no effect."""
-
-    value: Any
-    beside: dict[str, Any]
-
-
-class Elsewhere(NamedTuple):
-    """The file of tests that shows the effect of an option."""
-
-    file: str
+HERE = "methods/test_no_dead_option.py"
 
 
 # ---- a short training -----------------------------------------------------------------------------------------------
@@ -85,10 +71,6 @@ def trained(kind: type[Method], sizes: tuple[int, ...], arguments: dict[str, Any
     return {"losses": torch.tensor(losses.seen, dtype=torch.float64), "embedding": embedding, **state}
 
 
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
-
-
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 PLAIN = Optim(lr=0.1, warmup=0)
@@ -107,11 +89,19 @@ BASE_CLASSES = {
 }  # their options are their subclasses' too
 TASKS = ("Detect", "Segment", "Finetune", "Probe", "Frozen")  # tests/tasks
 
-FLSL_TESTS, OBD_SD_TESTS = Elsewhere("methods/test_flsl_method.py"), Elsewhere("methods/test_obd_sd_method.py")
-OWN = {"backbone": Elsewhere(__file__), "optim": Elsewhere(__file__), "max_skips": Elsewhere("trust/test_faults.py")}
+FLSL_VIEWS = Elsewhere("methods/test_flsl_method.py", "test_each_student_is_compared_with_the_other_teacher_view")
+OBD_SD_TESTS = "methods/test_obd_sd_method.py"
+LOADED = Elsewhere(OBD_SD_TESTS, "test_pretrained_teacher_is_loaded_from_its_checkpoint_and_stays_fixed")
+OF_A_FILE = Elsewhere("nn/test_weights.py", "test_a_file_of_both_networks_gives_the_one_that_is_asked_for")
+GLOBAL = Elsewhere(OBD_SD_TESTS, "test_global_relations_are_computed_once_an_epoch_from_all_training_images")
+SKIPS = Elsewhere("trust/test_faults.py", "test_steps_may_be_left_out_up_to_a_number_in_a_row")
+IN_SETTINGS = Elsewhere(HERE, "test_another_value_gives_another_training")
+OWN = {"backbone": IN_SETTINGS, "optim": IN_SETTINGS, "max_skips": SKIPS}
 KEYS = {
     "dim": 4, "hidden": 4, "memory": 6, "tau": 0.5, "momentum": 0.5,
-    "keys_batch_norm": Elsewhere("ddp/test_mls_processes.py"),
+    "keys_batch_norm": Elsewhere(
+        "ddp/test_mls_processes.py", "test_keys_are_normalised_in_the_company_that_the_setting_names"
+    ),
 }  # fmt: skip
 BYOLS = {"dim": 4, "hidden": 4, "momentum": 0.5, "momentum_end": 0.7}
 DINOS = {
@@ -121,7 +111,9 @@ DINO = {"prototypes": 7, "hidden": 8, "bottleneck": 4, "tau_t_epochs": 2, "momen
 METRIC = {
     "dim": 4, "feature_norm": "layer", "normalize": False, "freeze_bn": True, "frozen_epochs": 1,
     "dml_loss": "ProxyAnchor", "miner": With("SemiHard", {"dml_loss": "Margin", "miner": "RandomTriplets"}),
-    "global_batch": Elsewhere("ddp/test_obd_sd_processes.py"),
+    "global_batch": Elsewhere(
+        "ddp/test_obd_sd_processes.py", "test_similarities_are_of_all_processes_unless_told_otherwise"
+    ),
     "train_classes": With([0, 1, 2, 3, 9], {"dml_loss": "ProxyAnchor"}),
 }  # fmt: skip
 STEM = replace(BACKBONE, options={**BACKBONE.options, "stem_width": 4})
@@ -150,7 +142,10 @@ TABLE: dict[type, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
     OBDSD: (
         (8,),
         METRICS | {"distillation": Distillation(lam=10.0)},
-        METRIC | {"normalize": OBD_SD_TESTS, "distillation": Elsewhere(__file__)},
+        METRIC | {
+            "normalize": Elsewhere(OBD_SD_TESTS, "test_embeddings_of_any_length_are_refused"),
+            "distillation": IN_SETTINGS,
+        },
     ),
     MetricLearning: ((8,), METRICS, METRIC),
     FLSL: (
@@ -158,8 +153,8 @@ TABLE: dict[type, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
         {"backbone": Backbone("vit_tiny_patch16_224", options=TOKENS | VIT), **DINO},
         DINOS | {
             "v": 0.5, "eta": 0.5, "gamma": 1.0, "tau_sa": 0.15, "tau_ca": 0.5, "prototypes": 5, "hidden": 4,
-            "bottleneck": 3, "window": 1, "queries": "top_left", "teacher_views": FLSL_TESTS,
-            "local_crops": FLSL_TESTS, "targets": "center",
+            "bottleneck": 3, "window": 1, "queries": "top_left", "teacher_views": FLSL_VIEWS,
+            "local_crops": FLSL_VIEWS, "targets": "center",
         },
     ),
     CMD: (
@@ -225,9 +220,9 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
     Backbone: (
         MaskCon, "backbone",
         {
-            "name": "resnet26", "pretrained": Elsewhere("nn/test_weights.py"), "small_input": False,
-            "options": {**BACKBONE.options, "channels": [4, 4, 4, 8]}, "pooling": "avg+max",
-            "weights": Elsewhere("nn/test_weights.py"), "weights_of": Elsewhere("nn/test_weights.py"), "freeze": 2,
+            "name": "resnet26", "small_input": False, "freeze": 2, "pooling": "avg+max",
+            "pretrained": Elsewhere("nn/test_backbone_faults.py", "test_missing_network_is_said"),
+            "options": {**BACKBONE.options, "channels": [4, 4, 4, 8]}, "weights": OF_A_FILE, "weights_of": OF_A_FILE,
             "freeze_statistics": True,
         },
     ),
@@ -235,21 +230,20 @@ SETTINGS: dict[type, tuple[type, str, dict[str, Any]]] = {
         OBDSD, "distillation",
         {
             "teacher": "none", "lam": 50.0, "dynamic": False, "tau": 0.2, "omega": 0.7,
-            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(__file__),
-            "manifold": OBD_SD_TESTS, "neighbours": OBD_SD_TESTS,
-            "power": Elsewhere("losses/test_obd_sd.py"), "checkpoint": OBD_SD_TESTS,
+            "tau_d": 0.2, "normalization": "symmetric", "clamp": Elsewhere(HERE, "test_clamp_acts_on_negative_cosines"),
+            "manifold": GLOBAL, "neighbours": GLOBAL, "power": GLOBAL,
+            "checkpoint": LOADED,
             "head_dims": With([8, 9], {"teacher": "heads"}), "teacher_precision": "bf16",
         },
     ),
 }  # fmt: skip
 
 
-def options_of(kind: type) -> set[str]:
-    return {parameter.name for parameter in get_signature_parameters(kind, None)}
-
-
 def row_of(kind: type) -> dict[str, Any]:
     return TABLE[kind][2] | OWN if kind in TABLE else SETTINGS[kind][2]
+
+
+ROWS = {kind: row_of(kind) for kind in (*TABLE, *SETTINGS)}
 
 
 def test_every_method_has_a_table():
@@ -257,17 +251,9 @@ def test_every_method_has_a_table():
     assert ours - BASE_CLASSES - {cls for cls in ours if cls.__name__ in TASKS} == set(TABLE)
 
 
-@pytest.mark.parametrize("kind", [*TABLE, *SETTINGS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
 def test_every_option_has_a_line(kind):
-    assert options_of(kind) == set(row_of(kind))
-
-
-ALL = [(kind, option, entry) for kind in (*TABLE, *SETTINGS) for option, entry in row_of(kind).items()]
-CHANGES = [
-    pytest.param(kind, option, *(entry if isinstance(entry, With) else (entry, {})), id=f"{kind.__name__}-{option}")
-    for kind, option, entry in ALL
-    if not isinstance(entry, Elsewhere)
-]
+    assert options_of(kind) == set(ROWS[kind])
 
 
 def training_with(kind: type, changes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -286,20 +272,18 @@ def training_with(kind: type, changes: dict[str, Any]) -> dict[str, torch.Tensor
 BASES: dict[tuple, dict[str, torch.Tensor]] = {}
 
 
-@pytest.mark.parametrize(("kind", "option", "value", "beside"), CHANGES)
-def test_another_value_gives_another_training(kind, option, value, beside):
+@pytest.mark.parametrize(("kind", "option", "line"), cases(ROWS))
+def test_another_value_gives_another_training(kind, option, line):
+    value, beside = line if isinstance(line, With) else (line, {})
     key = (kind, repr(beside))
     if key not in BASES:
         BASES[key] = training_with(kind, beside)
-    assert not same(training_with(kind, {**beside, option: value}), BASES[key])
+    assert changed(training_with(kind, {**beside, option: value}), BASES[key])
 
 
-@pytest.mark.parametrize(
-    ("option", "file"),
-    [pytest.param(o, e.file, id=f"{k.__name__}-{o}") for k, o, e in ALL if isinstance(e, Elsewhere)],
-)
-def test_the_file_named_elsewhere_tests_the_option(option, file):
-    assert option in (ROOT / file).read_text()
+@pytest.mark.parametrize(("option", "line"), elsewheres(ROWS))
+def test_the_file_named_elsewhere_tests_the_option(option, line):
+    check_named_test(option, line)
 
 
 def test_clamp_acts_on_negative_cosines():
@@ -311,4 +295,4 @@ def test_clamp_acts_on_negative_cosines():
 def test_equal_trainings_are_the_same():
     """What the tests above compare with."""
     sizes, arguments, _ = TABLE[MaskCon]
-    assert same(trained(MaskCon, sizes, arguments), trained(MaskCon, sizes, dict(arguments)))
+    assert not changed(trained(MaskCon, sizes, arguments), trained(MaskCon, sizes, dict(arguments)))

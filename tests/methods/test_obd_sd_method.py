@@ -397,7 +397,7 @@ def test_global_relations_are_computed_once_an_epoch_from_all_training_images(mo
 
     original = OBDSD.global_relations
     monkeypatch.setattr(OBDSD, "global_relations", spy)
-    settings = Distillation(lam=10.0, manifold="global", normalization="symmetric", neighbours=10)
+    settings = Distillation(lam=10.0, manifold="global", normalization="symmetric", neighbours=10, power=3.0)
     method = obd_sd(settings, train_classes=[0, 1, 2, 3, 4])
     trainer = tiny_trainer(max_epochs=3)
     trainer.fit(method, datamodule=digits())
@@ -406,7 +406,7 @@ def test_global_relations_are_computed_once_an_epoch_from_all_training_images(mo
     for epoch, index, relations, (rows, z) in (asked[0], asked[-1]):
         assert epoch in (1, 2)
         assert torch.equal(rows, torch.as_tensor(trainer.datamodule.parts.train))
-        whole = global_similarity(z, omega=0.3, neighbours=10)
+        whole = global_similarity(z, omega=0.3, neighbours=10, power=3.0)
         place = torch.stack([(rows == row).nonzero()[0, 0] for row in index])
         torch.testing.assert_close(relations, whole[place][:, place], rtol=1e-4, atol=1e-5)
 
@@ -423,6 +423,11 @@ def test_global_relations_are_computed_once_an_epoch_from_all_training_images(mo
 def test_distillation_refuses_settings_out_of_range(settings, message):
     with pytest.raises(UserError, match=message):
         Distillation(**settings)
+
+
+def test_embeddings_of_any_length_are_refused():
+    with pytest.raises(UserError, match="model.normalize false: OBDSD compares cosines"):
+        obd_sd(normalize=False)
 
 
 # ---- evaluation and noise -------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ class HuggingFace(DataSet):
         path: name on the hub (``ethz/food101``), folder of ``save_to_disk``, or any folder that ``load_dataset`` reads.
         subset: configuration of the data set; null: its default.
         train: split with the training images.
-        test: split with the test images; null: ``test`` if there is one, else ``validation``, else none.
+        test: split with the test images; null: ``test`` if there is one, else ``validation`` unless it is ``val``, else
+            none.
         val: split with validation images; null: none.
         image: column of the images; null: the first one of images.
         label: column of the classes; null: the first one of class labels, if any.
@@ -148,7 +149,8 @@ class HuggingFace(DataSet):
     def _read(self) -> Index:
         splits = self._load()
         wanted = dict(self.splits)
-        wanted["test"] = wanted["test"] or next((name for name in ("test", "validation") if name in splits), None)
+        free = (name for name in ("test", "validation") if name in splits and name != wanted["val"])
+        wanted["test"] = wanted["test"] or next(free, None)
         absent = [name for name in wanted.values() if name is not None and name not in splits]
         if absent:
             raise UserError(f"huggingface: {self.path} has no split '{absent[0]}' (it has: {', '.join(splits)}).")
