@@ -23,6 +23,7 @@ from fgssl.errors import UserError
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "faiss-gpu", "faiss-cpu", "numpy")
 
 GOING_ON = ("running", "trained")  # status of a run that has not ended
+DONE = ("finished", "predicted")  # status of a run that did all that it was started for
 PULSE, LOST = 60, 600  # s between two signs of life of a running process; s without one after which it counts as lost
 
 
@@ -34,8 +35,8 @@ class Run:
         root: folder of all runs.
         experiment: name of the folder above the run; null: name of the last ``--config`` file.
         name: name of the run folder; null: date, time and seed. A resumed fit writes to the folder of its checkpoint.
-        resume: resume from the last checkpoint of the run ``name``, or start the run where it has none. For jobs that
-            a cluster stops and restarts.
+        resume: resume from the last checkpoint of the run ``name``, or start the run where it has none; ``fgssl embed``
+            writes unfinished embeddings anew. For jobs that a cluster stops and restarts.
         paper: table of a paper that the experiment reproduces, such as ``maskcon, Table 2``. ``fgssl compare`` shows
             its numbers beside ours.
     """

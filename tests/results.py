@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 from scipy import stats
 
-from fgssl.commands.sweep import SEED, command, name_of, read_sweep
+from fgssl.commands.sweep_file import SEED, command, name_of, read_sweep
 from fgssl.errors import UserError
 from fgssl.report.compare import LOWER_IS_BETTER, Cell
 from fgssl.report.conditions import settings
@@ -300,7 +300,8 @@ def text_of_table(table: dict[str, Any], place: Place) -> str:
     headings = ["", *["labels"] * with_labels, "seeds"]
     for heading, metric in metrics.items():
         headings += [heading + ", %" * is_share(base(metric)), *["paper"] * (metric in with_paper)]
-    lines = [line_of([*headings, "s a run"]), "|---|" + "---:|" * len(headings)]
+    texts = 1 + with_labels
+    lines = [line_of([*headings, "s a run"]), "|" + "---|" * texts + "---:|" * (len(headings) + 1 - texts)]
     best = {metric: best_of(rows, metric) for metric in metrics.values()}
     for row in rows:
         cells = cells_of(row, best, with_paper) if row.runs else ["0", *["not run"] * (len(headings) - 1 - with_labels)]

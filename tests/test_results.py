@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fgssl.cli.main import main
-from fgssl.commands.sweep import read_sweep
+from fgssl.commands.sweep_file import read_sweep
 from fgssl.errors import UserError
 from tests import results
 from tests.results import (

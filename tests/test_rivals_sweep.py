@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fgssl.commands.sweep import Sweep, command, read_sweep
+from fgssl.commands.sweep_file import Sweep, command, read_sweep
 from tests.recipes import ROOT, resolve
 
 pytestmark = pytest.mark.slow

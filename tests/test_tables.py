@@ -6,9 +6,10 @@ import shlex
 
 import pytest
 
+from fgssl.cli import application
 from fgssl.cli.compose import split_config_files
 from fgssl.cli.shipped import find, root
-from fgssl.commands.sweep import read_sweep
+from fgssl.commands.sweep_file import name_of, read_sweep
 from fgssl.errors import UserError
 from fgssl.report.published import all_rows
 from tests import tables
@@ -61,6 +62,9 @@ def resolve(command: str) -> None:
         UserError, SystemExit: there is no such experiment, sweep or option.
     """
     program, name, *arguments = shlex.split(command)
+    for sweep_name, cell in re.findall(r"runs/sweep_(\w+)/(\S+)", command):
+        cells = {name_of(values) for values in read_sweep(find(f"sweeps/{sweep_name}")).cells()}
+        assert cell in cells, f"{sweep_name} has no cell {cell}: {', '.join(sorted(cells))}"
     if program == "python":  # a benchmark
         assert (tables.ROOT / name).is_file()
         return
@@ -83,8 +87,11 @@ def check_fit(arguments: list[str]) -> None:
     files, flags = split_config_files(arguments)
     folder = root() / "experiments"
     names = [find(file).resolve().relative_to(folder).with_suffix("").as_posix() for file in files]
-    for option in (flag.removeprefix("--").removesuffix("+") for flag in flags if flag.startswith("--")):
-        if option not in ("print_config", "run.name"):
+    for place, flag in enumerate(flags):
+        option = flag.removeprefix("--").removesuffix("+")
+        if option == "trainer.callbacks":
+            assert hasattr(application, flags[place + 1]), f"no callback {flags[place + 1]}"  # known by its short name
+        elif flag.startswith("--") and option not in ("print_config", "run.name"):
             lookup("+".join(names), option)
 
 
@@ -101,6 +108,8 @@ def test_command_of_the_page_resolves(command):
         "fgssl fit --config cmd_cup",
         "fgssl sweep sweeps/cmd_fig5e",
         "fgssl fit --config cmd_cub --model.lambda 1",
+        "fgssl fit --config finetune_cub --model.init_from runs/sweep_mls_400/mls_coco",
+        "fgssl fit --config cmd_cub --trainer.callbacks+ Neighbors",
         "fgssl fit --config cmd_cub --config cmd_ablations/table4_lw",
         "fgssl search runs/x --rows 1",
         "fgssl compare runs --base MS",

@@ -47,6 +47,11 @@ class BestOnTest(Callback):
         self.best: dict[str, tuple[float, int]] = {}  # metric: its best value, epochs trained by then
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
+        if stage == "fit" and not trainer.limit_test_batches:
+            raise UserError(
+                "BestOnTest reads the test rows after each epoch, and trainer.limit_test_batches is 0. Take one of them out "
+                "(--trainer.callbacks null)."
+            )
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]
         if not method.embeds or parts.index.targets is not None or (parts.index.fine[parts.test] < 0).all():
             raise UserError(

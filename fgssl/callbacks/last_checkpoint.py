@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from fgssl.callbacks.stopping import Stopped, stop_of, stop_requested, stopped
+from fgssl.run import shown
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -72,4 +73,4 @@ class LastCheckpoint(ModelCheckpoint):
         """Write ``last.ckpt`` unless it already holds this step."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_checkpoint(trainer, str(self.path))
-            rank_zero_info(f"{self.path}: written at step {trainer.global_step}")
+            rank_zero_info(f"{shown(self.path)}: written at step {trainer.global_step}")

@@ -88,7 +88,8 @@ class Record(Callback):
         self._note(trainer, status="running")
 
     def on_fit_end(self, trainer: Trainer, method) -> None:
-        no_test = trainer.limit_test_batches == 0  # a run that chooses options on held-out training rows
+        # A run that chooses options on held-out training rows; or data without test images, such as COCO's for MLS.
+        no_test = trainer.limit_test_batches == 0 or len(trainer.datamodule.parts.test) == 0
         self._note(trainer, status="finished" if no_test else "trained")
 
     def on_validation_end(self, trainer: Trainer, method) -> None:
@@ -105,7 +106,7 @@ class Record(Callback):
 
     def on_exception(self, trainer: Trainer, method, exception: BaseException) -> None:
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
-        self.results["error"] = f"{type(exception).__name__}: {exception}"
+        self.results["error"] = f"{type(exception).__name__}: {exception}".removesuffix(": ")
         if self._started:
             with contextlib.suppress(OSError):  # the exception may be a full disk
                 self._note(trainer, status="interrupted" if interrupted else "failed")

@@ -25,6 +25,7 @@ from fgssl.callbacks.box_knn import BoxKNN  # noqa: F401
 from fgssl.callbacks.collapse import Collapse  # noqa: F401
 from fgssl.callbacks.last_checkpoint import LastCheckpoint
 from fgssl.callbacks.monitor import Monitor
+from fgssl.callbacks.neighbours import Neighbours  # noqa: F401
 from fgssl.callbacks.online import OnlineKNN, OnlineProbe  # noqa: F401
 from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.record import Record
@@ -444,7 +445,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
     warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged is equal on all ranks, or rank 0's
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    warnings.filterwarnings("ignore", message="Total length of `(list|Loader)` across ranks is zero")
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -4,6 +4,8 @@ The test rows are also evaluated as by ``fgssl test``, so that ``fgssl compare``
 """
 
 import argparse
+import shutil
+from pathlib import Path
 from typing import Any
 
 from fgssl.cli.command_parser import CommandParser
@@ -16,6 +18,7 @@ from fgssl.commands.networks import (
     take_backbone,
 )
 from fgssl.errors import UserError, did_you_mean
+from fgssl.run import DONE, read_json
 
 POINTS = 3_000  # images in a map: about 10 s of t-SNE; 8,000 take a minute
 ROWS = 50_000  # images per file: 400 MB of ResNet-50 features
@@ -40,6 +43,7 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
     import torch
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from fgssl.callbacks.shards import Shards
     from fgssl.cli.application import Application
@@ -51,11 +55,10 @@ def main(argv: list[str]) -> int:
         """Writes embeddings; the test rows are also evaluated."""
 
         def _callbacks(self) -> list:
-            folder = self.folder / "embeddings"
-            if folder.exists():
-                raise UserError(f"{folder} already exists. Choose another --run.name.")
+            make_room(self.folder, self.options.run.resume)
             kept = [c for c in super()._callbacks() if args.part == "test" or c is not self.retrieval]
-            return [*kept, Shards(folder, args.part, args.rows)]
+            draw = LambdaCallback(on_test_end=lambda *_: self._draw())  # before the run counts as finished
+            return [draw, *kept, Shards(self.folder / "embeddings", args.part, args.rows)]
 
         def test(self, **options: Any) -> None:
             data = self.datamodule
@@ -74,7 +77,6 @@ def main(argv: list[str]) -> int:
         def after_test(self) -> None:
             if args.part == "test":
                 super().after_test()
-                self._draw()
             if self.trainer.is_global_zero:
                 print(f"embeddings: {shown(self.folder / 'embeddings')}")
 
@@ -88,6 +90,29 @@ def main(argv: list[str]) -> int:
             draw_maps(Embeddings(*columns), self.datamodule.parts.index, self.folder, self.trainer.loggers, args.points)
 
     return start("test", config, flags, config["run"]["experiment"], Embedding)
+
+
+def make_room(run: Path, resume: bool) -> None:
+    """Remove the embeddings of an earlier start that did not finish, if ``--run.resume`` asks for it.
+
+    Args:
+        run: run folder.
+        resume: ``--run.resume``.
+
+    Raises:
+        UserError: there are embeddings, and they are finished or ``resume`` is false.
+    """
+    folder, results = run / "embeddings", run / "results.json"
+    if not folder.exists():
+        return
+    if results.is_file() and read_json(results).get("status") in DONE:
+        raise UserError(f"{folder} already exists. Choose another --run.name.")
+    if not resume:
+        raise UserError(f"{folder} is unfinished. --run.resume true writes it anew; or choose another --run.name.")
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        shutil.rmtree(folder)
 
 
 def refuse_misspelt(flags: list[str], own: list[str]) -> None:
@@ -111,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fgssl embed",
         description="Write embeddings, labels and paths to <run folder>/embeddings/*.npz, and evaluate the test rows.",
-        epilog="Accepts all options of fgssl test too, such as --retrieval.grid 0 (no pictures) or --run.name NAME.",
+        epilog="Accepts all options of fgssl test too, such as --retrieval.grid 0 (no pictures), --run.name NAME or "
+        "--run.resume true (write unfinished embeddings anew).",
     )
     add_network_flags(parser)
     add_data_flag(parser)

@@ -120,8 +120,11 @@ def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """Name of a network in the title of the picture."""
-    return public_name(args) if args.model else Path(args.ckpt_path).name
+    """Name of a network in the title of the picture: ``cmd_cub/first`` of a run, else of its file."""
+    if args.model:
+        return public_name(args)
+    path = Path(args.ckpt_path).resolve()
+    return f"{path.parent.name}/{path.name}" if path.is_dir() else path.name
 
 
 def network_of(method: Any, whose: Literal["student", "teacher"] | None) -> Net:

@@ -342,9 +342,9 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         self._position, self.objects = (0, 0), None
         # Lightning cannot know that the samplers start at the batch where a checkpoint was written (``state_dict``),
-        # and warns of the empty list that stands for "no validation".
+        # and warns where there is no validation or no test.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
-        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        warnings.filterwarnings("ignore", message="Total length of `(list|Loader)` across ranks is zero")
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
             self._open_cache()

@@ -113,7 +113,9 @@ class Backbone:
         if isinstance(fault, OSError):  # connections, and files that are in no cache
             return UserError(
                 f"model.backbone: the pretrained weights of '{self.name}' could not be had ({said}). On a machine "
-                "without a network, put them into timm's cache beforehand, or set --model.backbone.pretrained false."
+                "without a network, put them into timm's cache beforehand, or name a file of them: "
+                "--model.backbone.weights FILE; for a public network --weights FILE, or timm/NAME=FILE in --beside. "
+                "--model.backbone.pretrained false starts from random weights."
             )
         return UserError(
             f"model.backbone: '{self.name}' cannot be built with pretrained weights and options {self.options}: {said}"

@@ -132,16 +132,21 @@ def compare(
         if any(name.startswith(("test/", "val/")) for name in run.results["metrics"]):
             groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
         else:
-            notes.append(f"left out: {run.folder}: nothing was evaluated. Its data set has no labels?")
+            notes.append(f"left out: {run.folder}: nothing was evaluated. Its data have no labels, or no test images?")
     protocols = [members[0].protocol for members in groups.values()]
-    tables = []
+    tables, without = [], []
     for protocol, members in zip(protocols, groups.values(), strict=True):
         rivals = [p for p in protocols if p["data set"] == protocol["data set"]]
         rows = _rows(members, metrics, notes)
-        rows = _timed(rows, baseline, notes) if baseline else rows
-        measured = [metric for metric in metrics if any(row.cells[metric].values for row in rows)] or metrics
+        rows = _timed(rows, baseline, protocol["data set"], notes) if baseline else rows
+        measured = [metric for metric in metrics if any(row.cells[metric].values for row in rows)]
+        if not measured:
+            without.append(protocol["data set"])
+            continue
         rows = _ranked(rows, measured)
         tables.append(Comparison(protocol, tuple(measured), rows, _differences(protocol, rivals)))
+    if without:
+        notes.append(f"left out: runs on {', '.join(sorted(set(without)))} that have none of {', '.join(metrics)}.")
     tables.sort(key=lambda t: (t.protocol["data set"], -sum(len(row.runs) for row in t.rows), t.title))
     names = [table.protocol["data set"] for table in tables]
     notes += [
@@ -159,7 +164,7 @@ def _differences(protocol: dict[str, Any], rivals: list[dict[str, Any]]) -> list
     differing = [n for n in names if n not in titled and len({str(rival.get(n)) for rival in rivals}) > 1]
     if len(differing) > 1 and "flipped labels" in differing:
         differing.remove("flipped labels")  # a hash; the noise share and the seed, which determine it, are shown
-    return [f"{name} {protocol.get(name)}" for name in differing]
+    return [f"{name} {protocol[name]}" if name in protocol else f"no {name}" for name in differing]
 
 
 def _rows(runs: list[RunFolder], metrics: list[str], notes: list[str]) -> list[Row]:
@@ -264,18 +269,20 @@ def _beside_printed(run: RunFolder, metric: str, values: tuple[float, ...]) -> C
     return Cell(values, printed=found)
 
 
-def _timed(rows: list[Row], baseline: str, notes: list[str]) -> list[Row]:
+def _timed(rows: list[Row], baseline: str, dataset: str, notes: list[str]) -> list[Row]:
     """The rows with ``extra_time``: a run's time of an epoch over the mean one of the baseline on the same machine.
 
     Args:
         rows: of one table.
         baseline: name of a method.
+        dataset: name of the data set.
         notes: messages, extended in place.
     """
     of_baseline = [row for row in rows if row.method == baseline]
     if len(of_baseline) != 1:
         methods = ", ".join(dict.fromkeys(row.method for row in rows))
-        notes.append(f"no extra time: {len(of_baseline)} rows are {baseline}, it takes one. Rows: {methods}.")
+        count = f"{len(of_baseline)} rows are" if of_baseline else "no row is"
+        notes.append(f"{dataset}: no extra time, since {count} {baseline}. Rows: {methods}.")
         return rows
     times: dict[str, list[float]] = {}
     for run in of_baseline[0].runs:

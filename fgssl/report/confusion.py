@@ -160,9 +160,7 @@ def _bars(pairs: list[Pair], names: tuple[str, ...], title: str):
                     left[place] + value / 2, place, f"{value}", ha="center", va="center", fontsize=8, color="white"
                 )
         left += values
-    labels = [
-        f"{short(names[p.ours], 30)} \N{RIGHTWARDS ARROW} {short(names[p.theirs], 30)}  ({p.images})" for p in pairs
-    ]
+    labels = [f"{short(names[p.ours])} \N{RIGHTWARDS ARROW} {short(names[p.theirs])}  ({p.images})" for p in pairs]
     axis.set_yticks(range(len(pairs)), labels, fontsize=8)
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.set_xlim(0, 100)

@@ -23,6 +23,8 @@ def draw_distributions(index: Index, path: Path) -> Path:
     _sizes(axes[0], counts)
     if coarse:
         _bars(axes[1], coarse)
+    for ruler in (axes[0].xaxis, axes[0].yaxis, *(axis.xaxis for axis in axes[1:])):  # all count something
+        ruler.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
@@ -37,7 +39,6 @@ def _sizes(axis, counts: np.ndarray) -> None:
     width = -(-(high - low + 1) // BARS)
     edges = np.arange(low, high + width + 1, width) - 0.5
     axis.hist(counts, edges, color=COLOUR, alpha=0.85, rwidth=0.9)
-    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("images of a class" + (f", in steps of {width}" if width > 1 else ""))
     axis.set_ylabel("classes")
 

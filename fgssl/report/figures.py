@@ -15,6 +15,7 @@ from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.search import search
 
 RIGHT, WRONG, QUERY, UNKNOWN = "#2a9d4a", "#d1352b", "#333333", "#777777"
+FEW = 1000  # points that are laid out on one thread
 SAMPLE = 3000  # most images in pictures that need all pairs or t-SNE
 LARGEST = 500_000  # bytes of a picture of photographs
 COLOURED = 18  # most coloured groups in a map: matplotlib's twenty colours without the two greys
@@ -184,9 +185,12 @@ def layout(features_NF: np.ndarray, way: Literal["tsne", "umap"], seed: int) -> 
         neighbours = min(15, len(features_NF) - 1)
         return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features_NF)
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(features_NF) - 1) / 3)
-    return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(features_NF)
+    # Threads wait for each other at every step: few points on a busy machine take 40 times as long with two.
+    with threadpool_limits(1 if len(features_NF) < FEW else None):
+        return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(features_NF)
 
 
 def has_umap() -> bool:
@@ -208,9 +212,7 @@ def _scatter(axis, points_N2: np.ndarray, labels: np.ndarray, names: tuple[str, 
     few = len(coloured) <= 10
     palette = colormaps["tab10" if few else "tab20"](np.arange(10) if few else np.delete(np.arange(20), (14, 15)))
     for place, group in enumerate(coloured):
-        axis.scatter(
-            *points_N2[labels == group].T, s=9, color=palette[place], linewidths=0, label=short(names[group], 18)
-        )
+        axis.scatter(*points_N2[labels == group].T, s=9, color=palette[place], linewidths=0, label=short(names[group]))
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_aspect("equal", adjustable="datalim")
@@ -249,8 +251,8 @@ def _square(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def short(name: str, width: int = 18) -> str:
-    """``001.Black_footed_Albatross`` as ``Black footed Alba…``, to stay within its picture."""
+def short(name: str, width: int = 30) -> str:
+    """``001.Black_footed_Albatross`` as ``Black footed Albatross``, cut at ``width`` to stay within its picture."""
     name = plain(name)
     return name if len(name) <= width else name[: width - 1] + "…"
 

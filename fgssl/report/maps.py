@@ -74,7 +74,9 @@ def paint(photograph: Image.Image, box: Box, panel: Panel) -> Image.Image:
         for row, column in np.argwhere(panel.marked_HW).tolist():
             left, right = (x0 + size[0] * edge // width for edge in (column, column + 1))
             top, bottom = (y0 + size[1] * edge // height for edge in (row, row + 1))
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=RED, width=thick)
+            frame = (left, top, right - 1, bottom - 1)
+            draw.rectangle(frame, outline="white", width=2 * thick)  # what is hot is red too
+            draw.rectangle(frame, outline=RED, width=thick)
     return whole
 
 
@@ -88,6 +90,7 @@ def scatter(photograph: Image.Image, box: Box, points_HW2: np.ndarray) -> Image.
     places = 2 * radius + (points_HW2 - low) / np.maximum(high - low, 1e-12) * room
     picture = Image.new("RGB", photograph.size, "white")
     draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline="lightgrey")  # where the next one begins
     for (x, y), colour in zip(places.reshape(-1, 2).tolist(), colours.reshape(-1, 3).tolist(), strict=True):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(colour), outline="grey")
     return picture

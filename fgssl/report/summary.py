@@ -18,5 +18,6 @@ def print_summary(results: dict[str, Any], folder: str) -> None:
             metric = name.partition("/")[2]
             table.add_row(name, number(metric, value) + (" %" if is_share(metric) else ""))
     console = Console()
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     console.print(f"{results['status']} in {results.get('duration_s', 0):.0f} s. Run folder: {folder}", soft_wrap=True)

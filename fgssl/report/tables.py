@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.compare import Cell, Comparison, Row, leaf, missing, sources
+from fgssl.report.compare import EXTRA_TIME, Cell, Comparison, Row, leaf, missing, sources
 from fgssl.report.published import PLAIN
 from fgssl.report.runs import SECONDS
 
@@ -95,11 +95,13 @@ def _printed(metric: str, cell: Cell) -> str:
 
 
 def _footnotes(table: Comparison) -> list[str]:
-    said = [f"{name} {fact}" for name, fact in _shared(table).items() if fact]
+    said = [f"{name} {fact}" for name, fact in _shared(table).items() if fact not in ("", "-")]
     lines = [f"All rows: {', '.join(said)}."] * bool(said)
     if any(len(row.runs) > 1 for row in table.rows):
         single = any(len(row.runs) == 1 for row in table.rows)
         lines.append("±: standard deviation over the seeds." + " A row of one seed has none." * single)
+    if EXTRA_TIME in table.metrics:
+        lines.append("extra_time: % by which a training epoch takes longer than one of the baseline (-).")
     lines += [f"paper: {source}." for source in sources(table.rows)]
     return lines + [f"{reason}." for reason in missing(table.rows)]
 

@@ -114,6 +114,11 @@ def test_best_on_test_goes_by_its_short_name_into_the_results(tmp_path):
     assert not any("best_epoch" in name for name in results(plain)["metrics"])
 
 
+def test_no_test_rows_are_refused_before_training():
+    with pytest.raises(UserError, match=r"limit_test_batches is 0"):
+        train(BestOnTest(), limit_test_batches=0)
+
+
 def test_bad_options_and_methods_without_embeddings_are_refused(monkeypatch):
     with pytest.raises(UserError, match="every_n_epochs"):
         BestOnTest(every_n_epochs=0)

@@ -27,6 +27,20 @@ def epoch(recorder: Record, clock, batches: list[float], after: float = 0.0, sta
     recorder.on_train_epoch_end(None, None)
 
 
+@pytest.mark.parametrize(
+    ("test_rows", "limit", "status"), [(3, None, "trained"), (3, 0, "finished"), (0, None, "finished")]
+)
+def test_training_is_all_where_nothing_is_to_be_tested(tmp_path, test_rows, limit, status):
+    """What follows it in a sweep may begin, as a detector after MLS on COCO's images without a test part."""
+    data = SimpleNamespace(parts=SimpleNamespace(test=range(test_rows)))
+    trainer = SimpleNamespace(
+        limit_test_batches=limit, datamodule=data, callback_metrics={}, state=SimpleNamespace(fn="fit")
+    )
+    recorder = Record(tmp_path, "", {})
+    recorder.on_fit_end(trainer, None)
+    assert recorder.results["status"] == status
+
+
 def test_time_of_training_is_that_of_whole_epochs_without_validation(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(Record, "_note", lambda *_, **__: None)
     recorder = Record(tmp_path, "", {})

@@ -50,6 +50,8 @@ def test_chart_shows_the_sizes_of_the_classes_and_of_the_coarse_ones(tmp_path, c
     sizes, coarse = drawn[0].axes
     assert [bar.get_height() for bar in sizes.patches] == [4]  # four classes of 6 images
     assert sorted(bar.get_width() for bar in coarse.patches) == sorted(families.values())
+    for ruler in (sizes.xaxis, sizes.yaxis, coarse.xaxis):
+        assert all(place == round(place) for place in ruler.get_majorticklocs()), ruler
     assert chart.stat().st_size > 5000
 
 
@@ -75,7 +77,7 @@ def test_missing_data_set_is_a_fault(tmp_path, capsys):
 def test_differing_counts_are_a_fault_unless_partial(tmp_path, capsys):
     trees.make_pets(tmp_path)
     assert main(["check", "pets", "--root", str(tmp_path)]) == 1
-    assert "9 train images, published 3680" in capsys.readouterr().out
+    assert "9 train images, published 3,680" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

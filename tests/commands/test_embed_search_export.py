@@ -108,8 +108,25 @@ def test_mistakes_in_embed(arguments, message, tmp_path, capsys):
 
 
 def test_embeddings_are_never_overwritten(run, embedded, capsys):
-    assert main(["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", *QUIET]) == 2
+    again = ["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", *QUIET]
+    assert main([*again, "--run.resume", "true"]) == 2
     assert "already exists" in capsys.readouterr().err
+    path = embedded / "results.json"
+    finished = path.read_text()
+    path.write_text(json.dumps(json.loads(finished) | {"status": "running"}))
+    assert main(again) == 2  # perhaps another process is writing them
+    assert "--run.resume true writes it anew" in capsys.readouterr().err
+    path.write_text(finished)
+
+
+def test_embedding_counts_as_finished_when_its_map_is_drawn(run, monkeypatch):
+    def draw(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fgssl.report.pictures.draw_maps", draw)
+    flags = ["--run.name", "map", "--retrieval.grid", "2", *QUIET]
+    assert main(["embed", "--ckpt_path", str(run), *flags]) == 130
+    assert results(run.with_name("map"))["status"] == "interrupted"
 
 
 def test_several_ranks_shards_are_one_set(tmp_path):

@@ -1,12 +1,14 @@
 """fgssl maps: activated instances and GradCAM. The kinds of ViTs are tested with FLSL."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from fgssl.cli.main import main
-from fgssl.commands.maps import activated, gradcam, network_of
+from fgssl.commands.maps import activated, gradcam, name_of, network_of
 from fgssl.errors import UserError
 from fgssl.methods.cmd import CMD
 from fgssl.methods.maskcon import MaskCon
@@ -60,6 +62,14 @@ def test_activated_instances_are_the_region_heads_posterior(cmd, images, whose):
         for panel, prototype in zip(heats, largest, strict=True):
             assert panel.heat_HW.shape == (4, 4)
             np.testing.assert_allclose(panel.heat_HW.ravel(), p_TK[:, prototype].numpy(), rtol=1e-4)
+
+
+def test_a_run_is_named_with_its_experiment(tmp_path):
+    """Two runs of the name ``first`` are told apart."""
+    (tmp_path / "cmd_cub" / "first").mkdir(parents=True)
+    args = Namespace(model=None, ckpt_path=str(tmp_path / "cmd_cub" / "first"))
+    assert name_of(args) == "cmd_cub/first"
+    assert name_of(Namespace(model=None, ckpt_path="absent/weights.ckpt")) == "weights.ckpt"
 
 
 def test_only_a_method_with_prototypes_has_activated_instances(maskcon, images):

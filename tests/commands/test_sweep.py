@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
+from fgssl.callbacks.shards import Shards
 from fgssl.cli.compose import compose
 from fgssl.cli.main import main
 from fgssl.commands import sweep as sweeps
+from fgssl.commands.sweep_file import Step, Sweep, command, read_sweep
+from fgssl.commands.sweep_report import cell_means, numbers_of, report
+from fgssl.evaluation.store import read_embeddings
 from fgssl.report.published import rows_named
 from fgssl.report.runs import flatten
 from tests.cli.test_cli import SMALL, results
@@ -89,11 +93,11 @@ def test_cells_that_choose_on_held_out_rows_are_finished_without_a_test(tmp_path
 
 
 def test_a_cells_value_is_the_mean_over_seeds():
-    sweep = sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5], "seed_everything": [0, 1]}, "test/map")
+    sweep = Sweep("s", [], {"model.tau": [0.1, 0.5], "seed_everything": [0, 1]}, "test/map")
     found = {"tau0.1_seed_everything0": 0.2, "tau0.1_seed_everything1": 0.4, "tau0.5_seed_everything1": 0.7}
-    means = sweeps.cell_means(sweep, found, ["", "model.tau"], [""], [0.1, 0.5])
+    means = cell_means(sweep, found, ["", "model.tau"], [""], [0.1, 0.5])
     assert np.allclose(means, [[0.3, 0.7]])
-    means = sweeps.cell_means(sweep, {}, ["", "model.tau"], [""], [0.1, 0.5])
+    means = cell_means(sweep, {}, ["", "model.tau"], [""], [0.1, 0.5])
     assert np.isnan(means).all()
 
 
@@ -155,19 +159,19 @@ def test_only_a_validation_metric_marks_the_best_cell_of_a_heat_map(metric, fram
     for weight, tau, value in ((0.5, 0.0, 0.4), (0.5, math.inf, 0.6), (1.0, 0.0, 0.5)):
         metrics = {"test/recall@1": value, "val/recall@1": value}
         write_run(tmp_path, f"weight{weight}_tau{tau}", weight=weight, tau=tau, metrics=metrics)
-    (axis, _) = drawn(monkeypatch, "heat_map", sweeps.Sweep("s", [], axes, metric), tmp_path).axes
+    (axis, _) = drawn(monkeypatch, "heat_map", Sweep("s", [], axes, metric), tmp_path).axes
     assert len(axis.patches) == frames
     assert [text.get_text() for text in axis.texts] == ["40.00", "60.00", "50.00", "-"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.0", "inf"]
 
 
-def drawn(monkeypatch, kind: str, sweep: sweeps.Sweep, root: Path):
+def drawn(monkeypatch, kind: str, sweep: Sweep, root: Path):
     """The last picture of a kind that the report of a sweep draws."""
     from fgssl.report import plots
 
     figures, draw = [], getattr(plots, kind)
     monkeypatch.setattr(plots, kind, lambda *a, **k: figures.append(draw(*a, **k)) or figures[-1])
-    sweeps.report(sweep, root / "maskcon_cars")
+    report(sweep, root / "maskcon_cars")
     return figures[-1]
 
 
@@ -176,7 +180,7 @@ def test_one_option_is_a_curve_in_the_order_of_its_values_beside_the_paper(metri
     for tau, value in ((0.5, 0.6), (0.01, 0.3), (0.1, 0.4)):
         metrics = {"test/recall@1": value, "val/recall@1": value}
         write_run(tmp_path, f"tau{tau}", tau=tau, metrics=metrics)
-    (axis,) = drawn(monkeypatch, "curve", sweeps.Sweep("s", [], {"model.tau": [0.5, 0.01, 0.1]}, metric), tmp_path).axes
+    (axis,) = drawn(monkeypatch, "curve", Sweep("s", [], {"model.tau": [0.5, 0.01, 0.1]}, metric), tmp_path).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.01", "0.1", "0.5"]
     lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
     assert list(lines["ours"]) == [0.3, 0.4, 0.6]
@@ -186,23 +190,23 @@ def test_one_option_is_a_curve_in_the_order_of_its_values_beside_the_paper(metri
 
 
 def test_picture_of_what_follows_is_of_the_mean_over_its_seeds(tmp_path, monkeypatch):
-    steps = {f"probe_seed{seed}": sweeps.Step("probe", [], "top1") for seed in (0, 1)}
+    steps = {f"probe_seed{seed}": Step("probe", [], "top1") for seed in (0, 1)}
     for tau, values in ((0.1, (0.2, 0.4)), (0.5, (0.8,))):
         write_run(tmp_path, f"tau{tau}", tau=tau)
         for seed, value in enumerate(values):
             write_run(tmp_path, f"tau{tau}_probe_seed{seed}", tau=tau, seed=seed, metrics={"test/top1": value})
-    sweep = sweeps.Sweep("s", [], {"model.tau": [0.1, 0.5]}, "recall@1", steps)
+    sweep = Sweep("s", [], {"model.tau": [0.1, 0.5]}, "recall@1", steps)
     (axis,) = drawn(monkeypatch, "curve", sweep, tmp_path).axes
     assert np.allclose(axis.get_lines()[0].get_ydata(), [0.3, 0.8])
     assert {path.name for path in (tmp_path / "maskcon_cars").glob("*.png")} == {"curve.png", "curve_probe.png"}
 
 
 def test_axis_is_numeric_by_its_values_or_by_the_ends_of_its_files_names():
-    assert sweeps.numbers_of([2, 4, 12]) == [2, 4, 12]
-    assert sweeps.numbers_of([0.001, 1e-06, math.inf])[:2] == []  # infinity has no place on an axis
-    assert sweeps.numbers_of(["a/fig5_size_2.yaml", "a/fig5_size_16.yaml"]) == [2, 16]
-    assert sweeps.numbers_of(["a/size_2.yaml", "a/crops_4.yaml"]) == []
-    assert sweeps.numbers_of(["grafit", "coins"]) == []
+    assert numbers_of([2, 4, 12]) == [2, 4, 12]
+    assert numbers_of([0.001, 1e-06, math.inf])[:2] == []  # infinity has no place on an axis
+    assert numbers_of(["a/fig5_size_2.yaml", "a/fig5_size_16.yaml"]) == [2, 16]
+    assert numbers_of(["a/size_2.yaml", "a/crops_4.yaml"]) == []
+    assert numbers_of(["grafit", "coins"]) == []
 
 
 # ---- what follows each fit -------------------------------------------------------------------------------------------
@@ -238,6 +242,29 @@ def test_probe_follows_each_fit_resumes_and_has_a_picture_of_its_own(tmp_path, s
     assert "3 already finished" in said
 
 
+def test_embedding_that_was_killed_is_written_anew(tmp_path, started, monkeypatch):
+    path = grid(tmp_path, **{"model.weight": [0.5]})
+    embed = ["fgssl", "embed", "--ckpt_path", "${run}", "--rows", "100", "--retrieval.grid", "0", *PROBE]
+    path.write_text(path.read_text() + yaml.safe_dump({"then": {"embed": {"command": embed}}}))
+    folder, killed = tmp_path / "sweep_grid" / "weight0.5_embed", tmp_path / "killed"
+    end = Shards.on_test_epoch_end
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "on_test_epoch_end", lambda *args: (shutil.copytree(folder, killed), end(*args)))
+        assert run(path, tmp_path) == 0
+    assert {row for shard in killed.rglob("*.npz") for row in np.load(shard)["index"]} < set(
+        read_embeddings(folder).index
+    )
+    shutil.rmtree(folder)
+    killed.rename(folder)  # what is there at the last batch, were the process killed then
+    (folder / "embeddings" / "test-1-00000.npz").write_bytes(b"of a process that is not there the second time")
+    assert run(path, tmp_path) == 0
+    assert started == ["weight0.5", "weight0.5_embed", "weight0.5_embed"]
+    assert results(folder)["status"] == "finished"
+    assert len(read_embeddings(folder).index) == 450
+    assert run(path, tmp_path) == 0
+    assert len(started) == 3
+
+
 def test_what_follows_a_failed_fit_is_not_begun(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(
@@ -268,6 +295,16 @@ def test_seeds_of_what_follows_are_cells_of_their_own(tmp_path, capsys):
     path.write_text(yaml.safe_dump(content | {"then": {"probe": content["then"]["probe"] | {"seeds": "two"}}}))
     assert main(["sweep", str(path)]) == 2
     assert "then.probe.seeds is two" in capsys.readouterr().err
+
+
+def test_options_of_what_follows_are_not_the_fits(tmp_path, capsys):
+    flags = ["--runs", str(tmp_path), "--dry_run", "--then=--trainer.precision bf16-mixed --data.num_workers 0"]
+    assert main(["sweep", str(chain(tmp_path)), *flags]) == 0
+    *fits, first, last = capsys.readouterr().out.splitlines()[1:]
+    assert all(line.endswith("--trainer.precision bf16-mixed --data.num_workers 0") for line in (first, last))
+    assert not any("bf16" in line for line in fits)
+    assert main(["sweep", str(grid(tmp_path, **{"model.weight": [0.5]})), *flags]) == 2
+    assert "--then: nothing follows the fits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -317,7 +354,7 @@ def test_infinity_null_and_commas_of_a_sweep_reach_the_configuration(tmp_path, c
 def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
     """The first cell names an existing experiment, existing options and an existing table."""
     monkeypatch.chdir(ROOT)
-    sweep = sweeps.read_sweep(file)
+    sweep = read_sweep(file)
     assert sweep.name == yaml.safe_load(file.read_text())["name"] == file.stem
     assert "wandb" not in sweep.fit
     assert not (sweep.then and "wandb" in file.read_text()), "W&B knows no 'then'"
@@ -326,7 +363,7 @@ def test_the_sweeps_of_the_papers_parse(file, monkeypatch, capsys, tmp_path):
         assert all((ROOT / name).is_file() for name in files)
     cell = sweep.cells()[0]
     with pytest.raises(SystemExit) as stop:
-        main([*sweeps.command(sweep, tmp_path / "s", cell, []), "--print_config"])
+        main([*command(sweep, tmp_path / "s", cell, []), "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     for option, value in cell.items():

@@ -52,7 +52,7 @@ CARS_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname")
 
 
 def test_counts_must_be_the_published_ones(tmp_path):
-    with pytest.raises(UserError, match="12 train images, published 5994.*partial"):
+    with pytest.raises(UserError, match="12 train images, published 5,994.*partial"):
         ALL["cub"](str(trees.make_cub(tmp_path))).index()
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fgssl.data.datasets import ALL, imagenet
+from fgssl.data.datasets import ALL
 from fgssl.data.datasets.base import Published
 from fgssl.data.datasets.cifartoy import GROUP_A
 from fgssl.data.datasets.imagenet import read_boxes
@@ -136,37 +136,6 @@ def test_imagenet_coarse_follows_the_wnid_and_the_largest_box_is_read(tmp_path):
     assert index.boxes[index.rows("test")[0]].tolist() == [4, 2, 24, 12]
     with pytest.raises(UserError, match="Annotations"):
         read_boxes(tmp_path / "no" / "Annotations", index.paths)
-
-
-@pytest.mark.filterwarnings("ignore:imagenet")
-def test_boxes_of_imagenet_are_read_from_the_xml_files_once(tmp_path, monkeypatch):
-    """And again where an annotation came or went; a folder that cannot be written to keeps nothing."""
-    root = trees.make_imagenet(tmp_path / "imagenet")
-    read_files: list[str] = []
-    of_file = imagenet.largest_box
-    monkeypatch.setattr(imagenet, "largest_box", lambda path: read_files.append(path.name) or of_file(path))
-
-    def boxes() -> np.ndarray:
-        read_files.clear()
-        return ALL["imagenet"](str(root), boxes=True, partial=True).index().boxes
-
-    first = boxes()
-    count = len(read_files)
-    assert count > 0
-    assert np.array_equal(boxes(), first, equal_nan=True)
-    assert read_files == []
-    (gone, *_) = (root / "Annotations" / "val").iterdir()
-    gone.unlink()
-    assert np.isnan(boxes()).sum() == np.isnan(first).sum() + 4
-    assert len(read_files) == count - 1
-    (root / "boxes.npz").write_bytes(b"half a file")
-    assert np.isnan(boxes()).sum() == np.isnan(first).sum() + 4
-    assert len(read_files) == count - 1
-
-    (root / "boxes.npz").unlink()
-    monkeypatch.setattr(imagenet.os, "access", lambda *_: False)
-    assert np.isnan(boxes()).sum() == np.isnan(first).sum() + 4
-    assert not (root / "boxes.npz").exists()
 
 
 def test_imagenet32_labels_are_put_into_wnid_order(tmp_path):

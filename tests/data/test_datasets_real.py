@@ -74,7 +74,7 @@ def test_cifartoy_from_the_extracted_images(tmp_path):
     with tarfile.open(DATA / "cifar10-jpeg.tar") as archive:
         few = [member for member in archive if member.name.endswith(("/0000.jpg", "/0001.jpg"))]
         archive.extractall(tmp_path, members=few, filter="data")
-    with pytest.warns(UserWarning, match="16 train images, published 40000"):
+    with pytest.warns(UserWarning, match="16 train images, published 40,000"):
         index = ALL["cifartoy"](str(tmp_path), variant="bad", partial=True).index()
     assert {index.fine_names[label] for label in index.fine[index.coarse == 0]} == {
         "airplane",

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fgssl.data.datasets import ALL, kept
+from fgssl.data.datasets import ALL, imagenet, kept, objects
 from fgssl.data.datasets.coco_instances import COCOInstances
+from fgssl.data.datasets.object_dataset import arrays_of
 from fgssl.data.datasets.objects import Objects
 from fgssl.data.detection import training_target
 from fgssl.errors import UserError
@@ -90,6 +91,39 @@ def test_changed_files_are_read_anew(change, tmp_path, folder):
     assert len(kept_folders(folder)) == (1 if change == "removed" else 2)
 
 
+@pytest.mark.filterwarnings("ignore:imagenet")
+@pytest.mark.parametrize("change", ["gone", "in its place", "image", None])
+def test_boxes_of_imagenet_are_read_again_where_a_file_changed(change, tmp_path, folder, monkeypatch):
+    root = trees.make_imagenet(tmp_path / "imagenet")
+    read_files, of_file = [], imagenet.largest_box
+    monkeypatch.setattr(imagenet, "largest_box", lambda path: read_files.append(path.name) or of_file(path))
+
+    def boxes() -> np.ndarray:
+        read_files.clear()
+        return ALL["imagenet"](str(root), boxes=True, partial=True).index().boxes
+
+    first = boxes()
+    count = len(read_files)
+    assert count == 6
+    annotation = sorted((root / "Annotations" / "n01440764").iterdir())[0]
+    if change == "gone":
+        annotation.unlink()
+        assert np.isnan(boxes()).sum() == np.isnan(first).sum() + 4
+        count -= 1
+    elif change == "in its place":
+        annotation.write_text(annotation.read_text().replace("<xmin>4</xmin>", "<xmin>3</xmin>"))
+        assert boxes()[0].tolist() == [3, 2, 24, 12]
+    elif change == "image":
+        trees.write_image(root / "train" / "n01440764" / "a_new_one.JPEG")
+        assert len(boxes()) == len(first) + 1
+    else:
+        np.testing.assert_array_equal(boxes(), first)
+        count = 0
+    assert len(read_files) == count
+    assert len(kept_folders(folder)) == (2 if change else 1)
+    assert not list(root.glob("boxes*"))
+
+
 def test_small_files_are_not_kept(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(kept, "LARGE", 2**24)
     dataset(make(tmp_path)).index()
@@ -107,9 +141,9 @@ def test_what_a_killed_process_left_is_replaced(tmp_path, folder, monkeypatch):
 
     index = dataset(root)._parse()
     with monkeypatch.context() as patch:
-        patch.setattr(kept.json, "dumps", die)  # of the last file that is written
+        patch.setattr(kept.Path, "rename", die)  # the last step
         with pytest.raises(Killed):
-            kept.write(index, folder_of(root, folder))
+            kept.write(arrays_of(index), folder_of(root, folder))
     assert [name for name in kept_folders(folder) if name.endswith(".unfinished")]
     assert len(dataset(root).index()) == 9
     assert kept_folders(folder) == [folder_of(root, folder).name]
@@ -118,7 +152,8 @@ def test_what_a_killed_process_left_is_replaced(tmp_path, folder, monkeypatch):
 def folder_of(root, folder):
     folder.mkdir(exist_ok=True)
     data = dataset(root)
-    return folder / f"annotations-{kept.fingerprint(data.annotation_files(), COCOInstances.__module__)}"
+    code = (COCOInstances.__module__, objects.__name__)
+    return folder / f"annotations-{kept.fingerprint(data.annotation_files(), code)[0]}"
 
 
 def test_a_mistake_in_the_files_is_said_and_nothing_kept(tmp_path, folder):

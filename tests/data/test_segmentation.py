@@ -201,7 +201,7 @@ def test_a_scale_has_a_smallest_and_a_largest(scale, root):
 
 
 def test_counts_are_the_published_ones(root):
-    with pytest.raises(UserError, match=r"4 train images, published 20210.*3 fine classes, published 150.*partial"):
+    with pytest.raises(UserError, match=r"4 train images, published 20,210.*3 fine classes, published 150.*partial"):
         index_of(root, partial=False)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.cli.compose import compose
-from fgssl.commands.sweep import read_sweep
+from fgssl.commands.sweep_file import read_sweep
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.sop import SOP

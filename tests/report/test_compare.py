@@ -241,7 +241,7 @@ def test_a_run_stands_before_an_evaluation_of_it(tmp_path):
 
 def test_another_checkpoint_of_a_run_lends_it_no_metric(tmp_path):
     write_evaluation(tmp_path, write_run(tmp_path, "run"), "best.ckpt", metrics={"test/box_knn_top1": 0.7})
-    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["box_knn_top1"])
+    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1", "box_knn_top1"])
     assert found.rows[0].cells["box_knn_top1"].mean is None
 
 
@@ -361,7 +361,41 @@ def test_extra_time_is_over_the_baseline_of_the_same_machine(tmp_path, capsys):
     assert "20.7 ± 16.8" in said
     assert "35.00 ± 21.21" in said
     main(["compare", str(tmp_path), "--baseline", "SupCE"])
-    assert "no extra time: 0 rows are SupCE, it takes one. Rows: MaskCon" in capsys.readouterr().out
+    assert "cars: no extra time, since no row is SupCE. Rows: MaskCon" in capsys.readouterr().out
+
+
+def test_table_says_what_extra_time_is_and_which_data_set_has_none(tmp_path, capsys):
+    write_run(tmp_path, "baseline", variant="supce", results=timed(10.0))
+    write_run(tmp_path, "ours", results=timed(12.0))
+    write_run(tmp_path, "elsewhere", data={"dataset": "cub"}, results=timed(12.0))
+    main(["compare", str(tmp_path), "--baseline", "MaskCon/supce"])
+    said = capsys.readouterr().out
+    assert "extra_time: % by which a training epoch takes longer than one of the baseline" in said
+    assert "cub: no extra time, since no row is MaskCon/supce. Rows: MaskCon." in said
+
+
+def test_data_set_without_any_of_the_metrics_has_no_table(tmp_path, capsys):
+    write_run(tmp_path, "probe", results={"metrics": {"test/top1": 0.5}})
+    write_run(tmp_path, "other", data={"dataset": "cub"})
+    write_run(tmp_path, "another", data={"dataset": "cub", "split": "zero_shot"})
+    assert main(["compare", str(tmp_path), "--metric", "top1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("test images") == 1
+    assert said.count("left out: runs on cub that have none of top1.") == 1
+
+
+def test_title_and_footnotes_name_no_empty_facts(tmp_path, capsys):
+    limited = write_run(tmp_path, "limited")
+    config = yaml.safe_load((limited / "config.yaml").read_text())
+    config["trainer"]["limit_test_batches"] = 3
+    (limited / "config.yaml").write_text(yaml.safe_dump(config))
+    write_run(tmp_path, "frozen", results={"epochs": None})
+    main(["compare", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "limit_test_batches 3" in said
+    assert "no limit_test_batches" in said
+    assert "None" not in said
+    assert "epochs -" not in said
 
 
 def test_time_of_a_trained_teacher_counts(tmp_path, capsys):

@@ -36,6 +36,7 @@ def test_frames_are_around_their_patches():
     painted = np.asarray(paint(GREY, (50, 0, 250, 200), Panel("", None, marked)))
     rows, columns = np.nonzero((painted == RED).all(axis=-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 99, 150, 249)
+    assert (painted[50, 152] == 255).all()  # a white line within, to be seen on what is hot
     assert (painted[50, 200] == 128).all()
 
 
@@ -52,6 +53,7 @@ def test_points_have_the_colours_of_their_patches():
     for place, (y, x) in corners.items():
         assert tuple(drawn[y, x].tolist()) == colours[place]
     assert (drawn[100, 150] == 255).all()
+    assert (drawn[[0, -1]] == 211).all()  # the edges, beside other panels
     line = Line("name", photograph, (50, 0, 250, 200), [])
     assert np.array_equal(np.asarray(picture_of(line, Panel("layer 3", points_HW2=points))), drawn)
 

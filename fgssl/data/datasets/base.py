@@ -141,7 +141,7 @@ def count_faults(index: Index, published: Published | None) -> list[str]:
         return []
     found = {part: int((index.split == part).sum()) for part in published.splits}
     faults = [
-        f"{found[part]} {part} images, published {count}"
+        f"{found[part]:,} {part} images, published {count:,}"
         for part, count in published.splits.items()
         if found[part] != count
     ]
@@ -150,7 +150,7 @@ def count_faults(index: Index, published: Published | None) -> list[str]:
         ("coarse", index.coarse_names, published.coarse),
     ):
         if len(names) != count:
-            faults.append(f"{len(names)} {kind} classes, published {count}")
+            faults.append(f"{len(names):,} {kind} classes, published {count:,}")
     return faults
 
 

@@ -1,16 +1,16 @@
 """ImageNet-1k, ILSVRC 2012 (Russakovsky et al., 2015)."""
 
-import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from filelock import FileLock
 
 from fgssl.data.datasets.base import DataSet, Published, encode
 from fgssl.data.datasets.folder import read_class_folders
+from fgssl.data.datasets.kept import kept_arrays
 from fgssl.data.hierarchies import label_map, read_text
 from fgssl.data.index import Index
 from fgssl.errors import UserError
@@ -40,9 +40,8 @@ class ImageNet(DataSet):
     Args:
         root: folder that holds ``train`` and ``val``; null: ``$FGSSL_DATA/imagenet``.
         boxes: read the bounding boxes from the XML files ``Annotations/<wnid>/<image>.xml`` (training images) and
-            ``Annotations/val/<image>.xml``. That takes minutes, once: they are kept in ``boxes.npz`` beside ``train``
-            and read again only where images or annotations came or went. An annotation that is changed in its place
-            is not noticed: delete ``boxes.npz``.
+            ``Annotations/val/<image>.xml``. That takes minutes, once: they are kept below ``$FGSSL_CACHE``, by default
+            ``~/.cache/fgssl``, and read again where an image or an annotation came, went or changed.
         partial: accept a copy with other counts than the published ones, such as some of the classes, with a warning;
             the coarse labels stay the same.
     """
@@ -62,7 +61,7 @@ class ImageNet(DataSet):
         index = read_class_folders(self.name, {"train": self.root / "train", "test": self.root / "val"})
         index = replace(index, coarse=coarse_labels(index.fine_names)[index.fine], coarse_names=COARSE)
         if self.boxes:
-            index = replace(index, boxes=kept_boxes(self.root, index.paths))
+            index = replace(index, boxes=kept_boxes(self.root / "Annotations", index.paths))
         return index
 
 
@@ -72,45 +71,18 @@ def coarse_labels(wnids: tuple[str, ...]) -> np.ndarray:
     return published[encode(wnids, read_text("imagenet_wnids.txt").split(), "imagenet")]
 
 
-def kept_boxes(root: Path, paths: np.ndarray) -> np.ndarray:
-    """``read_boxes`` of ``root/Annotations``, kept in ``root/boxes.npz`` for the next time and for other processes.
-
-    Where the folder cannot be written to, nothing is kept.
-    """
-    annotations, file = root / "Annotations", root / "boxes.npz"
-    state = state_of(annotations, paths)
-    kept = _kept(file, state)
-    if kept is None and not os.access(root, os.W_OK):
-        return read_boxes(annotations, paths)
-    if kept is None:
-        with FileLock(f"{file}.lock"):  # the other processes of a machine wait for the first
-            kept = _kept(file, state)
-            if kept is None:
-                kept = read_boxes(annotations, paths)
-                partial = file.with_name("boxes.partial.npz")
-                np.savez(partial, boxes=kept, state=state)
-                partial.replace(file)
-    return kept
+def kept_boxes(folder: Path, paths: np.ndarray) -> np.ndarray:
+    """``read_boxes``, kept for the next time and for other processes."""
+    names = ["/".join(path.rsplit("/", 2)[1:]) for path in paths.tolist()]
+    kept = kept_arrays(annotations_in(folder), lambda: {"boxes": read_boxes(folder, paths)}, [__name__], names)
+    return kept["boxes"]
 
 
-def _kept(file: Path, state: str) -> np.ndarray | None:
-    """The boxes in a file of this state; None where there is none."""
-    try:
-        with np.load(file) as content:
-            return content["boxes"] if content["state"] == state else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def state_of(folder: Path, paths: np.ndarray) -> str:
-    """Hash of the image names and of the folders of annotations with their times of change."""
-    digest = hashlib.sha256()
-    if folder.is_dir():
-        for entry in sorted([folder, *(path for path in folder.iterdir() if path.is_dir())]):
-            digest.update(f"{entry.name} {entry.stat().st_mtime_ns}\n".encode())
-    for path in paths.tolist():
-        digest.update(f"{path.rsplit('/', 2)[1:]}\n".encode())
-    return digest.hexdigest()
+def annotations_in(folder: Path) -> Iterator[os.DirEntry]:
+    """The XML files ``<folder>/<wnid>/*.xml``, sorted; with their sizes and times, which take seconds for 594,000."""
+    for inner in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if inner.is_dir():
+            yield from sorted(os.scandir(inner), key=lambda entry: entry.name)
 
 
 def read_boxes(folder: Path, paths: np.ndarray) -> np.ndarray:

@@ -1,49 +1,52 @@
-"""What was read from large annotation files, kept on the disk in arrays that all processes of a machine map.
+"""What was read from many or large annotation files, kept on the disk in arrays that all processes of a machine map.
 
-The first process parses the files and writes the arrays into a folder below ``$FGSSL_CACHE``, by default
+The first process reads the files and writes the arrays into a folder below ``$FGSSL_CACHE``, by default
 ``~/.cache/fgssl``; the others wait for it, map the arrays, and share their memory. The folder's name holds a hash of
 the files' paths, sizes and times, so that changed files are read again. It is written under another name and renamed
 when it is complete: an incomplete one is never opened.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from fgssl.data.datasets import objects as reader
-from fgssl.data.datasets.objects import ObjectIndex, Objects
+LARGE = 2**24  # bytes of annotation files; fewer are read within a few seconds
 
-LARGE = 2**24  # bytes of annotation files; fewer are parsed within a second
+Arrays = dict[str, np.ndarray]
 
 
-def kept_index(files: list[Path], module: str, parse: Callable[[], ObjectIndex]) -> ObjectIndex:
-    """The index that ``parse`` reads from annotation files: kept on the disk where they are large.
+def kept_arrays(
+    files: Iterable[Path | os.DirEntry], read: Callable[[], Arrays], code: Sequence[str], names: Sequence[str] = ()
+) -> Arrays:
+    """The arrays that ``read`` makes of annotation files: kept on the disk where the files are large together.
 
-    Where the disk cannot be written, the files are parsed, with a warning.
+    Where the disk cannot be written, or a file is missing, the files are read.
 
     Args:
-        files: all that ``parse`` reads.
-        module: name of the module whose code reads them.
-        parse: reads the files.
+        files: all that ``read`` reads, in the same order each time.
+        read: reads the files.
+        code: names of the modules whose code reads them.
+        names: what else the arrays depend on, such as the images that they describe.
     """
-    if sum(file.stat().st_size for file in files if file.exists()) < LARGE:
-        return parse()
-    folder = caches() / f"annotations-{fingerprint(files, module)}"
+    try:
+        state, size = fingerprint(files, code, names)
+    except FileNotFoundError:
+        return read()  # which says what is missing
+    if size < LARGE:
+        return read()
+    folder = caches() / f"annotations-{state}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                write(parse(), folder)
+                write(read(), folder)
         return opened(folder)
     except OSError as fault:
         warnings.warn(
@@ -51,7 +54,7 @@ def kept_index(files: list[Path], module: str, parse: Callable[[], ObjectIndex])
             "to a folder that can be written.",
             stacklevel=2,
         )
-        return parse()
+        return read()
 
 
 def caches() -> Path:
@@ -60,46 +63,41 @@ def caches() -> Path:
     return Path(os.environ.get("FGSSL_CACHE") or usual).expanduser()
 
 
-def fingerprint(files: list[Path], module: str) -> str:
-    """Hash of the files' paths, sizes and times, and of the code that reads them; sixteen characters."""
-    digest = hashlib.sha256()
+def fingerprint(files: Iterable[Path | os.DirEntry], code: Sequence[str], names: Sequence[str] = ()) -> tuple[str, int]:
+    """Hash of the files' paths, sizes and times, of the code and of the names, sixteen characters; bytes of the files.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    digest, size = hashlib.sha256(), 0
     for file in files:
-        status = file.stat() if file.exists() else None
-        digest.update(f"{file.absolute()}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
-    for code in (sys.modules[module], reader):
-        digest.update(Path(str(code.__file__)).read_bytes())
-    return digest.hexdigest()[:16]
+        status = file.stat()
+        size += status.st_size
+        digest.update(f"{os.path.abspath(file)}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    for module in code:
+        digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
+    for name in names:
+        digest.update(f"{name}\n".encode())
+    return digest.hexdigest()[:16], size
 
 
-def write(index: ObjectIndex, folder: Path) -> None:
-    """Write an index under another name, and rename it when it is complete."""
+def write(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Write arrays under another name, and rename the folder when it is complete."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     unfinished.mkdir()
     try:
-        arrays = {"paths": index.paths, "fine": index.fine, "split": index.split, "targets": index.targets}
-        arrays |= {f"objects.{field.name}": getattr(index.objects, field.name) for field in fields(Objects)}
         for name, array in arrays.items():
-            if array is not None:
-                with (unfinished / f"{name}.npy").open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())  # the content must be on disk before the folder is renamed
-        (unfinished / "names.json").write_text(json.dumps({"name": index.name, "fine_names": index.fine_names}))
+            with (unfinished / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())  # the content must be on disk before the folder is renamed
         unfinished.rename(folder)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
-def opened(folder: Path) -> ObjectIndex:
-    """The index in a folder; its arrays are mapped, and cannot be written."""
-    names: dict[str, Any] = json.loads((folder / "names.json").read_text())
-    arrays = {file.stem: mapped(file) for file in folder.glob("*.npy")}
-    objects = Objects(**{field.name: arrays.pop(f"objects.{field.name}", None) for field in fields(Objects)})  # type: ignore[arg-type]
-    return ObjectIndex(name=names["name"], fine_names=tuple(names["fine_names"]), objects=objects, **arrays)  # type: ignore[arg-type]
-
-
-def mapped(file: Path) -> np.ndarray:
-    """An array of a file, which the processes that map it share."""
-    return np.asarray(np.load(file, mmap_mode="r"))
+def opened(folder: Path) -> Arrays:
+    """The arrays in a folder; they are mapped, shared by the processes that map them, and cannot be written."""
+    return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in folder.glob("*.npy")}

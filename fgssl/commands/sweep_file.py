@@ -1,0 +1,160 @@
+"""The files that ``fgssl sweep`` reads, and the commands of their cells."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgssl.cli.compose import read_yaml
+from fgssl.errors import UserError
+
+RUN = "${run}"  # the run folder of the fit, in a command that follows it
+FOLLOWING = ("fit", "probe", "embed")  # commands that may follow a fit; each takes --run.resume
+SEED = "seed_everything"  # not an axis of the heat map, which shows means over seeds
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that follows each fit of a sweep.
+
+    Attributes:
+        name: its name in the file; a step of several seeds is one of them a seed.
+        arguments: of ``fgssl``, with ``RUN`` where the run folder of the fit stands.
+        shows: metric of its picture, or None.
+    """
+
+    name: str
+    arguments: list[str]
+    shows: str | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of runs.
+
+    Attributes:
+        name: name of the sweep file.
+        fit: arguments of ``fgssl fit`` for all cells.
+        axes: varied options and their values.
+        metric: metric of table and heat map. A validation metric (``val/...``) marks the best cell. Any other is
+            of the test part, which chooses nothing: the cells are shown as a paper's table shows them.
+        then: what follows each fit, by the end of its run folder's name.
+    """
+
+    name: str
+    fit: list[str]
+    axes: dict[str, list[Any]]
+    metric: str
+    then: dict[str, Step] = field(default_factory=dict)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All combinations of values."""
+        return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a W&B sweep file with method grid and command ``fgssl fit``.
+
+    Raises:
+        UserError: the file has another form.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not content.get("parameters"):
+        raise UserError(f"{path}: 'parameters' is missing: a mapping of options to {{values: [...]}}.")
+    if content.get("method") != "grid":
+        raise UserError(
+            f"{path}: method is {content.get('method')}; fgssl sweep runs grid only (W&B runs all methods)."
+        )
+    told = [str(word) for word in content.get("command") or []]
+    if told[:2] != ["fgssl", "fit"] or told[-1] != "${args}":
+        raise UserError(f"{path}: command is {told}; it must be [fgssl, fit, ..., '${{args}}'].")
+    axes = {}
+    for option, spec in content["parameters"].items():
+        if not isinstance(spec, dict) or not {"value", "values"} & spec.keys():
+            raise UserError(f"{path}: parameters.{option} has neither 'value' nor 'values'.")
+        axes[option] = spec["values"] if "values" in spec else [spec["value"]]
+    fit = told[2:-1]
+    if "--logger" in fit:  # for W&B's agent; without it each cell would be an offline W&B run
+        place = fit.index("--logger")
+        del fit[place : place + 2]
+    then: dict[str, Step] = {}
+    for name, step in (content.get("then") or {}).items():
+        then |= read_steps(path, name, step)
+    return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"), then)
+
+
+def read_steps(path: Path, name: str, step: Any) -> dict[str, Step]:
+    """Read an entry of ``then``: one step, or one for each of its seeds.
+
+    Raises:
+        UserError: it has another form.
+    """
+    told = [str(word) for word in step.get("command") or []] if isinstance(step, dict) else []
+    if told[:1] != ["fgssl"] or told[1:2] == [] or told[1] not in FOLLOWING or not any(RUN in word for word in told):
+        raise UserError(
+            f"{path}: then.{name}.command is {told}; it must be [fgssl, {' or '.join(FOLLOWING)}, ...] and name the "
+            f"run folder of the fit, '{RUN}'."
+        )
+    if "seeds" not in step:
+        return {name: Step(name, told[1:], step.get("shows"))}
+    if not isinstance(step["seeds"], int) or step["seeds"] < 1:
+        raise UserError(f"{path}: then.{name}.seeds is {step['seeds']}; it must be a number of seeds, 1 or more.")
+    return {
+        f"{name}_seed{seed}": Step(name, [*told[1:], f"--{SEED}", str(seed)], step.get("shows"))
+        for seed in range(step["seeds"])
+    }
+
+
+def name_of(cell: Mapping[str, Any]) -> str:
+    """Folder name of a cell, such as ``weight0.5_tau0.1``; of an experiment file its name."""
+    words = [
+        Path(str(value)).stem if option == "config" else f"{option.rsplit('.', 1)[-1]}{value}"
+        for option, value in cell.items()
+        if not option.startswith("run.")
+    ]
+    return "_".join(words).replace("/", "-").replace(" ", "")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a cell runs.
+
+    Attributes:
+        arguments: of ``fgssl``.
+        follows: name of the cell of the fit that must have finished before; None for a fit of the grid.
+    """
+
+    arguments: list[str]
+    follows: str | None = None
+
+
+def commands_of(
+    sweep: Sweep, folder: Path, flags: Sequence[str], later_flags: Sequence[str] = ()
+) -> dict[str, Command]:
+    """The command of each cell by the name of its run folder: the fits of the grid, then what follows them.
+
+    Args:
+        sweep: the sweep.
+        folder: folder of its runs.
+        flags: further options of each fit of the grid.
+        later_flags: further options of what follows a fit.
+    """
+    fits = {name_of(cell): Command(command(sweep, folder, cell, flags)) for cell in sweep.cells()}
+    later = {}
+    for fit, (name, step) in itertools.product(fits, sweep.then.items()):
+        told = [word.replace(RUN, str(folder / fit)) for word in step.arguments]
+        later[f"{fit}_{name}"] = Command([*told, *placed(folder, f"{fit}_{name}"), *later_flags], follows=fit)
+    return fits | later
+
+
+def command(sweep: Sweep, folder: Path, cell: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
+    """Arguments of ``fgssl`` for a fit of the grid."""
+    varied = [f"--{option}={'null' if value is None else value}" for option, value in cell.items()]
+    return ["fit", *sweep.fit, *placed(folder, name_of(cell)), *varied, *flags]
+
+
+def placed(folder: Path, name: str) -> list[str]:
+    """Options for the run folder of a cell, whose earlier start is resumed."""
+    where = ["--run.root", str(folder.parent), "--run.experiment", folder.name, "--run.name", name]
+    return [*where, "--run.resume", "true"]
