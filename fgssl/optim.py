@@ -278,7 +278,7 @@ def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float
     return gamma ** sum(step >= milestone for milestone in milestones)
 
 
-def warmup_linear(step: int, total: int, warmup: int, floor: float = 0.0, power: float = 1.0) -> float:
+def warmup_linear(step: int, total: int, warmup: int, floor: float, power: float) -> float:
     """Factor of the peak learning rate at an optimiser step, counted from 0.
 
     Linear from 0 to 1 over ``warmup`` steps, then from 1 to ``floor`` at step ``total`` as (1 - t) ** ``power``.

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone
-from fgssl.optim import Group, Optim, own_groups, parameter_groups, warmup_cosine, warmup_steps
+from fgssl.optim import Group, Optim, own_groups, parameter_groups, warmup_cosine, warmup_linear, warmup_steps
 
 SCHEDULE = json.loads((Path(__file__).parent / "golden" / "maskcon.json").read_text())["lr_schedule"]
 
@@ -26,6 +27,17 @@ def test_schedule_ends_at_the_floor_and_needs_no_warmup():
     assert warmup_cosine(0, 100, 0) == 1
     assert warmup_cosine(100, 100, 10, floor=0.1) == pytest.approx(0.1)
     assert warmup_cosine(150, 100, 10, floor=0.1) == pytest.approx(0.1)
+
+
+def test_linear_schedule_falls_from_the_peak_to_the_floor_also_where_all_steps_are_warmup():
+    factors = [warmup_linear(step, 12, 2, floor=0.1, power=2.0) for step in (0, 1, 2, 7, 12, 15)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.1 + 0.9 / 4, 0.1, 0.1])
+    assert warmup_linear(10, 10, 10, floor=0.1, power=1.0) == 1
+
+
+def test_sgd_of_a_configuration_file_is_sgd_without_nesterov_momentum():
+    (group,) = Optim(name=yaml.safe_load("sgd")).build(nn.Linear(2, 2), 1).param_groups
+    assert not group["nesterov"]
 
 
 def test_groups_spare_one_dimensional_parameters_when_asked():

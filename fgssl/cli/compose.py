@@ -21,6 +21,7 @@ from fgssl.data.datasets import ALL
 from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
+CLASSES = ("model", "dataset", "views")  # keys whose value may be the name of a class alone
 # Options of a command that belong to no section; a saved configuration contains them.
 FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "quiet")
 
@@ -128,21 +129,36 @@ def assign(config: dict[str, Any], dotted: str, value: Any) -> None:
         config[last] = (config.get(last) or []) + (value if isinstance(value, list) else [value])
     elif isinstance(value, dict):
         if not isinstance(config.get(last), dict):
-            config[last] = {}
-        _merge(config[last], value)
+            named = isinstance(config.get(last), str) and last in CLASSES  # a class in short: ``dataset: CUB``
+            config[last] = {"class_path": config[last]} if named else {}
+        _merge(config[last], value, last)
     elif last == "class_path":
-        _choose_class(config, value)
-    elif isinstance(value, str) and isinstance(config.get(last), dict) and "class_path" in config[last]:
-        _choose_class(config[last], value)
+        _choose_class(config, value, parents[-1] if parents else None)
+    elif isinstance(value, str) and isinstance(config.get(last), dict) and _has_a_class(config[last], last):
+        _choose_class(config[last], value, last)
     else:
         if last == "name" and isinstance(value, str):
             _leave_options(config, value)
         config[last] = value
 
 
-def _choose_class(section: dict[str, Any], name: str) -> None:
-    """Set the class of a section; another class removes the arguments. A short name equals its dotted path."""
-    if str(section.get("class_path")).rpartition(".")[2] != name.rpartition(".")[2]:
+def _has_a_class(section: dict[str, Any], key: str) -> bool:
+    return "class_path" in section or (key in CLASSES and key != "views")
+
+
+def _choose_class(section: dict[str, Any], name: str, key: str | None) -> None:
+    """Set the class of the section ``key``. A short name equals its dotted path.
+
+    Arguments of another class are removed, those that were given before any class are kept. Those of ``views`` without
+    a class are removed too: they are of the method's default views.
+    """
+    if "class_path" not in section and key != "views":
+        options = {
+            option: section.pop(option) for option in list(section) if option not in ("init_args", "dict_kwargs")
+        }
+        if options:
+            section["init_args"] = section.get("init_args", {}) | options
+    elif str(section.get("class_path")).rpartition(".")[2] != name.rpartition(".")[2]:
         section.clear()
     section["class_path"] = name
 
@@ -165,10 +181,10 @@ def _arguments_of(config: dict[str, Any], key: str) -> dict[str, Any]:
     return config
 
 
-def _merge(config: dict[str, Any], update: dict[str, Any]) -> None:
-    """Merge ``update`` into ``config`` recursively; another ``class_path`` removes the former arguments."""
+def _merge(config: dict[str, Any], update: dict[str, Any], key: str | None = None) -> None:
+    """Merge ``update`` into ``config``, the section ``key``; another ``class_path`` removes the former arguments."""
     if "class_path" in update:
-        _choose_class(config, update["class_path"])
+        _choose_class(config, update["class_path"], key)
     if isinstance(update.get("name"), str):
         _leave_options(config, update["name"])
     for key, value in update.items():
@@ -225,7 +241,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
         if given is None or (not equals and given.startswith("--")):
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
-    for key, value in sorted(given_options, key=lambda option: not _comes_first(option[0])):
+    for key, value in sorted(given_options, key=lambda option: _rank(option[0])):
         if key == "data" and not isinstance(value, dict):
             dataset = ALL[value.lower()].__name__ if str(value).lower() in ALL else "NAME"
             raise UserError(f"--data takes a mapping, not '{value}'. Did you mean '--data.dataset {dataset}'?")
@@ -238,9 +254,10 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
     return config, left
 
 
-def _comes_first(option: str) -> bool:
-    """Whether an option chooses a class or a network, and so decides which other options exist."""
-    return option in ("model", "data.dataset", "data.views") or option.endswith((".class_path", ".backbone.name"))
+def _rank(option: str) -> tuple[bool, int]:
+    """Options that choose a class or a network, and so decide which others exist, before these; outer classes first."""
+    chooses = option in ("model", "data.dataset", "data.views") or option.endswith((".class_path", ".backbone.name"))
+    return not chooses, option.count(".") if chooses else 0
 
 
 def read_value(text: str) -> Any:

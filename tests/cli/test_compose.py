@@ -53,6 +53,19 @@ def test_another_class_leaves_the_former_classes_arguments_behind(write):
     assert compose([first, second])["model"] == {"class_path": "Other", "init_args": {"x": 1}}
 
 
+@pytest.mark.parametrize(("key", "name"), [("dataset", "CUB"), ("views", "MultiCrop")])
+def test_mapping_of_options_keeps_the_class_that_was_named_in_short(key, name, write):
+    first, second = write("a.yaml", f"data: {{{key}: {name}}}\n"), write("b.yaml", f"data: {{{key}: {{size: 3}}}}\n")
+    assert compose([first, second])["data"][key] == {"class_path": name, "init_args": {"size": 3}}
+
+
+def test_options_that_stand_before_their_class_are_kept(write):
+    config = compose([write("a.yaml", "model.tau: 0.3\nmodel: configs/model.yaml\n")])
+    assert config["model"]["init_args"] == {"tau": 0.1, "optim": {"lr": 1e-3, "name": "sgd"}}
+    config = compose([write("b.yaml", "model.weight: 0.3\nmodel: configs/model.yaml\n")])
+    assert config["model"]["init_args"] == {"weight": 0.3, "tau": 0.1, "optim": {"lr": 1e-3, "name": "sgd"}}
+
+
 def test_an_option_of_a_class_named_in_short(write):
     config = compose([write("a.yaml", "data: {dataset: CUB}\ndata.dataset.partial: true\n")])
     assert config["data"]["dataset"] == {"class_path": "CUB", "init_args": {"partial": True}}

@@ -54,6 +54,11 @@ def test_network_flag_acts_before_its_options_wherever_it_stands():
     assert config["model"]["init_args"]["backbone"] == backbone
 
 
+def test_model_flag_acts_before_the_network_of_its_backbone():
+    config, _ = apply_flags({}, ["--model.backbone.name", "resnet50", "--model", "MaskCon"])
+    assert config["model"] == {"class_path": "MaskCon", "init_args": {"backbone": {"name": "resnet50"}}}
+
+
 def test_options_of_a_flag_replace_those_of_the_files():
     config, _ = apply_flags({"model": RESNET}, ["--model.backbone.options", "{layers: [1]}"])
     assert config["model"]["init_args"]["backbone"]["options"] == {"layers": [1]}
