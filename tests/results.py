@@ -529,7 +529,9 @@ def curve_figure(points: dict[str, dict[str, list[dict[float, float]]]], metrics
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     handles = {line.get_label(): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
-    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns + 1, fontsize=9, frameon=False)
+    figure.legend(
+        handles=list(handles.values()), loc="outside lower center", ncols=columns + 1, fontsize=9, frameon=False
+    )
     return figure
 
 
