@@ -49,8 +49,8 @@ class BestOnTest(Callback):
     def setup(self, trainer: Trainer, method, stage: str) -> None:
         if stage == "fit" and not trainer.limit_test_batches:
             raise UserError(
-                "BestOnTest reads the test rows after each epoch, and trainer.limit_test_batches is 0. Take one of them "
-                "out (--trainer.callbacks null)."
+                "BestOnTest reads the test rows after each epoch, and trainer.limit_test_batches is 0. Take one of "
+                "them out (--trainer.callbacks null)."
             )
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]
         if not method.embeds or parts.index.targets is not None or (parts.index.fine[parts.test] < 0).all():
