@@ -22,6 +22,7 @@ from fgssl.callbacks.progress import ProgressBar
 from fgssl.callbacks.reconstructions import Reconstructions
 from fgssl.callbacks.record import Record
 from fgssl.callbacks.retrieval import Retrieval, statistics_over_ranks
+from fgssl.callbacks.shards import Shards
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets import CUB, Digits
 from fgssl.data.protocols import Protocol
@@ -221,7 +222,7 @@ TABLE: dict[type, tuple[Any, dict[str, Any], Row]] = {
     ),
 }  # fmt: skip
 ROWS = {kind: row for kind, (_, _, row) in TABLE.items()}
-OF_THE_APPLICATION = {Record, ProgressBar}  # which gives their arguments itself
+OF_THE_APPLICATION = {Record, ProgressBar, Shards}  # which gives their arguments itself
 
 
 def test_every_callback_with_options_has_a_row():

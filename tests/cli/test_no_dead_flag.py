@@ -99,7 +99,8 @@ def test_options_of_run_are_flags():
 
 
 def test_every_method_of_the_model_section_is_in_a_table():
-    assert set(known_methods().values()) <= set(of_methods.ROWS) | set(of_tasks.ROWS)
+    ours = {kind for kind in known_methods().values() if kind.__module__.startswith("fgssl.")}  # not those of tests
+    assert ours <= set(of_methods.ROWS) | set(of_tasks.ROWS)
 
 
 # ---- the options of the application ---------------------------------------------------------------------------------

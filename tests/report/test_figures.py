@@ -69,7 +69,6 @@ def test_tsne_keeps_classes_together(tmp_path, classes, with_coarse):
     assert figures.embedding_map(embeddings, index, tmp_path / "t.png").stat().st_size > 5000
 
 
-@pytest.mark.skipif(not figures.has_umap(), reason="the optional extra 'umap' (umap-learn) is not installed")
 @pytest.mark.parametrize(("points", "limit"), [(40, 1), (figures.FEW, None)])
 def test_few_points_are_laid_out_on_one_thread(points, limit, monkeypatch):
     """On a busy machine several threads wait for each other: 16 points took 7 s with two and 0.2 s with one."""
@@ -81,6 +80,7 @@ def test_few_points_are_laid_out_on_one_thread(points, limit, monkeypatch):
     assert limits == [limit]
 
 
+@pytest.mark.skipif(not figures.has_umap(), reason="the optional extra 'umap' (umap-learn) is not installed")
 def test_umap_keeps_classes_together():
     fine = np.arange(60) % 3
     features = F.normalize(torch.eye(3)[fine] + 0.05 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))
