@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import numpy as np
+import threadpoolctl
 import torch
 from torch import Tensor
 
@@ -183,12 +184,17 @@ def _products_in_numpy(unit_BD: np.ndarray, unit_GD: np.ndarray, scores_BG: np.n
     NumPy's matrix product takes two thirds of the time of torch's on an AMD processor, and no setting of torch lowers
     its precision.
     """
-    for rows in slices(len(unit_GD), TILE // len(unit_BD)):
-        tile_Bn = scores_BG[:, rows]
-        np.matmul(unit_BD[:, :CHUNK], unit_GD[rows, :CHUNK].T, out=tile_Bn)
-        for start in range(CHUNK, unit_BD.shape[1], CHUNK):
-            some = slice(start, start + CHUNK)
-            tile_Bn += unit_BD[:, some] @ unit_GD[rows, some].T
+
+    def fill(share: slice) -> None:
+        for some in slices(len(unit_GD[share]), TILE // len(unit_BD)):
+            tile_Bn, unit_nD = scores_BG[:, share][:, some], unit_GD[share][some]
+            np.matmul(unit_BD[:, :CHUNK], unit_nD[:, :CHUNK].T, out=tile_Bn)
+            for start in range(CHUNK, unit_BD.shape[1], CHUNK):
+                columns = slice(start, start + CHUNK)
+                tile_Bn += unit_BD[:, columns] @ unit_nD[:, columns].T
+
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # as many threads as torch has, not as NumPy has
+        _in_threads(fill, len(unit_GD))
 
 
 def float32_error(dim: int, chunk: int = CHUNK) -> float:
