@@ -64,7 +64,6 @@ ABSOLUTE = re.compile(r"""(?:^|[\s'"=:,;\[({])(?:file://)?((?:/|~/|[A-Za-z]:\\)\
 KEPT = ("results.json", "config.yaml")
 LARGEST = 200_000  # bytes of a figure
 CONFIDENCE = 0.95
-LINES_AND_BANDS = "Lines: mean over seeds; bands: standard deviation."
 
 
 class Place(NamedTuple):
@@ -297,14 +296,15 @@ def text_of_table(table: dict[str, Any], place: Place) -> str:
         return "Not run yet."
     with_paper = [metric for metric in metrics.values() if any(printed(row.paper, metric) for row in rows)]
     with_labels = any(row.labels for row in rows)
-    headings = ["", *["labels"] * with_labels, "seeds"]
+    texts = ["", *["labels"] * with_labels]
+    headings = [*texts, "seeds"]
     for heading, metric in metrics.items():
         headings += [heading + ", %" * is_share(base(metric)), *["paper"] * (metric in with_paper)]
-    texts = 1 + with_labels
-    lines = [line_of([*headings, "s a run"]), "|" + "---|" * texts + "---:|" * (len(headings) + 1 - texts)]
+    numbers = len(headings) - len(texts)  # and the seconds
+    lines = [line_of([*headings, "s a run"]), "|" + "---|" * len(texts) + "---:|" * (numbers + 1)]
     best = {metric: best_of(rows, metric) for metric in metrics.values()}
     for row in rows:
-        cells = cells_of(row, best, with_paper) if row.runs else ["0", *["not run"] * (len(headings) - 1 - with_labels)]
+        cells = cells_of(row, best, with_paper) if row.runs else ["0", *["not run"] * numbers]
         lines.append(line_of([row.label, *[row.labels or "-"] * with_labels, *cells]))
     if table.get("contrasts"):
         lines += ["", *contrasts(table["contrasts"], {row.label: row for row in rows}, metrics)]
@@ -540,7 +540,8 @@ def text_of_figure(name: str, figure: dict[str, Any], place: Place) -> str:
     if not points_of(figure, place):
         return "Not run yet."
     title = figure["title"]
-    reading = "Points: seeds; bars: their mean." if "ranking" in figure else LINES_AND_BANDS
+    curves = "Lines: mean over seeds; bands: standard deviation."
+    reading = "Points: seeds; bars: their mean." if "ranking" in figure else curves
     return f"![{title}](figures/results_{name}.svg)\n\n{title}. {reading}"
 
 

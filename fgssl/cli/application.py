@@ -445,7 +445,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
     warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged is equal on all ranks, or rank 0's
-    warnings.filterwarnings("ignore", message="Total length of `(list|Loader)` across ranks is zero")
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -111,8 +111,7 @@ def make_room(run: Path, resume: bool) -> None:
         raise UserError(f"{folder} is unfinished. --run.resume true writes it anew; or choose another --run.name.")
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        shutil.rmtree(folder)
+    rank_zero_only(shutil.rmtree)(folder)
 
 
 def refuse_misspelt(flags: list[str], own: list[str]) -> None:

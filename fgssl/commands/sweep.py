@@ -14,7 +14,6 @@ command with the seeds 0 to 4, ``<cell>_<name>_seed0`` and so on.
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -207,6 +206,6 @@ def last_lines(log: Path, count: int = LINES) -> list[str]:
 
 def note_death(results: Path, exit_status: int) -> None:
     """Write the status ``failed`` for a process that ended without doing so itself, such as by an abort."""
-    content = json.loads(results.read_text()) if results.is_file() else {}
+    content = read_json(results) if results.is_file() else {}
     if content.get("status") in GOING_ON:
         write_json(results, content | {"status": "failed", "error": f"the process ended with status {exit_status}"})

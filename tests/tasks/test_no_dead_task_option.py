@@ -17,7 +17,6 @@ from fgssl.data.datasets import ALL
 from fgssl.data.detection import DetectionData
 from fgssl.data.segmentation import SegmentationData
 from fgssl.data.views import Crop, Views
-from fgssl.methods import MaskCon
 from fgssl.methods.base import Method
 from fgssl.methods.registry import subclasses
 from fgssl.optim import Optim
@@ -27,6 +26,7 @@ from fgssl.tasks.downstream import Downstream
 from tests import trees
 from tests.nn.test_detectors import RESNET, VIT
 from tests.options import Changes, Elsewhere, Row, cases, changed, check_named_test, elsewheres, help_of, options_of
+from tests.tasks.test_detect import checkpoint
 from tests.tasks.test_finetune import Colours
 from tests.tiny import tiny_trainer
 
@@ -42,12 +42,7 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tasks")
     trees.make_coco_instances(root / "coco_instances")
     trees.make_ade20k(root / "ade20k")
-    torch.manual_seed(1)
-    method = MaskCon(RESNET, memory=8, dim=4, hidden=8, num_coarse=2)
-    torch.nn.init.normal_(method.key.backbone.conv1.weight)
-    saved = {"state_dict": method.state_dict()}
-    method.on_save_checkpoint(saved)
-    torch.save(saved, root / "maskcon.ckpt")
+    checkpoint(root)
     return root
 
 
