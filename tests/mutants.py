@@ -2,20 +2,26 @@
 
     make mutants                                  # a sample of each room; goes on where it was stopped
     python -m tests.mutants losses --count 100    # more of one room
+    python -m tests.mutants --again               # those that were not noticed, after better tests
     python -m tests.mutants --report              # the share caught, and what was not
 
 cosmic-ray finds the places that can be changed and changes them. A place is drawn with a fixed seed, then one of its
-changes. Each change is made in a copy of the package, by a fork of a process that has imported torch, which runs the
-tests of the room and of the methods until one fails. The results are lines of ``.mutants/ROOM.jsonl``.
+changes. The suite runs once on the unchanged source to see which test runs which line. Then each change is made in a
+copy of the package, by a fork of a process that has imported torch, which runs the tests of the changed line until one
+fails; files of tests that were changed since that first run come before them. The results are lines of
+``.mutants/ROOM.jsonl``.
 
 A change that alters nothing that a user could notice is listed with its reason in
 ``tests/golden/equivalent_mutants.csv`` and does not count.
 """
 
 import argparse
+import collections
 import csv
 import difflib
+import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -29,29 +35,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / ".mutants"
+COVERAGE, SECONDS = RESULTS / "coverage", RESULTS / "seconds.jsonl"
 EQUIVALENT = ROOT / "tests" / "golden" / "equivalent_mutants.csv"
 SOUND: set[str] = set()  # tests that passed on the unchanged source
 PATIENCE = 900  # s; a change that makes a loop endless is caught by it
-METHODS = ("tests/methods",)
-GOLDEN = ("tests/methods/test_golden_runs.py",)
+ENOUGH = 240  # s of tests for one change, by the time that they took on the unchanged source
+NEAREST = 5  # files of tests that run first: to collect fifty takes longer than most changes live
+NO_TEST = 5  # exit status of pytest where it chose none
 ONE_PROCESS = "not ddp and not gpu and not long"
-QUICK = f"{ONE_PROCESS} and not slow"
 
-# room -> its source, its tests
-ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "losses": (("losses/*.py",), ("tests/losses", "tests/test_properties.py")),
-    "metrics": (("metrics/*.py",), ("tests/metrics", "tests/test_properties.py", "tests/evaluation")),
-    "nn": (("nn/*.py",), ("tests/nn", "tests/test_properties.py")),
-    "methods": (("methods/*.py",), ()),
-    "tasks": (("tasks/*.py",), ("tests/tasks",)),
-    "callbacks": (("callbacks/*.py",), ("tests/callbacks", "tests/evaluation", "tests/trust")),
-    "samplers": (("data/samplers.py",), ("tests/data/test_samplers.py", "tests/data", "tests/test_properties.py")),
-    "protocols": (("data/protocols.py",), ("tests/data/test_protocols.py", "tests/data", "tests/test_properties.py")),
-    "views": (("data/views.py", "data/draws.py"), ("tests/data/test_views.py", "tests/data")),
-    "augment": (("data/augment.py", "data/auto_augment.py"), ("tests/data/test_augment.py", "tests/data")),
-    "datamodule": (("data/datamodule.py",), ("tests/data/test_datamodule.py", "tests/data")),
-    "optim": (("optim.py",), ("tests/test_optim.py",)),
-    "checkpoint": (("checkpoint.py",), ("tests/trust", "tests/cli", "tests/inference")),
+# room -> its source
+ROOMS: dict[str, tuple[str, ...]] = {
+    "losses": ("losses/*.py",),
+    "metrics": ("metrics/*.py",),
+    "nn": ("nn/*.py",),
+    "methods": ("methods/*.py",),
+    "tasks": ("tasks/*.py",),
+    "callbacks": ("callbacks/*.py",),
+    "samplers": ("data/samplers.py",),
+    "protocols": ("data/protocols.py",),
+    "views": ("data/views.py", "data/draws.py"),
+    "augment": ("data/augment.py", "data/auto_augment.py"),
+    "datamodule": ("data/datamodule.py",),
+    "optim": ("optim.py",),
+    "checkpoint": ("checkpoint.py",),
 }
 
 # Changes that once went unseen: room, file, what stood there, what stands there now. They are always tried.
@@ -102,7 +109,7 @@ def places(room: str) -> dict[tuple[str, tuple[int, int]], list[Mutant]]:
     from cosmic_ray.plugins import get_operator, operator_names
 
     found: dict[tuple[str, tuple[int, int]], list[Mutant]] = {}
-    files = [path for pattern in ROOMS[room][0] for path in sorted((ROOT / "fgssl").glob(pattern))]
+    files = [path for pattern in ROOMS[room] for path in sorted((ROOT / "fgssl").glob(pattern))]
     for path in files:
         text, name = path.read_text(), str(path.relative_to(ROOT / "fgssl"))
         nodes, lines = list(ast_nodes(get_ast(text))), text.splitlines()
@@ -141,10 +148,99 @@ def sample(room: str, count: int, seed: int) -> list[Mutant]:
 # ---- the run --------------------------------------------------------------------------------------------------------
 
 
-def stages_of(room: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Marks and paths of the tests, the quick ones of the room first."""
-    own = ROOMS[room][1]
-    return [(QUICK, own or METHODS), (ONE_PROCESS, GOLDEN), (QUICK, METHODS), (ONE_PROCESS, (own or METHODS)[:1])]
+@dataclass(frozen=True)
+class Tests:
+    """The tests that ran each line of the unchanged source, and how long each took.
+
+    Attributes:
+        of_line: (file, line) -> identifiers of the tests.
+        of_file: file -> identifiers of the tests.
+        seconds: identifier -> time that the test took.
+    """
+
+    of_line: dict[tuple[str, int], set[str]]
+    of_file: dict[str, set[str]]
+    seconds: dict[str, float]
+
+    def of(self, mutant: Mutant) -> list[list[str]]:
+        """Tests of a change, ``ENOUGH`` seconds of them: those of the nearest files, then the others, short ones first.
+
+        What no test ran by itself runs when the file is imported, or in another process: all tests of the file.
+        """
+        chosen = self.of_line.get((mutant.file, mutant.line)) or self.of_file.get(mutant.file, set())
+        tests_of_file = collections.Counter(file_of(test) for test in chosen)
+        own = Path(mutant.file)
+
+        def distance(file: str) -> tuple[bool, bool, int]:
+            return own.stem not in Path(file).stem, own.parent.name != Path(file).parent.name, -tests_of_file[file]
+
+        nearest = sorted(sorted(tests_of_file), key=distance)[:NEAREST]
+        ordered = sorted(chosen, key=lambda test: (file_of(test) not in nearest, self.seconds[test], test))
+        sums = itertools.accumulate(self.seconds[test] for test in ordered)
+        enough = [test for test, until in zip(ordered, sums, strict=True) if until <= ENOUGH]
+        near = [test for test in enough if file_of(test) in nearest]
+        return [near, enough[len(near) :]]
+
+    def leave_out(self, test: str) -> None:
+        """Run this test no more."""
+        for tests in [*self.of_line.values(), *self.of_file.values()]:
+            tests.discard(test)
+
+
+def file_of(test: str) -> str:
+    return test.split("::")[0]
+
+
+class Timer:
+    """Plugin of pytest that keeps the seconds of each test that passed."""
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.when == "call" and report.passed:
+            with SECONDS.open("a") as file:
+                file.write(json.dumps([report.nodeid, report.duration]) + "\n")
+
+
+class Chosen:
+    """Plugin of pytest that runs the tests of a list only, in its order."""
+
+    def __init__(self, tests: list[str]):
+        self.place = {test: place for place, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items) -> None:
+        chosen = [item for item in items if item.nodeid in self.place]
+        items[:] = sorted(chosen, key=lambda item: self.place[item.nodeid])
+
+
+def measure(processes: int) -> None:
+    """Run the suite on the unchanged source and keep which test ran which line."""
+    SECONDS.unlink(missing_ok=True)
+    os.environ["COVERAGE_FILE"] = str(COVERAGE)
+    options = ["-n", str(processes), "--cov=fgssl", "--cov-context=test", "--cov-report="]
+    os.waitpid(fork(ROOT, [([*options, "tests"], Timer())]), 0)
+
+
+def read_tests() -> Tests:
+    """What ``measure`` kept."""
+    from coverage import CoverageData
+
+    seconds = dict(json.loads(line) for line in SECONDS.read_text().splitlines())
+    of_file_of_tests: dict[str, set[str]] = {}
+    for test in seconds:
+        of_file_of_tests.setdefault(file_of(test), set()).add(test)
+    data = CoverageData(str(COVERAGE))
+    data.read()
+    found = Tests({}, {}, seconds)
+    for path in data.measured_files():
+        file = str(Path(path).relative_to(ROOT / "fgssl"))
+        for line, contexts in data.contexts_by_lineno(path).items():
+            tests: set[str] = set()
+            for context in contexts:
+                test, _, phase = context.rpartition("|")
+                # a fixture may serve every test of its file, and runs in the first
+                tests |= of_file_of_tests.get(file_of(test), set()) if phase == "setup" else {test} & set(seconds)
+            found.of_line[file, line] = tests
+            found.of_file.setdefault(file, set()).update(tests)
+    return found
 
 
 def copy_of_the_tree(folder: Path) -> Path:
@@ -156,20 +252,38 @@ def copy_of_the_tree(folder: Path) -> Path:
     return folder
 
 
-def start(mutant: Mutant, tree: Path) -> int:
+def start(mutant: Mutant, tree: Path, stages: list[list[str]]) -> int:
     """Change the source in ``tree`` and start its tests; returns the number of the process."""
     (tree / "fgssl" / mutant.file).write_text(mutant.source())
-    return fork(tree, stages_of(mutant.room))
+    newer: list[tuple[list[str], object]] = [(newer_files(), None)]
+    return fork(tree, newer + [(files_of(tests), Chosen(tests)) for tests in stages])
 
 
-def fork(tree: Path, stages: list[tuple[str, tuple[str, ...]]]) -> int:
-    """Fork a process that runs tests in ``tree`` until one fails; returns its number."""
+def newer_files() -> list[str]:
+    """Files of tests that were written or changed since ``measure``."""
+    since = COVERAGE.stat().st_mtime
+    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.stat().st_mtime > since]
+    return [str(path.relative_to(ROOT)) for path in files]
+
+
+def files_of(tests: list[str]) -> list[str]:
+    return list(dict.fromkeys(map(file_of, tests)))
+
+
+def fork(tree: Path, stages: list[tuple[list[str], object]]) -> int:
+    """Fork a process that runs tests in ``tree`` until one fails, and return its number.
+
+    Args:
+        tree: copy of the project, or the project itself.
+        stages: options of pytest (files of tests, at least) and a plugin; a stage without options is left out.
+    """
     child = os.fork()
     if child:
         return child
     os.setsid()
+    said = (RESULTS if tree == ROOT else tree) / "said"
     for number in (1, 2):
-        os.dup2(os.open(tree / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
     sys.dont_write_bytecode = True  # a change within a second of the last one keeps its length and its time
@@ -178,31 +292,31 @@ def fork(tree: Path, stages: list[tuple[str, tuple[str, ...]]]) -> int:
         del sys.modules[name]
     import pytest
 
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line"]
-    for marks, tests in stages:
-        status = int(pytest.main([*options, "-m", marks, *tests]))
-        if status not in (0, 5):  # 5: none of them has these marks
+    common = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", "-m", ONE_PROCESS]
+    if tree != ROOT:
+        common.append("-x")
+    for options, plugin in stages:
+        status = int(pytest.main([*common, *options], plugins=[plugin] if plugin else [])) if options else 0
+        if status not in (0, NO_TEST):
             os._exit(status)
     os._exit(0)
 
 
-def check_unchanged(said: list[str], tree: Path) -> None:
-    """Refuse a test that fails on the unchanged source too.
+def fails_unchanged(said: list[str], tree: Path) -> str | None:
+    """The test that failed, if it fails on the unchanged source too.
 
     Args:
         said: the line of a test that failed; empty: no test ran, since the changed source could not be imported.
         tree: copy of the unchanged source.
-
-    Raises:
-        SystemExit: names the test.
     """
     test = said[0].removeprefix("FAILED ").split(" - ")[0] if said and said[0].startswith("FAILED") else None
     if test is None or test in SOUND:
-        return
-    _, status = os.waitpid(fork(tree, [("", (test,))]), 0)
+        return None
+    _, status = os.waitpid(fork(tree, [([file_of(test)], Chosen([test]))]), 0)
     if status:
-        sys.exit(f"{test} fails on the unchanged source too. Mend it first.")
+        return test
     SOUND.add(test)
+    return None
 
 
 def ended(running: dict[int, tuple]) -> Iterator[tuple[int, str]]:
@@ -221,6 +335,7 @@ def ended(running: dict[int, tuple]) -> Iterator[tuple[int, str]]:
 
 
 def import_what_takes_long() -> None:
+    logging.getLogger().addHandler(logging.NullHandler())  # as under pytest: Lightning then adds no handler of its own
     import lightning.pytorch.cli  # noqa: F401
     import timm.optim  # noqa: F401
     import torch
@@ -229,29 +344,42 @@ def import_what_takes_long() -> None:
     torch.set_num_threads(1)
 
 
-def run(rooms: list[str], count: int, seed: int, processes: int, hours: float) -> None:
-    """Try the sample of each room, ``processes`` changes at a time; those that have a result are left out."""
+def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, again: bool) -> None:
+    """Try the sample of each room, ``processes`` changes at a time; those that have a result are left out.
+
+    With ``again`` those that survived and are not equivalent are tried instead.
+    """
     until = time.monotonic() + 3600 * hours
-    waiting = [mutant for room in rooms for mutant in sample(room, count, seed) if mutant not in results(room)]
-    waiting.sort(key=lambda mutant: random.Random(f"{mutant} {seed}").random())  # stopped early, each room has a part
-    print(f"{len(waiting)} changes to try in {', '.join(rooms)}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     import_what_takes_long()
+    if not SECONDS.is_file():
+        print("Running the suite to see which test runs which line ...", flush=True)
+        measure(processes)
+    tests = read_tests()
+    if again:
+        waiting = [mutant for room in rooms for mutant in not_noticed(room)]
+    else:
+        waiting = [mutant for room in rooms for mutant in sample(room, count, seed) if mutant not in results(room)]
+    waiting.sort(key=lambda mutant: random.Random(f"{mutant} {seed}").random())  # stopped early, each room has a part
+    print(f"{len(waiting)} changes to try in {', '.join(rooms)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         trees = [copy_of_the_tree(Path(folder) / str(number)) for number in range(processes)]
         running: dict[int, tuple[Mutant, Path, float]] = {}
         while running or (waiting and time.monotonic() < until):
             while trees and waiting and time.monotonic() < until:
                 mutant, tree = waiting.pop(), trees.pop()
-                running[start(mutant, tree)] = (mutant, tree, time.monotonic())
+                running[start(mutant, tree, tests.of(mutant))] = (mutant, tree, time.monotonic())
             for number, outcome in ended(running) if running else ():
                 mutant, tree, since = running.pop(number)
                 shutil.copy(ROOT / "fgssl" / mutant.file, tree / "fgssl" / mutant.file)
                 trees.append(tree)
                 lines = (tree / "said").read_text().splitlines()
                 said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-                if outcome == "caught":
-                    check_unchanged(said, tree)
+                if outcome == "caught" and (unsound := fails_unchanged(said, tree)):
+                    print(f"left out, it fails on the unchanged source too: {unsound}", flush=True)
+                    tests.leave_out(unsound)
+                    waiting.append(mutant)
+                    continue
                 record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": time.monotonic() - since}
                 with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
                     file.write(json.dumps(record) + "\n")
@@ -274,18 +402,25 @@ def equivalent() -> dict[tuple[str, str], str]:
         return {(row["file"], row["difference"]): row["reason"] for row in csv.DictReader(file)}
 
 
+def not_noticed(room: str) -> list[Mutant]:
+    """Changes that survived and are not listed as equivalent."""
+    known = equivalent()
+    survivors = [mutant for mutant, outcome in results(room).items() if outcome == "survived"]
+    return [mutant for mutant in survivors if (mutant.file, mutant.difference()) not in known]
+
+
 def report(rooms: list[str]) -> None:
     """Print the share caught by room, and the changes that nothing noticed."""
-    known, lines = equivalent(), []
+    lines = []
     print(f"{'room':12s} {'tried':>6s} {'equivalent':>11s} {'caught':>7s} {'share':>7s}")
     for room in rooms:
         tried = results(room)
-        survivors = [mutant for mutant, outcome in tried.items() if outcome == "survived"]
-        alike = [mutant for mutant in survivors if (mutant.file, mutant.difference()) in known]
-        caught, counted = len(tried) - len(survivors), len(tried) - len(alike)
+        caught = sum(outcome == "caught" for outcome in tried.values())
+        left = not_noticed(room)
+        counted = caught + len(left)
         share = f"{caught / counted:7.1%}" if counted else "      -"
-        print(f"{room:12s} {len(tried):6d} {len(alike):11d} {caught:7d} {share}")
-        lines += [f"{m.file}:{m.line} {m.operator}\n{m.difference()}" for m in survivors if m not in alike]
+        print(f"{room:12s} {len(tried):6d} {len(tried) - counted:11d} {caught:7d} {share}")
+        lines += [f"{m.file}:{m.line} {m.operator}\n{m.difference()}" for m in left]
     print("\nNot noticed:\n" + "\n".join(lines) if lines else "\nEvery change was noticed.")
 
 
@@ -296,11 +431,12 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     parser.add_argument("--processes", type=int, default=2, help="changes that are tried at a time (default: 2)")
     parser.add_argument("--hours", type=float, default=2, help="start no further change after it (default: 2)")
+    parser.add_argument("--again", action="store_true", help="try those again that were not noticed")
     parser.add_argument("--report", action="store_true", help="run nothing, show what was found")
     options = parser.parse_args()
     if unknown := set(options.rooms) - set(ROOMS):
         parser.error(f"no room {', '.join(sorted(unknown))}; there are {', '.join(ROOMS)}")
     chosen = options.rooms or list(ROOMS)
     if not options.report:
-        run(chosen, options.count, options.seed, options.processes, options.hours)
+        run(chosen, options.count, options.seed, options.processes, options.hours, options.again)
     report(chosen)

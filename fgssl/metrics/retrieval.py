@@ -88,8 +88,8 @@ def retrieval_statistics(
     gallery: Tensor,
     gallery_labels: Tensor,
     *,
+    ks: Sequence[int],
     exclude: Tensor | None = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
     keys: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Sums of the metrics over queries, input of :func:`finish`. Sums over shards of the queries can be added.

@@ -209,7 +209,7 @@ def test_retrieval_rejects_invalid_input(arguments, message):
 
 def test_retrieval_rejects_excluded_rows_outside_the_gallery():
     with pytest.raises(ValueError, match="outside the gallery"):
-        retrieval_statistics(Z, Y, Z, Y, exclude=torch.full((4,), 4))
+        retrieval_statistics(Z, Y, Z, Y, ks=[1], exclude=torch.full((4,), 4))
 
 
 @pytest.mark.slow
