@@ -34,3 +34,25 @@ def at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is None or not value >= low:
             raise UserError(f"{name} is {value}; it must be {low} or more.")
+
+
+def above(low: float, **values: float | None) -> None:
+    """Refuse arguments that are not above ``low``, NaN or None.
+
+    Raises:
+        UserError: names the argument, its value and the bound.
+    """
+    for name, value in values.items():
+        if value is None or not value > low:
+            raise UserError(f"{name} is {value}; it must be above {low}.")
+
+
+def between(low: float, high: float, **values: float | None) -> None:
+    """Refuse arguments that are below ``low``, above ``high``, NaN or None.
+
+    Raises:
+        UserError: names the argument, its value and the bounds.
+    """
+    for name, value in values.items():
+        if value is None or not low <= value <= high:
+            raise UserError(f"{name} is {value}; it must be from {low} to {high}.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fgssl.errors import UserError, at_least, did_you_mean
+from fgssl.errors import UserError, above, at_least, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,12 @@ class Optim:
     groups: list[Group] = field(default_factory=list)
 
     def __post_init__(self):
-        at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr)
-        at_least(0, warmup=self.warmup)
+        at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, min_lr=self.min_lr, warmup=self.warmup)
         if self.length is not None and not self.length > self.warmup:
             raise UserError(f"length is {self.length}; it must be above the warmup, {self.warmup}, or null: the run's.")
-        for name, lr in {"lr": self.lr, "lr_1d": self.lr_1d}.items():
-            if lr is not None and not lr > 0:
-                raise UserError(f"{name} is {lr:g}; it must be above 0.")
-        if not self.power > 0:
-            raise UserError(f"power is {self.power:g}; it must be above 0.")
+        above(0, lr=self.lr, power=self.power)
+        if self.lr_1d is not None:
+            above(0, lr_1d=self.lr_1d)
         if self.reference_batch is not None:
             at_least(1, reference_batch=self.reference_batch)
         if self.weight_decay_end is not None:

@@ -1,7 +1,8 @@
 """The default of every argument of the public functions, classes and methods of the package.
 
-``tests/golden/defaults.csv`` holds them, and ``tests/test_defaults.py`` compares: who leaves an argument away gets other
-numbers where its default changes. Where that is meant, write the file anew, and name the change in CHANGELOG.md::
+``tests/golden/defaults.csv`` holds them, and ``tests/test_defaults.py`` compares: who leaves an argument away gets
+other numbers where its default changes. Where that is meant, write the file anew, and name the change in
+CHANGELOG.md::
 
     python -m tests.defaults
 """

@@ -14,7 +14,7 @@ from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.data.batch import Batch
 from fgssl.data.images import open_image
 from fgssl.distributed import from_rank_zero, gather_rows
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, above, at_least
 from fgssl.evaluation.box_knn import PART, box_patches, patches_right
 from fgssl.evaluation.embedding import Embeddings, collect
 from fgssl.metrics.clustering import k_means, nmi, purity
@@ -46,8 +46,7 @@ class BoxKNN(Evaluation):
         super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
         at_least(0, clusters=clusters)
-        if not temperature > 0:
-            raise UserError(f"BoxKNN.temperature is {temperature}; it must be above 0.")
+        above(0, **{"BoxKNN.temperature": temperature})
         self.k, self.temperature, self.every_n_epochs, self.clusters = k, temperature, every_n_epochs, clusters
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import any_rank, from_rank_zero, mean_over_ranks
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, above, at_least
 from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
 from fgssl.evaluation.knn import knn_accuracy
 from fgssl.metrics.classification import topk_accuracy
@@ -82,8 +82,7 @@ class OnlineProbe(OnlineEvaluation):
 
     def __init__(self, lr: float = 1e-3):
         super().__init__()
-        if not lr > 0:
-            raise UserError(f"OnlineProbe.lr is {lr}; it is above 0.")
+        above(0, **{"OnlineProbe.lr": lr})
         self.lr = lr
         self.classifier: nn.Linear | None = None
         self._restored: dict[str, Any] = {}
@@ -147,8 +146,7 @@ class OnlineKNN(OnlineEvaluation):
     def __init__(self, k: int = 20, temperature: float = 0.07, every_n_epochs: int = 1):
         super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
-        if not temperature > 0:
-            raise UserError(f"OnlineKNN.temperature is {temperature}; it is above 0.")
+        above(0, **{"OnlineKNN.temperature": temperature})
         self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:

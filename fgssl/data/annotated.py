@@ -14,7 +14,7 @@ from fgssl.data.datasets.base import DataSet
 from fgssl.data.draws import uniform
 from fgssl.data.images import read_image
 from fgssl.data.protocols import Protocol
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, between
 
 
 def read_pixels(path: str | Path) -> Tensor:
@@ -86,7 +86,7 @@ class AnnotatedData(DataModule):
         std: Channels | None = None,
         seed: int = 0,
     ):
-        at_least(0, flip=flip)
+        between(0, 1, flip=flip)
         super().__init__(
             dataset, protocol, batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers,
             prefetch=prefetch, on_error=on_error, mean=mean, std=std, seed=seed,

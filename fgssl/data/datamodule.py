@@ -242,8 +242,9 @@ class DataModule(LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        eval_size = eval_size or views.crops[0].size
-        at_least(1, batch_size=batch_size, eval_size=eval_size, prefetch=prefetch)
+        eval_size = views.crops[0].size if eval_size is None else eval_size
+        at_least(1, batch_size=batch_size, prefetch=prefetch)
+        at_least(2, eval_size=eval_size)
         optional = {"eval_batch_size": eval_batch_size, "images_per_class": images_per_class}
         at_least(1, **{name: value for name, value in optional.items() if value is not None})
         if num_workers != "auto":

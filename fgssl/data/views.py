@@ -21,7 +21,7 @@ from fgssl.data.augment import Photometric
 from fgssl.data.auto_augment import auto_augment
 from fgssl.data.draws import uniform
 from fgssl.data.images import to_rgb
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, above, at_least, between
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 outside
 Fractions = tuple[float, float, float, float]  # x0, y0, x1, y1 in shares of width and height
@@ -55,6 +55,7 @@ class Crop:
 
     def __post_init__(self):
         at_least(2, size=self.size)
+        between(0, 1, flip=self.flip)
 
 
 class Views:
@@ -222,8 +223,7 @@ class ContrastiveCrop(PairViews):
     ):
         super().__init__(recipe, size)
         at_least(1, warmup=warmup, every=every)
-        if alpha <= 0:
-            raise UserError(f"data.views.alpha is {alpha}; the parameter of a Beta distribution is above 0.")
+        above(0, **{"data.views.alpha": alpha})  # parameter of a Beta distribution
         if not 0 <= threshold < 1:
             raise UserError(f"data.views.threshold is {threshold}; it is a share of the largest value, 0 to below 1.")
         self.alpha, self.threshold, self.warmup, self.every = alpha, threshold, warmup, every

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.data.batch import Batch
-from fgssl.errors import at_least
+from fgssl.errors import at_least, between
 from fgssl.losses.prediction import channel_deviation, normalised_regression
 from fgssl.methods.base import Method, StepResult
 from fgssl.nn.backbones import Backbone, Encoder
@@ -50,7 +50,7 @@ class BYOL(Method):
     ):
         super().__init__(**base)
         at_least(2, dim=dim, hidden=hidden)
-        at_least(0, momentum=momentum, momentum_end=momentum_end)
+        between(0, 1, momentum=momentum, momentum_end=momentum_end)
         self.momentum, self.momentum_end = momentum, momentum_end
         network = backbone.build()
         self.online = Encoder(network, batch_norm_mlp([network.num_features, hidden, dim]))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.data.batch import Batch
-from fgssl.errors import UserError, at_least
+from fgssl.errors import at_least, between
 from fgssl.losses.contrastive import info_nce
 from fgssl.losses.densecl import correspondence, dense_info_nce
 from fgssl.methods.base import Keys, StepResult
@@ -48,8 +48,7 @@ class DenseCL(MomentumContrast):
     ):
         super().__init__(**base)
         at_least(1, dim=dim, hidden=hidden, memory=memory)
-        if not 0 <= lam <= 1:
-            raise UserError(f"model.lam is {lam}; it is the share of the dense loss, from 0 to 1.")
+        between(0, 1, lam=lam)
         self.lam, self.dim = lam, dim
         network = backbone.build()
         heads = mlp(network.num_features, hidden, dim), mlp(network.map_channels, hidden, dim)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgssl.data.batch import Batch
 from fgssl.distributed import process_count
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, above, at_least
 from fgssl.losses.contrastive import info_nce
 from fgssl.losses.lcr import Over, attention_fit, cam_peak, gradcam
 from fgssl.losses.prediction import channel_deviation, negative_cosine
@@ -49,8 +49,7 @@ class Rationale(Method):
         super().__init__(**base)
         at_least(0, nu=nu)
         at_least(1, maps=maps)
-        if attention_tau <= 0:
-            raise UserError(f"model.attention_tau is {attention_tau}; a temperature is above 0.")
+        above(0, attention_tau=attention_tau)
         self.nu, self.maps, self.attention_tau, self.attention_over = nu, maps, attention_tau, attention_over
 
     def make_attention(self, network: Any) -> None:

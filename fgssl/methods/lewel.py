@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fgssl.data.batch import Batch
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, above, at_least, between
 from fgssl.losses.lewel import aligned_features, alignment_maps, map_peak
 from fgssl.losses.prediction import channel_deviation, normalised_regression
 from fgssl.methods.base import StepResult
@@ -60,10 +60,8 @@ class LEWEL(BYOL):
     ):
         super().__init__(backbone=backbone, dim=dim, hidden=hidden, **base)
         at_least(1, heads=heads)
-        if not 0 <= lam <= 1:
-            raise UserError(f"model.lam is {lam}; it is the share of the parts' loss, from 0 to 1.")
-        if tau <= 0:
-            raise UserError(f"model.tau is {tau}; a temperature is above 0.")
+        between(0, 1, lam=lam)
+        above(0, tau=tau)
         network = self.online.backbone
         features = width_of(network)
         if features % heads or dim % heads:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgssl.data.batch import Batch
-from fgssl.errors import UserError, at_least
+from fgssl.errors import UserError, above, at_least, between
 from fgssl.losses.maskcon import soft_contrastive_loss, soft_targets
 from fgssl.methods.base import Keys, Method, StepResult
 from fgssl.nn.backbones import Backbone, Encoder
@@ -149,14 +149,11 @@ def _relations_of(variant: str, weight: float, tau: float) -> tuple[float, float
 def _check(
     variant: str, weight: float, tau: float, tau0: float, momentum: float, num_coarse: int, num_train: int
 ) -> None:
-    if not 0 <= weight <= 1:
-        raise UserError(f"model.weight is {weight}; it must be in [0, 1].")
-    if not tau >= 0:
-        raise UserError(f"model.tau is {tau}; it must be 0 or more (0 and inf are allowed).")
-    if not 0 < tau0 < torch.inf:
-        raise UserError(f"model.tau0 is {tau0}; it must be above 0 and finite.")
-    if not 0 <= momentum <= 1:
-        raise UserError(f"model.momentum is {momentum}; it must be in [0, 1].")
+    between(0, 1, weight=weight, momentum=momentum)
+    at_least(0, tau=tau)  # 0 and inf are allowed
+    above(0, tau0=tau0)
+    if tau0 == torch.inf:
+        raise UserError("tau0 is inf; it must be finite.")
     if variant == "supfine" and not num_train:
         raise UserError("model.variant supfine needs fine labels; the data set has none (train_classes is empty).")
     if variant not in ("supfine", "selfcon") and not num_coarse:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fgssl.data.batch import Batch
 from fgssl.data.draws import seed_of
-from fgssl.errors import UserError, at_least
+from fgssl.errors import above, between
 from fgssl.methods.base import Keys, Method
 from fgssl.nn.shuffle import across_processes, synchronise_batch_norm
 from fgssl.nn.teacher import Pair, teacher_of
@@ -41,9 +41,8 @@ class MomentumContrast(Method):
         **base,
     ):
         super().__init__(**base)
-        at_least(0, momentum=momentum)
-        if tau <= 0:
-            raise UserError(f"model.tau is {tau}; a temperature is above 0.")
+        between(0, 1, momentum=momentum)
+        above(0, tau=tau)
         self.tau, self.momentum, self.keys_batch_norm = tau, momentum, keys_batch_norm
         self._shuffle_seed = 0
 

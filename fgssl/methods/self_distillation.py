@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgssl.errors import UserError, at_least
+from fgssl.errors import above, at_least, between
 from fgssl.losses.precision import at_least_float32
 from fgssl.methods.base import Method
 from fgssl.nn.heads import DINOHead
@@ -44,10 +44,9 @@ class SelfDistillation(Method):
         **base,
     ):
         super().__init__(**base)
-        for name, value in {"tau_s": tau_s, "tau_t_start": tau_t_start, "tau_t": tau_t}.items():
-            if not value > 0:
-                raise UserError(f"model.{name} is {value}; a temperature must be above 0.")
-        at_least(0, momentum=momentum, tau_t_epochs=tau_t_epochs, freeze_last_layer=freeze_last_layer)
+        above(0, tau_s=tau_s, tau_t_start=tau_t_start, tau_t=tau_t)
+        between(0, 1, momentum=momentum)
+        at_least(0, tau_t_epochs=tau_t_epochs, freeze_last_layer=freeze_last_layer)
         self.tau_s, self.tau_t_start, self.tau_t_end, self.tau_t_epochs = tau_s, tau_t_start, tau_t, tau_t_epochs
         self.momentum, self.freeze_last_layer = momentum, freeze_last_layer
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fgssl.data.batch import Batch
 from fgssl.distributed import gather_with_gradient
-from fgssl.errors import UserError, at_least
+from fgssl.errors import above, at_least
 from fgssl.losses.contrastive import nt_xent
 from fgssl.methods.base import Method, StepResult
 from fgssl.nn.backbones import Backbone, Encoder
@@ -47,8 +47,7 @@ class SimCLR(Method):
         at_least(1, dim=dim)
         if hidden is not None:
             at_least(1, hidden=hidden)
-        if tau <= 0:
-            raise UserError(f"model.tau is {tau}; a temperature is above 0.")
+        above(0, tau=tau)
         self.tau = tau
         network = backbone.build()
         features = network.num_features

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fgssl.data.batch import Batch
 from fgssl.distributed import gather_rows, rows_of_this_rank
-from fgssl.errors import UserError, at_least
+from fgssl.errors import above, at_least
 from fgssl.losses.precision import at_least_float32
 from fgssl.losses.swav import EPSILON, sinkhorn, swapped_prediction
 from fgssl.methods.base import Keys, Method, StepResult
@@ -78,8 +78,7 @@ class SwAV(Method):
         at_least(1, dim=dim, hidden=hidden, iterations=iterations)
         at_least(0, freeze_prototypes=freeze_prototypes, queue=queue, queue_start=queue_start)
         at_least(EPSILON, epsilon=epsilon)
-        if not tau > 0:
-            raise UserError(f"model.tau is {tau}; a temperature is above 0.")
+        above(0, tau=tau)
         self.prototypes, self.tau, self.epsilon, self.iterations = prototypes, tau, epsilon, iterations
         self.freeze_prototypes, self.queue_start = freeze_prototypes, queue_start
         network = backbone.build()

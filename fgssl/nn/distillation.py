@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fgssl.errors import UserError
+from fgssl.errors import UserError, above
 from fgssl.losses.obd_sd import diffused_targets, distillation_weight
 from fgssl.losses.precision import at_least_float32
 
@@ -60,8 +60,7 @@ class Distillation:
     def __post_init__(self):
         if not 0 <= self.omega < 1:
             raise UserError(f"model.distillation.omega is {self.omega}; it lies in [0, 1).")
-        if self.tau <= 0 or self.tau_d <= 0:
-            raise UserError("model.distillation: the temperatures tau and tau_d are above 0.")
+        above(0, tau=self.tau, tau_d=self.tau_d)
         if self.manifold == "global" and (self.normalization, self.teacher) != ("symmetric", "epoch"):
             raise UserError("model.distillation.manifold global needs normalization symmetric and teacher epoch.")
         if self.teacher == "heads" and not self.head_dims:
