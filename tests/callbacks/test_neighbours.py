@@ -77,3 +77,16 @@ def test_the_frame_is_around_the_crop_that_was_trained_on(views):
         part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
         cut = torch.nn.functional.interpolate(part, size=(32, 32), mode="bilinear", antialias=True)[0]
         assert (cut.float() - batch.views[1][place].float()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"), [((20, 40), (40, 120), (0, 160)), ((40, 30), (0, 160), (20, 140))]
+)
+def test_an_image_is_in_the_middle_of_its_square(shape, rows, columns, monkeypatch):
+    monkeypatch.setattr("fgssl.callbacks.neighbours.image_of", lambda index, row: np.zeros((*shape, 3), np.uint8))
+    data = DataModule(Digits(), views=PairViews(size=8), batch_size=4, num_workers=0)
+    seen = (framed(data, 0, 0, 0, "#ffd400") != 255).any(axis=2)  # the square is white
+    assert [int(side) for side in (seen.any(axis=1).argmax(), seen.any(axis=1).sum())] == [rows[0], rows[1] - rows[0]]
+    assert [int(side) for side in (seen.any(axis=0).argmax(), seen.any(axis=0).sum())] == [
+        columns[0], columns[1] - columns[0],
+    ]  # fmt: skip

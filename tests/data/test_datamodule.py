@@ -1,5 +1,6 @@
 """Batches as a method gets them: parts, workers, ranks, resume, bad images."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -267,6 +268,17 @@ def test_a_skipped_image_is_replaced_by_the_next_row_and_reported(cub, workers):
     assert data.describe()["unreadable"] == 1
     with pytest.warns(UserWarning, match=f"1 unreadable images were replaced by the next row: {path}"):
         fit(cub(num_workers=workers, on_error="skip"), Recorder(), max_epochs=1)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_unreadable_images_are_named(cub, count):
+    data = cub(num_workers=0, on_error="skip")
+    paths = data.parts.index.paths[np.sort(data.parts.train)[:count]].tolist()
+    for path in paths:
+        truncate(path)
+    named = re.escape(", ".join(paths[:3]) + ", ..." * (count > 3))
+    with pytest.warns(UserWarning, match=f"{count} unreadable images were replaced by the next row: {named}$"):
+        fit(data, Recorder(), max_epochs=1)
 
 
 def test_no_readable_image_at_all(cub):

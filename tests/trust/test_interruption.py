@@ -215,3 +215,12 @@ def test_a_truncated_checkpoint_names_the_others(tmp_path):
     with pytest.raises(UserError, match=r"last.ckpt is not a checkpoint.*Other checkpoints in the folder: .*best.ckpt"):
         read_checkpoint(str(tmp_path / "last.ckpt"))
     assert (tmp_path / "best.ckpt").read_bytes() == whole
+
+
+def test_the_reason_is_the_first_line_of_torchs_message(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("what is wrong\nwhere in torch")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match=r"loaded safely \(what is wrong\)"):
+        read_checkpoint(str(tmp_path / "last.ckpt"))
