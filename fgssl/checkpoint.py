@@ -1,5 +1,6 @@
 """Checkpoints: atomic writing, safe reading, and checks that a checkpoint fits the model."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())  # the content must be on disk before the file is renamed
             partial.replace(path)
         except (OSError, RuntimeError) as fault:  # torch reports a failed write as RuntimeError
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or its folder cannot be made
+                partial.unlink()
             reason = str(fault).splitlines()[0]
             raise UserError(
                 f"{path} could not be written ({reason}). Earlier checkpoints are unchanged. Free disk space or choose "

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +55,11 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
         return None
     folder = Path(ckpt_path).resolve().parent.parent
     return folder if (folder / "config.yaml").is_file() else None
+
+
+def folder_of(loggers: Sequence[Any]) -> Path:
+    """Folder of a run for the files of its callbacks: that of the first logger, which writes ``metrics.csv``."""
+    return Path(loggers[0].log_dir or ".")
 
 
 def shown(path: Path) -> str:

@@ -9,7 +9,7 @@ from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.distributed import from_rank_zero
 from fgssl.evaluation.detection import Found, average_precision, coco_results, gather
-from fgssl.run import write_json
+from fgssl.run import folder_of, write_json
 
 
 class Detection(Evaluation):
@@ -33,7 +33,7 @@ class Detection(Evaluation):
             for item in results
         ]
         if trainer.is_global_zero:
-            write_json(Path(trainer.loggers[0].log_dir or ".") / "detections.json", {"detections": entries})
+            write_json(folder_of(trainer.loggers) / "detections.json", {"detections": entries})
 
     def evaluate(self, trainer: Trainer, method, outputs: list[Found], part: str) -> None:
         found, index = _joined(outputs), trainer.datamodule.parts.index

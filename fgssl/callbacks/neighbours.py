@@ -1,7 +1,5 @@
 """Pictures of query crops and their nearest dictionary entries (MLS, Figs. 5 and 6)."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -13,6 +11,7 @@ from fgssl.distributed import from_rank_zero
 from fgssl.errors import at_least
 from fgssl.report.figures import QUERY, image_of, picture_rows
 from fgssl.report.pictures import log_picture
+from fgssl.run import folder_of
 
 RED, YELLOW = "#d1352b", "#ffd400"  # frames of the paper: the query's crop, and its neighbours'
 
@@ -72,7 +71,7 @@ class Neighbours(Callback):
                 row, draw = int(method.memory.index[entry]), int(method.memory.labels[entry])
                 line.append((framed(data, row, draw, 1, YELLOW), f"{cosine:.2f}", QUERY))
             lines.append(line)
-        path = Path(trainer.loggers[0].log_dir or ".") / name
+        path = folder_of(trainer.loggers) / name
         picture_rows(lines, "query crop (red), then its nearest dictionary entries (yellow) and their cosine", path)
         log_picture(trainer.loggers, "train/neighbours", path)
 

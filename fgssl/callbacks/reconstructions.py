@@ -1,7 +1,5 @@
 """Pictures of what a masked autoencoder sees of an image, and what it makes of it."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -12,6 +10,7 @@ from fgssl.data.preprocessing import Preprocessing
 from fgssl.errors import at_least
 from fgssl.report.figures import QUERY, picture_rows
 from fgssl.report.pictures import log_picture
+from fgssl.run import folder_of
 
 GREY = 0.5  # of the hidden patches, 0 to 1
 
@@ -50,7 +49,7 @@ class Reconstructions(Callback):
             [(picture, word, QUERY) for picture, word in zip(row, words, strict=True)]
             for row in zip(images, seen, painted, strict=True)
         ]
-        path = Path(trainer.loggers[0].log_dir or ".") / "reconstructions.jpg"
+        path = folder_of(trainer.loggers) / "reconstructions.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture_rows(rows, "test images and their reconstruction", path)
         log_picture(trainer.loggers, "test/reconstructions", path)

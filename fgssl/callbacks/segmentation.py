@@ -9,6 +9,7 @@ from PIL import Image
 
 from fgssl.callbacks.evaluation import log_exactly
 from fgssl.metrics.segmentation import confusion, segmentation_scores
+from fgssl.run import folder_of
 
 
 class Segmentation(Callback):
@@ -40,7 +41,7 @@ class Segmentation(Callback):
     def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
         """Write ``masks/<name of the image>.png`` in the format of the data set's masks: 8 bits a pixel."""
         index = trainer.datamodule.parts.index
-        folder = Path(trainer.loggers[0].log_dir or ".") / "masks"
+        folder = folder_of(trainer.loggers) / "masks"
         folder.mkdir(parents=True, exist_ok=True)
         for row, predicted_HW in zip(batch.index.tolist(), outputs["predicted"], strict=True):
             name = Path(index.paths[row]).stem

@@ -307,3 +307,14 @@ def test_a_worker_outlives_a_sigterm_that_its_own_process_did_not_send():
     worker.terminate()
     worker.join(timeout=1200)
     assert not worker.is_alive()
+
+
+def test_a_worker_ends_by_itself(monkeypatch):
+    loader = digits(batch_size=16, num_workers=1, prefetch=1).train_loader(epoch=0)
+    batches = iter(loader)
+    next(batches)
+    worker, ended_by_the_loader = loader._iterator._workers[0], []
+    terminate = worker.terminate
+    monkeypatch.setattr(worker, "terminate", lambda: ended_by_the_loader.append(True) or terminate())
+    loader._iterator._shutdown_workers()  # waits some seconds for the worker, then ends it
+    assert not ended_by_the_loader

@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,3 +277,20 @@ def test_mistakes_are_one_line(flags, said, voc, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("processes", "options", "synchronised", "warned"),
+    [(2, {}, False, True), (1, {}, False, False), (2, {"freeze_bn": True}, False, False), (2, {}, True, False)],
+)
+def test_statistics_of_the_images_of_one_of_many_processes_are_warned_of(processes, options, synchronised, warned):
+    method = detect(**options)
+    if synchronised:
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method._trainer = SimpleNamespace(world_size=processes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        method._check_batch_norm()
+    assert (
+        any("BatchNorm computes its statistics from the few images" in str(line.message) for line in caught) == warned
+    )

@@ -208,6 +208,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsy
     assert str(tmp_path / "file") in said
 
 
+def test_a_checkpoint_whose_folder_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="last.ckpt could not be written"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
+
+
 def test_a_truncated_checkpoint_names_the_others(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
     whole = (tmp_path / "best.ckpt").read_bytes()

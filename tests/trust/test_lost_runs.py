@@ -3,11 +3,13 @@
 import os
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fgssl import run as runs
-from fgssl.run import SignsOfLife, status_of
+from fgssl.run import SignsOfLife, folder_of, status_of
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,9 @@ def test_runs_of_wandb_agents_that_start_in_the_same_second_have_names_of_their_
         names.append(runs.default_name(0, "fit"))
     assert names[0].endswith("_seed0_a1")
     assert names[1].endswith("_seed0_b2")
+
+
+def test_files_of_callbacks_stand_beside_metrics_csv():
+    ours, other = SimpleNamespace(log_dir="run"), SimpleNamespace(log_dir="elsewhere")
+    assert folder_of([ours, other]) == Path("run")
+    assert folder_of([SimpleNamespace(log_dir=None)]) == Path(".")
