@@ -256,14 +256,14 @@ def copy_of_the_tree(folder: Path) -> Path:
 def start(mutant: Mutant, tree: Path, stages: list[list[str]]) -> int:
     """Change the source in ``tree`` and start its tests; returns the number of the process."""
     (tree / "fgssl" / mutant.file).write_text(mutant.source())
-    newer: list[tuple[list[str], object]] = [(newer_files(), None)]
+    newer: list[tuple[list[str], object]] = [(newer_than_coverage("tests", "test_*.py"), None)]
     return fork(tree, newer + [(files_of(tests), Chosen(tests)) for tests in stages])
 
 
-def newer_files() -> list[str]:
-    """Files of tests that were written or changed since ``measure``."""
+def newer_than_coverage(folder: str, pattern: str) -> list[str]:
+    """Files that were written or changed since ``measure``."""
     since = COVERAGE.stat().st_mtime
-    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.stat().st_mtime > since]
+    files = [path for path in sorted((ROOT / folder).rglob(pattern)) if path.stat().st_mtime > since]
     return [str(path.relative_to(ROOT)) for path in files]
 
 
@@ -330,7 +330,7 @@ def ended(running: dict[int, tuple]) -> Iterator[tuple[int, str]]:
         for late in [pid for pid, (_, _, since) in running.items() if time.monotonic() - since > PATIENCE]:
             os.killpg(late, signal.SIGKILL)
             os.waitpid(late, 0)
-            yield late, "caught"
+            yield late, "no end"
             return
         time.sleep(0.2)
 
@@ -353,7 +353,7 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, a
     until = time.monotonic() + 3600 * hours
     RESULTS.mkdir(exist_ok=True)
     import_what_takes_long()
-    if not SECONDS.is_file():
+    if not COVERAGE.is_file() or newer_than_coverage("fgssl", "*.py"):
         print("Running the suite to see which test runs which line ...", flush=True)
         measure(processes)
     tests = read_tests()
@@ -376,6 +376,8 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, a
                 trees.append(tree)
                 lines = (tree / "said").read_text().splitlines()
                 said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+                if outcome == "no end":
+                    outcome, said = "caught", [f"no end after {PATIENCE} s"]
                 if outcome == "caught" and (unsound := fails_unchanged(said, tree)):
                     print(f"left out, it fails on the unchanged source too: {unsound}", flush=True)
                     tests.leave_out(unsound)
