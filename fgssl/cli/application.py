@@ -39,6 +39,7 @@ from fgssl.checkpoint import (
     read_checkpoint,
 )
 from fgssl.cli.defaults import set_normalisation
+from fgssl.cli.nulls import refuse_null
 from fgssl.cli.parser import ExperimentParser, clean
 from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
@@ -159,6 +160,7 @@ class Application(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
         options = self.options
+        refuse_null(options, self._parser(self.config.subcommand))
         at_least(0, seed_everything=options.seed_everything)
         at_least(1, **{"trainer.accumulate_grad_batches": options.trainer.accumulate_grad_batches})
         if options.trainer.logger is not None:

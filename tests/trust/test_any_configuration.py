@@ -89,6 +89,7 @@ def assert_configuration(changes: list[tuple[str, str]]) -> None:
 @settings(GENERATED, max_examples=40)
 @given(CHANGES)
 @example([("--model.backbone.name", "2")])
+@example([("--data.eval_resample", "null")])
 def test_any_configuration_gives_a_result_or_a_message(changes):
     assert_configuration(changes)
 
