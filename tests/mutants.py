@@ -239,8 +239,9 @@ def read_tests() -> Tests:
                 test, _, phase = context.rpartition("|")
                 # a fixture may serve every test of its file, and runs in the first
                 tests |= of_file_of_tests.get(file_of(test), set()) if phase == "setup" else {test} & set(seconds)
-            found.of_line[file, line] = tests
             found.of_file.setdefault(file, set()).update(tests)
+            if "" not in contexts:  # the line does not run when the file is imported
+                found.of_line[file, line] = tests
     return found
 
 

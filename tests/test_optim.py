@@ -112,10 +112,12 @@ def test_layers_of_a_plain_vit_have_the_rates_of_the_windowed_one():
         ({"layer_decay": 0}, "layer_decay is 0; it must be above 0 and up to 1"),
         ({"layer_decay": 1.5}, "layer_decay is 1.5"),
         ({"layer_decay": 0.7, "lr_1d": 0.1}, "layer_decay and lr_1d are both given"),
+        ({"warmup": 5, "length": 5}, "length is 5; it must be above the warmup, 5"),
+        ({"warmup": 5, "length": 4}, "length is 4; it must be above the warmup, 5"),
         ({"layer_decay": 0.7}, "trains no network whose layers timm knows"),
     ],
 )
-def test_layer_decay_that_cannot_be_is_refused(options, said):
+def test_values_that_do_not_go_together_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         Optim(**options).build(nn.Linear(2, 2), 1)
 

@@ -320,6 +320,8 @@ class Method(LightningModule):
 
     def on_after_backward(self) -> None:
         """Read whether the loss is finite: here, so that the device has the backward pass to work on meanwhile."""
+        if self._check is None:  # read before the backward pass, which was that of no loss
+            return
         self._read_check()
         if self.skipped:
             gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
@@ -327,8 +329,6 @@ class Method(LightningModule):
 
     def _read_check(self) -> None:
         """Learn whether the loss is finite on all ranks; log the step, or skip it."""
-        if self._check is None:  # read before the backward pass
-            return
         (spoilt, self.stop_agreed), (self.last_loss,) = self._check.read()
         result, batch, batch_idx = self._checked
         self._check = self._checked = None

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from fgssl.data.auto_augment import OPERATIONS, POLICY, apply, auto_augment
 from fgssl.data.draws import uniform
 from fgssl.data.views import NUMBERS, RECIPES, Crop, Views
 
 SIDE = 32
+NAMES = {"Color": "colour", "ShearY": "shear_y", "TranslateX": "translate_x", "TranslateY": "translate_y"}
+USES_LEVEL = {name for pair in POLICY for _, name, _ in pair} - {"autocontrast", "equalize", "invert"}
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).resize((SIDE, SIDE))
 
 
@@ -89,13 +92,15 @@ def test_rotation_goes_one_way_only():
     assert np.array_equal(OPERATIONS["rotate"](PHOTO, 0.5, 1), OPERATIONS["rotate"](PHOTO, 0.5, -1))
 
 
-def test_policy_has_maskcons_25_pairs():
-    assert len(POLICY) == 25
-    assert POLICY[16] == ((0.2, "equalize", 8), (0.8, "equalize", 4))  # torchvision: 0.2 and 0.6
-    first = [0.1, 0.7, 0.8, 0.5, 0.5, 0.2, 0.4, 0.3, 0.6, 0.6, 0.7, 0.3, 0.4, 0.9, 0.5, 0.2, 0.2, 0.9, 0.8, 0.1]
-    second = [0.2, 0.3, 0.9, 0.7, 0.9, 0.3, 0.6, 0.7, 0.5, 0.6, 0.5, 0.4, 0.2, 0.2, 0.0, 0.6, 0.8, 0.6, 0.2, 0.7]
-    assert [pair[0][0] for pair in POLICY] == [*first, 0.4, 0.9, 0.9, 0.8, 0.7]
-    assert [pair[1][0] for pair in POLICY] == [*second, 0.9, 0.7, 0.8, 0.1, 0.9]
+def test_policy_is_torchvisions_but_for_one_probability():
+    theirs = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
+    ours = list(POLICY)
+    assert ours[16] == ((0.2, "equalize", 8), (0.8, "equalize", 4))  # MaskCon's; torchvision's: 0.2 and 0.6
+    ours[16] = ((0.2, "equalize", 8), (0.6, "equalize", 4))
+    for our_pair, their_pair in zip(ours, theirs, strict=True):
+        for (probability, name, level), (their_name, *numbers) in zip(our_pair, their_pair, strict=True):
+            assert NAMES.get(their_name, their_name.lower()) == name
+            assert numbers == [probability, level if name in USES_LEVEL else None]
 
 
 @pytest.mark.parametrize("policy", range(25))

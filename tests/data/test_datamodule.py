@@ -236,6 +236,11 @@ def test_persistent_workers_get_the_next_epochs_order():
     assert fit(digits(num_workers=2), Recorder()).seen == fit(digits(), Recorder()).seen
 
 
+def test_images_in_memory_need_no_cache(tmp_path):
+    next(iter(digits(cache=str(tmp_path / "cache")).train_loader(epoch=0)))
+    assert not (tmp_path / "cache").exists()
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -277,8 +282,11 @@ def test_three_unreadable_images_are_named(cub, count):
     for path in paths:
         truncate(path)
     named = re.escape(", ".join(paths[:3]) + ", ..." * (count > 3))
-    with pytest.warns(UserWarning, match=f"{count} unreadable images were replaced by the next row: {named}$"):
+    with pytest.warns(
+        UserWarning, match=f"{count} unreadable images were replaced by the next row: {named}$"
+    ) as caught:
         fit(data, Recorder(), max_epochs=1)
+    assert sum("unreadable images" in str(line.message) for line in caught) == 1
 
 
 def test_no_readable_image_at_all(cub):

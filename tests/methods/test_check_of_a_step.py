@@ -7,6 +7,7 @@ import torch
 
 from fgssl.cli.main import main
 from fgssl.distributed import AnyRank
+from fgssl.methods.base import Method
 from tests.methods.runs import arguments, losses, results
 
 pytestmark = pytest.mark.slow
@@ -31,15 +32,24 @@ def test_the_check_is_read_after_the_backward_pass(tmp_path, monkeypatch):
     assert order[:6] == ["backward", "read"] * 3
 
 
-SPOIL = "{class_path: tests.trust.callbacks.SpoilInput, init_args: {batches: [2]}}"
+@pytest.mark.parametrize("spoilt", [2, 3])
+def test_a_skipped_batch_leaves_the_gradients_of_those_accumulated_with_it(spoilt, tmp_path, monkeypatch):
+    """Batches 2 and 3 make a step, and one is spoilt: the weights move by the gradient of the other."""
+    norms = []
+    before_step = Method.on_before_optimizer_step
 
+    def noted(method, optimizer):
+        before_step(method, optimizer)
+        norms.append(max(float(weight.grad.norm()) for weight in method.parameters() if weight.grad is not None))
 
-def test_a_skipped_batch_leaves_the_gradients_of_those_accumulated_with_it(tmp_path):
-    """Batches 2 and 3 make a step, and 2 is spoilt: the weights move by the gradient of 3, and stay finite."""
-    flags = ("--trainer.accumulate_grad_batches", "2", "--model.max_skips", "1", "--trainer.callbacks", SPOIL)
+    monkeypatch.setattr(Method, "on_before_optimizer_step", noted)
+    spoil = f"{{class_path: tests.trust.callbacks.SpoilInput, init_args: {{batches: [{spoilt}]}}}}"
+    flags = ("--trainer.accumulate_grad_batches", "2", "--model.max_skips", "1", "--trainer.callbacks", spoil)
     assert main(arguments("finetune", tmp_path, "run", *flags, "--data.num_workers", "0")) == 0
     assert all(math.isfinite(float(loss)) for _, loss in losses(tmp_path / "finetune" / "run"))
     assert results(tmp_path / "finetune" / "run")["steps"] == 8
+    assert len(norms) == 8
+    assert all(0 < norm < math.inf for norm in norms), norms
 
 
 def test_the_progress_bar_and_the_line_of_an_epoch_show_the_last_loss(tmp_path, capsys):

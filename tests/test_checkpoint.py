@@ -1,0 +1,27 @@
+"""Reading a checkpoint, and what is said where it does not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgssl.checkpoint import check_fits, read_checkpoint
+from fgssl.errors import UserError
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists the mapped files there")
+def test_tensors_stay_in_the_file_until_they_are_used(tmp_path):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "last.ckpt")
+    content = read_checkpoint(str(tmp_path / "last.ckpt"))
+    assert content["weight"].tolist() == [1, 1, 1]
+    assert str(tmp_path / "last.ckpt") in Path("/proc/self/maps").read_text()  # files that are mapped into memory
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, "."), (4, "; and 1 more."), (5, "; and 2 more.")])
+def test_three_weights_that_do_not_fit_are_named(count, more):
+    weights = {f"weight{number}": torch.ones(1) for number in range(count)}
+    with pytest.raises(UserError) as caught:
+        check_fits(weights, torch.nn.Identity(), "run.ckpt")
+    named = [name for name in weights if name in str(caught.value)]
+    assert named == ["weight0", "weight1", "weight2"]
+    assert f"{more} Set the model's arguments" in str(caught.value)
