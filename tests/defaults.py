@@ -1,4 +1,5 @@
-"""The default of every argument of the public functions, classes and methods of the package.
+"""The default of every argument of the public functions, classes and methods of the package, and what methods
+declare of themselves.
 
 ``tests/golden/defaults.csv`` holds them, and ``tests/test_defaults.py`` compares: who leaves an argument away gets
 other numbers where its default changes. Where that is meant, write the file anew, and name the change in
@@ -41,9 +42,24 @@ def functions(module: ModuleType) -> Iterator[tuple[str, Callable]]:
             yield name, member
 
 
+def declared(module: ModuleType) -> Iterator[tuple[str, object]]:
+    """Names and plain values of the public attributes of the classes of a module, such as ``MAE.views_needed``."""
+    for name, member in vars(module).items():
+        if inspect.isclass(member) and member.__module__ == module.__name__ and not name.startswith("_"):
+            for attribute, value in vars(member).items():
+                if not attribute.startswith("_") and isinstance(value, int | float | str | tuple | dict | None):
+                    yield f"{name}.{attribute}", value
+
+
 def defaults() -> dict[str, str]:
-    """``module.function.argument`` -> the default, as it is written in Python."""
-    return {
+    """``module.function.argument`` or ``module.class.attribute`` -> the value, as it is written in Python."""
+    attributes = {
+        f"{module.__name__.removeprefix('fgssl.')}.{name}": text_of(value)
+        for module in modules()
+        if module.__name__.startswith(("fgssl.methods", "fgssl.tasks"))
+        for name, value in declared(module)
+    }
+    return attributes | {
         f"{module.__name__.removeprefix('fgssl.')}.{name}.{argument.name}": text_of(argument.default)
         for module in modules()
         for name, function in functions(module)

@@ -62,6 +62,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "checkpoint": ("checkpoint.py",),
 }
 
+# What coverage does not see, since it runs in other processes: room -> files of tests. They run last.
+IN_OTHER_PROCESSES = {
+    "callbacks": ("tests/trust/test_interruption.py",),
+    "methods": ("tests/ddp/test_processes.py",),
+    "metrics": ("tests/ddp/test_processes.py",),
+    "nn": ("tests/ddp/test_mls_processes.py", "tests/ddp/test_processes.py"),
+    "tasks": ("tests/ddp/test_downstream_processes.py",),
+}
+
 # Changes that once went unseen: room, file, what stood there, what stands there now. They are always tried.
 ONCE_UNSEEN = (
     ("methods", "methods/maskcon.py", "return self.momentum\n", "return 0.99\n"),
@@ -257,8 +266,10 @@ def copy_of_the_tree(folder: Path) -> Path:
 def start(mutant: Mutant, tree: Path, stages: list[list[str]]) -> int:
     """Change the source in ``tree`` and start its tests; returns the number of the process."""
     (tree / "fgssl" / mutant.file).write_text(mutant.source())
-    newer: list[tuple[list[str], object]] = [(newer_than_coverage("tests", "test_*.py"), None)]
-    return fork(tree, newer + [(files_of(tests), Chosen(tests)) for tests in stages])
+    newer = newer_than_coverage("tests", "test_*.py")
+    last = IN_OTHER_PROCESSES.get(mutant.room, ())
+    plain = [(files_of(tests), Chosen(tests)) for tests in stages]
+    return fork(tree, [(newer, None), *plain, (["-m", "not gpu and not long", *last] if last else [], None)])
 
 
 def newer_than_coverage(folder: str, pattern: str) -> list[str]:
@@ -272,7 +283,7 @@ def files_of(tests: list[str]) -> list[str]:
     return list(dict.fromkeys(map(file_of, tests)))
 
 
-def fork(tree: Path, stages: list[tuple[list[str], object]]) -> int:
+def fork(tree: Path, stages: list[tuple[list[str], object | None]]) -> int:
     """Fork a process that runs tests in ``tree`` until one fails, and return its number.
 
     Args:

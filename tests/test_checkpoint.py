@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgssl.checkpoint import check_fits, read_checkpoint
+from fgssl.checkpoint import check_fits, read_backbone, read_checkpoint
 from fgssl.errors import UserError
 
 
@@ -25,3 +25,10 @@ def test_three_weights_that_do_not_fit_are_named(count, more):
     named = [name for name in weights if name in str(caught.value)]
     assert named == ["weight0", "weight1", "weight2"]
     assert f"{more} Set the model's arguments" in str(caught.value)
+
+
+@pytest.mark.parametrize(("networks", "has"), [({"student": "query."}, "student"), ({}, "none")])
+def test_a_checkpoint_without_the_network_that_is_asked_for_says_what_it_has(networks, has, tmp_path):
+    torch.save({"method": "MaskCon", "backbones": networks, "state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=rf"MaskCon, has no teacher backbone \(it has: {has}\)"):
+        read_backbone(str(tmp_path / "last.ckpt"), "teacher")

@@ -233,3 +233,11 @@ def test_eps_is_that_of_adam_and_refused_where_there_is_none():
         Optim(name="sgd", eps=1.0).build(module, 1)
     with pytest.raises(UserError, match="eps is 0"):
         Optim(eps=0)
+
+
+def test_layer_decay_marks_the_weights_whose_decay_follows_the_schedule():
+    options = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 8, "num_heads": 2}
+    network = Backbone("vit_tiny_patch16_224", options=options).build()
+    groups = Optim(lr=1.0, layer_decay=0.5, weight_decay=0.1).build(nn.ModuleDict({"network": network}), 1).param_groups
+    assert {group["decayed"] for group in groups} == {True, False}
+    assert all(group["decayed"] == (group["weight_decay"] > 0) for group in groups)

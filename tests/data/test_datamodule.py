@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
 
 def test_persistent_workers_get_the_next_epochs_order():
     assert fit(digits(num_workers=2), Recorder()).seen == fit(digits(), Recorder()).seen
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_data_set_without_test_images_is_said(images, monkeypatch):
+    said, data = [], digits()
+    monkeypatch.setattr("fgssl.data.datamodule.rank_zero_info", said.append)
+    data._parts = replace(data.parts, test=data.parts.test[:images])
+    data.test_dataloader()
+    assert said == ["No test metrics: digits has no test images."] * (1 - images)
 
 
 def test_images_in_memory_need_no_cache(tmp_path):

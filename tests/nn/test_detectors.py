@@ -71,6 +71,12 @@ def test_levels_have_their_strides(name):
     assert sides == expected | {"pool": (1, 16, 1, 2)}
 
 
+def test_regions_are_cut_with_the_strides_of_the_levels():
+    heads = build("resnet_fpn").roi_heads
+    for align in (heads.box_roi_pool, heads.mask_roi_pool):
+        assert align.strides == {"0": 4, "1": 8, "2": 16, "3": 32}
+
+
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_weight_that_trains_has_a_gradient_and_images_may_show_nothing(name):
     detector = build(name)
