@@ -1,5 +1,7 @@
 """Each photometric change against torchvision's with the same parameters; how often and how far; whose draws."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,16 @@ def test_each_image_draws_for_itself_whatever_its_batch(monkeypatch):
     assert torch.allclose(whole, run(everything, images), atol=1e-6)
     assert not torch.equal(whole, run(everything, images, seed=1))
     assert not torch.equal(whole, run(everything, images, stream=3))
+
+
+def test_images_larger_than_a_chunk_are_augmented_one_by_one():
+    side = math.isqrt(module.CPU_CHUNK) + 1
+    view = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, side, side), np.uint8))
+    photometric, options = PairViews().crops[0].photometric, {"seed": 0, "streams": [1]}
+    (both,) = augment([view], [photometric], draws=np.arange(2), **options)
+    for number in range(2):
+        (alone,) = augment([view[number : number + 1]], [photometric], draws=np.array([number]), **options)
+        assert torch.equal(both[number], alone[0])
 
 
 def test_input_is_left_alone_and_output_is_planar():

@@ -208,6 +208,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsy
     assert str(tmp_path / "file") in said
 
 
+def test_a_checkpoint_makes_its_folders(tmp_path):
+    for _ in range(2):
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert read_checkpoint(str(tmp_path / "run" / "checkpoints" / "last.ckpt")) == {"step": 1}
+
+
 def test_a_checkpoint_whose_folder_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="last.ckpt could not be written"):
