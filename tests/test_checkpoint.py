@@ -1,11 +1,11 @@
-"""Reading a checkpoint, and what is said where it does not fit."""
+"""Writing and reading a checkpoint, and what is said where it does not fit."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from fgssl.checkpoint import check_fits, read_backbone, read_checkpoint
+from fgssl.checkpoint import AtomicCheckpointIO, check_fits, read_backbone, read_checkpoint
 from fgssl.errors import UserError
 
 
@@ -32,3 +32,24 @@ def test_a_checkpoint_without_the_network_that_is_asked_for_says_what_it_has(net
     torch.save({"method": "MaskCon", "backbones": networks, "state_dict": {}}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=rf"MaskCon, has no teacher backbone \(it has: {has}\)"):
         read_backbone(str(tmp_path / "last.ckpt"), "teacher")
+
+
+def test_a_checkpoint_makes_its_folders(tmp_path):
+    for _ in range(2):
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert read_checkpoint(str(tmp_path / "run" / "checkpoints" / "last.ckpt")) == {"step": 1}
+
+
+def test_a_checkpoint_whose_folder_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="last.ckpt could not be written"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
+
+
+def test_the_reason_is_the_first_line_of_torchs_message(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("what is wrong\nwhere in torch")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match=r"loaded safely \(what is wrong\)"):
+        read_checkpoint(str(tmp_path / "last.ckpt"))

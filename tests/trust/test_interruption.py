@@ -208,18 +208,6 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsy
     assert str(tmp_path / "file") in said
 
 
-def test_a_checkpoint_makes_its_folders(tmp_path):
-    for _ in range(2):
-        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert read_checkpoint(str(tmp_path / "run" / "checkpoints" / "last.ckpt")) == {"step": 1}
-
-
-def test_a_checkpoint_whose_folder_cannot_be_made_is_said(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="last.ckpt could not be written"):
-        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
-
-
 def test_a_truncated_checkpoint_names_the_others(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
     whole = (tmp_path / "best.ckpt").read_bytes()
@@ -227,12 +215,3 @@ def test_a_truncated_checkpoint_names_the_others(tmp_path):
     with pytest.raises(UserError, match=r"last.ckpt is not a checkpoint.*Other checkpoints in the folder: .*best.ckpt"):
         read_checkpoint(str(tmp_path / "last.ckpt"))
     assert (tmp_path / "best.ckpt").read_bytes() == whole
-
-
-def test_the_reason_is_the_first_line_of_torchs_message(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("what is wrong\nwhere in torch")
-
-    monkeypatch.setattr(torch, "load", refuse)
-    with pytest.raises(UserError, match=r"loaded safely \(what is wrong\)"):
-        read_checkpoint(str(tmp_path / "last.ckpt"))
