@@ -322,7 +322,7 @@ def fails_unchanged(said: list[str], tree: Path) -> str | None:
         said: the line of a test that failed; empty: no test ran, since the changed source could not be imported.
         tree: copy of the unchanged source.
     """
-    test = said[0].removeprefix("FAILED ").split(" - ")[0] if said and said[0].startswith("FAILED") else None
+    test = said[0].partition(" ")[2].split(" - ")[0] if said and "::" in said[0] else None
     if test is None or test in SOUND:
         return None
     _, status = os.waitpid(fork(tree, [([file_of(test)], Chosen([test]))]), 0)

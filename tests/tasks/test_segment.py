@@ -18,7 +18,7 @@ from fgssl.errors import UserError
 from fgssl.methods import FLSL
 from fgssl.metrics.segmentation import IGNORED, confusion
 from fgssl.nn.moco import write_moco
-from fgssl.nn.segmenters import all_scores
+from fgssl.nn.segmenters import all_scores, class_scores
 from fgssl.optim import Optim
 from fgssl.report.published import Missing, published
 from fgssl.report.runs import read_run
@@ -278,3 +278,17 @@ def test_mistakes_are_one_line(flags, said, ade, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_classes_are_those_of_scores_whose_pixels_are_areas():
+    """The half pixel at the border counts, as in mmsegmentation (``align_corners: False``) and in PIL."""
+    torch.manual_seed(0)
+    method = Segment(backbone=RESNET, num_fine=3, width=8, init_network=None).eval()
+    image = torch.randn(3, 64, 64)
+    with torch.no_grad():
+        scores_CHW = class_scores(method.backbone, method.head, image[None])[0]
+        pictures = [Image.fromarray(score).resize((96, 80), Image.Resampling.BILINEAR) for score in scores_CHW.numpy()]
+        expected = torch.tensor(np.stack([np.asarray(picture) for picture in pictures])).argmax(0)
+        found = method.classes_of(image, torch.Size([80, 96]))
+    assert (found == expected).float().mean() > 0.999
+    assert len(found.unique()) > 1
