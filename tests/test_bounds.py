@@ -88,18 +88,18 @@ def detect(**changes: Any) -> Detect:
 # file of the checks, what has the options, the bounds
 BOUNDS: list[tuple[str, Callable, dict[str, Bound]]] = [
     ("methods/maskcon.py", method(MaskCon), {
-        "dim": SOME, "hidden": SOME, "memory": SOME, "weight": SHARE, "momentum": SHARE, "tau": NATURAL,
-        "tau0": POSITIVE,
+        "dim": SOME, "hidden": SOME, "memory": SOME, "model.weight": SHARE, "model.momentum": SHARE,
+        "model.tau": NATURAL, "model.tau0": POSITIVE,
     }),
-    ("methods/momentum_contrast.py", method(MLS), {"momentum": SHARE, "tau": POSITIVE}),
+    ("methods/momentum_contrast.py", method(MLS), {"momentum": SHARE, "model.tau": POSITIVE}),
     ("methods/mls.py", method(MLS), {
         "k": SOME, "dim": SOME, "hidden": SOME, "memory": at_least(1, k=1), "lam": NATURAL, "nce_weight": NATURAL,
         "nce_warmup_epochs": NATURAL,
     }),
     ("methods/metric_learning.py", method(OBDSD), {"frozen_epochs": NATURAL}),
     ("methods/self_distillation.py", method(CMD), {
-        "tau_s": POSITIVE, "tau_t_start": POSITIVE, "tau_t": POSITIVE, "momentum": SHARE, "tau_t_epochs": NATURAL,
-        "freeze_last_layer": NATURAL,
+        "model.tau_s": POSITIVE, "model.tau_t_start": POSITIVE, "model.tau_t": POSITIVE, "momentum": SHARE,
+        "tau_t_epochs": NATURAL, "freeze_last_layer": NATURAL,
     }),
     ("methods/cmd.py", method(CMD), {
         **dict.fromkeys(["l_i", "l_r", "l_s", "l_t", "l_ts", "koleo"], NATURAL), "prototypes": at_least(2),
@@ -112,7 +112,7 @@ BOUNDS: list[tuple[str, Callable, dict[str, Bound]]] = [
     ("methods/mae.py", method(MAE), {
         "decoder_depth": SOME, "decoder_heads": SOME, "mask_ratio": at_least(0),
     }),
-    ("methods/simclr.py", method(SimCLR), {"dim": SOME, "hidden": SOME, "tau": POSITIVE}),
+    ("methods/simclr.py", method(SimCLR), {"dim": SOME, "hidden": SOME, "model.tau": POSITIVE}),
     ("methods/byol.py", method(BYOL), {
         "dim": at_least(2), "hidden": at_least(2), "momentum": SHARE, "momentum_end": SHARE,
     }),
@@ -123,15 +123,15 @@ BOUNDS: list[tuple[str, Callable, dict[str, Bound]]] = [
     }),
     ("methods/swav.py", method(SwAV), {
         "prototypes": at_least(2), "dim": SOME, "hidden": SOME, "iterations": SOME, "freeze_prototypes": NATURAL,
-        "queue": NATURAL, "queue_start": NATURAL, "epsilon": at_least(EPSILON), "tau": POSITIVE,
+        "queue": NATURAL, "queue_start": NATURAL, "epsilon": at_least(EPSILON), "model.tau": POSITIVE,
     }),
     ("methods/lcr.py", method(LCR), {
-        "nu": NATURAL, "maps": SOME, "attention_tau": POSITIVE, "dim": SOME, "hidden": SOME, "memory": SOME,
+        "nu": NATURAL, "maps": SOME, "model.attention_tau": POSITIVE, "dim": SOME, "hidden": SOME, "memory": SOME,
     }),
-    ("methods/lewel.py", method(LEWEL), {"heads": SOME, "lam": SHARE, "tau": POSITIVE}),
-    ("methods/densecl.py", method(DenseCL), {"dim": SOME, "hidden": SOME, "memory": SOME, "lam": SHARE}),
+    ("methods/lewel.py", method(LEWEL), {"heads": SOME, "model.lam": SHARE, "model.tau": POSITIVE}),
+    ("methods/densecl.py", method(DenseCL), {"dim": SOME, "hidden": SOME, "memory": SOME, "model.lam": SHARE}),
     ("nn/backbones.py", lambda **changes: Backbone("resnet18", **changes), {"freeze": NATURAL}),
-    ("nn/distillation.py", Distillation, {"tau": POSITIVE, "tau_d": POSITIVE}),
+    ("nn/distillation.py", Distillation, {"model.distillation.tau": POSITIVE, "model.distillation.tau_d": POSITIVE}),
     ("optim.py", Optim, {
         **dict.fromkeys(["momentum", "weight_decay", "min_lr", "warmup", "weight_decay_end"], NATURAL),
         "lr": POSITIVE, "lr_1d": POSITIVE, "power": POSITIVE, "reference_batch": SOME,

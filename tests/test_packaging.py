@@ -38,7 +38,7 @@ DISTRIBUTIONS = {
 INDIRECT = {"faiss-cpu", "onnx", "onnxscript", "pytorch-metric-learning", "torchmetrics", "tensorboard", "mlflow"}
 DOCS = {"mkdocs", "mkdocs-material", "mkdocstrings", "latex2mathml"}  # make docs; docs/hooks.py
 # Of the development, run and not imported by tests
-TOOLS = {"pytest-xdist", "ruff", "mypy", "types-pyyaml", "setuptools", "shtab", *DOCS}
+TOOLS = {"pytest-xdist", "pytest-cov", "ruff", "mypy", "types-pyyaml", "setuptools", "shtab", *DOCS}
 
 
 def third_party(folder: str) -> set[str]:
