@@ -65,7 +65,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 # What coverage does not see, since it runs in other processes: room -> files of tests. They run last.
 IN_OTHER_PROCESSES = {
     "callbacks": ("tests/trust/test_interruption.py",),
-    "methods": ("tests/ddp/test_processes.py",),
+    "methods": ("tests/ddp/test_mls_processes.py", "tests/ddp/test_processes.py"),
     "metrics": ("tests/ddp/test_processes.py",),
     "nn": ("tests/ddp/test_mls_processes.py", "tests/ddp/test_processes.py"),
     "tasks": ("tests/ddp/test_downstream_processes.py",),
