@@ -38,6 +38,7 @@ RESULTS = ROOT / ".mutants"
 COVERAGE, SECONDS = RESULTS / "coverage", RESULTS / "seconds.jsonl"
 EQUIVALENT = ROOT / "tests" / "golden" / "equivalent_mutants.csv"
 SOUND: set[str] = set()  # tests that passed on the unchanged source
+UNSOUND: set[str] = set()  # tests that failed on it: they run no more
 PATIENCE = 900  # s; a change that makes a loop endless is caught by it
 ENOUGH = 120  # s of tests for one change, by the time that they took on the unchanged source
 NEAREST = 5  # files of tests that run first: to collect fifty takes longer than most changes live
@@ -191,11 +192,6 @@ class Tests:
         near = [test for test in enough if file_of(test) in nearest]
         return [near, enough[len(near) :]]
 
-    def leave_out(self, test: str) -> None:
-        """Run this test no more."""
-        for tests in [*self.of_line.values(), *self.of_file.values()]:
-            tests.discard(test)
-
 
 def file_of(test: str) -> str:
     return test.split("::")[0]
@@ -306,6 +302,7 @@ def fork(tree: Path, stages: list[tuple[list[str], object | None]]) -> int:
     import pytest
 
     common = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", "-m", ONE_PROCESS]
+    common += [f"--deselect={test}" for test in sorted(UNSOUND)]
     if tree != ROOT:
         common.append("-x")
     for options, plugin in stages:
@@ -315,8 +312,8 @@ def fork(tree: Path, stages: list[tuple[list[str], object | None]]) -> int:
     os._exit(0)
 
 
-def fails_unchanged(said: list[str], tree: Path) -> str | None:
-    """The test that failed, if it fails on the unchanged source too.
+def fails_unchanged(said: list[str], tree: Path) -> bool:
+    """Whether the test that failed fails on the unchanged source too; it runs no more then.
 
     Args:
         said: the line of a test that failed; empty: no test ran, since the changed source could not be imported.
@@ -324,12 +321,10 @@ def fails_unchanged(said: list[str], tree: Path) -> str | None:
     """
     test = said[0].partition(" ")[2].split(" - ")[0] if said and "::" in said[0] else None
     if test is None or test in SOUND:
-        return None
+        return False
     _, status = os.waitpid(fork(tree, [([file_of(test)], Chosen([test]))]), 0)
-    if status:
-        return test
-    SOUND.add(test)
-    return None
+    (UNSOUND if status else SOUND).add(test)
+    return bool(status)
 
 
 def ended(running: dict[int, tuple]) -> Iterator[tuple[int, str]]:
@@ -390,9 +385,8 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, a
                 said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
                 if outcome == "no end":
                     outcome, said = "caught", [f"no end after {PATIENCE} s"]
-                if outcome == "caught" and (unsound := fails_unchanged(said, tree)):
-                    print(f"left out, it fails on the unchanged source too: {unsound}", flush=True)
-                    tests.leave_out(unsound)
+                if outcome == "caught" and fails_unchanged(said, tree):
+                    print(f"left out, it fails on the unchanged source too: {said[0]}", flush=True)
                     waiting.append(mutant)
                     continue
                 record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": time.monotonic() - since}
