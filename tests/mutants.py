@@ -40,7 +40,7 @@ EQUIVALENT = ROOT / "tests" / "golden" / "equivalent_mutants.csv"
 SOUND: set[str] = set()  # tests that passed on the unchanged source
 UNSOUND: set[str] = set()  # tests that failed on it: they run no more
 PATIENCE = 900  # s; a change that makes a loop endless is caught by it
-ENOUGH = 120  # s of tests for one change, by the time that they took on the unchanged source
+ENOUGH = 120  # s of tests of the nearest files, and of the others, by the time that they took on the unchanged source
 NEAREST = 5  # files of tests that run first: to collect fifty takes longer than most changes live
 NO_TEST = 5  # exit status of pytest where it chose none
 GOLDEN = "tests/methods/test_golden_runs.py"  # four steps of every method: they notice most
@@ -174,7 +174,7 @@ class Tests:
     seconds: dict[str, float]
 
     def of(self, mutant: Mutant) -> list[list[str]]:
-        """Tests of a change, ``ENOUGH`` seconds of them: those of the nearest files, then the others, short ones first.
+        """Tests of a change: those of the nearest files, then the others.
 
         What no test ran by itself runs when the file is imported, or in another process: all tests of the file.
         """
@@ -186,11 +186,14 @@ class Tests:
             return own.stem not in Path(file).stem, own.parent.name != Path(file).parent.name, -tests_of_file[file]
 
         nearest = [GOLDEN, *sorted(sorted(tests_of_file), key=distance)[:NEAREST]]
-        ordered = sorted(chosen, key=lambda test: (file_of(test) not in nearest, self.seconds[test], test))
+        near = {test for test in chosen if file_of(test) in nearest}
+        return [self.shortest(near), self.shortest(chosen - near)]
+
+    def shortest(self, tests: set[str]) -> list[str]:
+        """As many of the tests as take ``ENOUGH`` seconds, short ones first."""
+        ordered = sorted(tests, key=lambda test: (self.seconds[test], test))
         sums = itertools.accumulate(self.seconds[test] for test in ordered)
-        enough = [test for test, until in zip(ordered, sums, strict=True) if until <= ENOUGH]
-        near = [test for test in enough if file_of(test) in nearest]
-        return [near, enough[len(near) :]]
+        return [test for test, until in zip(ordered, sums, strict=True) if until <= ENOUGH]
 
 
 def file_of(test: str) -> str:
@@ -363,13 +366,18 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, a
     if not COVERAGE.is_file() or newer_than_coverage("fgssl", "*.py"):
         print("Running the suite to see which test runs which line ...", flush=True)
         measure(processes)
-    tests = read_tests()
     if again:
         waiting = [mutant for room in rooms for mutant in not_noticed(room)]
     else:
         waiting = [mutant for room in rooms for mutant in sample(room, count, seed) if mutant not in results(room)]
     waiting.sort(key=lambda mutant: random.Random(f"{mutant} {seed}").random())  # stopped early, each room has a part
     print(f"{len(waiting)} changes to try in {', '.join(rooms)}", flush=True)
+    try_each(waiting, processes, until)
+
+
+def try_each(waiting: list[Mutant], processes: int, until: float) -> None:
+    """Try changes, ``processes`` at a time, until there are none left or ``time.monotonic()`` is past ``until``."""
+    tests = read_tests()
     with tempfile.TemporaryDirectory() as folder:
         trees = [copy_of_the_tree(Path(folder) / str(number)) for number in range(processes)]
         running: dict[int, tuple[Mutant, Path, float]] = {}
@@ -381,18 +389,24 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, a
                 mutant, tree, since = running.pop(number)
                 shutil.copy(ROOT / "fgssl" / mutant.file, tree / "fgssl" / mutant.file)
                 trees.append(tree)
-                lines = (tree / "said").read_text().splitlines()
-                said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-                if outcome == "no end":
-                    outcome, said = "caught", [f"no end after {PATIENCE} s"]
-                if outcome == "caught" and fails_unchanged(said, tree):
-                    print(f"left out, it fails on the unchanged source too: {said[0]}", flush=True)
+                if not keep(mutant, outcome, tree, time.monotonic() - since):
                     waiting.append(mutant)
-                    continue
-                record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": time.monotonic() - since}
-                with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(f"{outcome:8s} {mutant.file}:{mutant.line} {mutant.operator} {''.join(said[:1])}", flush=True)
+
+
+def keep(mutant: Mutant, outcome: str, tree: Path, seconds: float) -> bool:
+    """Write a result to the room's file, unless the test that failed fails on the unchanged source too."""
+    lines = (tree / "said").read_text().splitlines()
+    said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if outcome == "no end":
+        outcome, said = "caught", [f"no end after {PATIENCE} s"]
+    if outcome == "caught" and fails_unchanged(said, tree):
+        print(f"left out, it fails on the unchanged source too: {said[0]}", flush=True)
+        return False
+    record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": seconds}
+    with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(f"{outcome:8s} {mutant.file}:{mutant.line} {mutant.operator} {''.join(said[:1])}", flush=True)
+    return True
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,13 @@ def test_density_and_decay_of_a_collapsed_embedding():
     assert spectral_decay(torch.ones(8, 4)) == math.inf
 
 
+def test_a_singular_value_within_rounding_of_the_largest_is_0():
+    steps = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    small = torch.stack([torch.ones_like(steps), 1e-3 * steps, 1e-14 * steps**2], dim=1)
+    assert spectral_decay(small) == math.inf  # 1e-14 is not 0 beside 1e-3, but beside 1
+    assert spectral_decay(small * torch.tensor([1.0, 1.0, 1e6])) == pytest.approx(0, abs=1e-12)  # one value is left
+
+
 def test_structure_metrics_reject_invalid_input():
     with pytest.raises(ValueError, match="two classes"):
         embedding_density(Z, torch.arange(8))
