@@ -44,6 +44,7 @@ ENOUGH = 120  # s of tests of the nearest files, and of the others, by the time 
 NEAREST = 5  # files of tests that run first: to collect fifty takes longer than most changes live
 NO_TEST = 5  # exit status of pytest where it chose none
 GOLDEN = "tests/methods/test_golden_runs.py"  # four steps of every method: they notice most
+DEFAULTS = "tests/test_defaults.py"  # reads what classes and signatures state, which runs when a file is imported
 ONE_PROCESS = "not ddp and not gpu and not long"
 
 # room -> its source
@@ -179,13 +180,14 @@ class Tests:
         What no test ran by itself runs when the file is imported, or in another process: all tests of the file.
         """
         chosen = self.of_line.get((mutant.file, mutant.line)) or self.of_file.get(mutant.file, set())
+        chosen = chosen | {test for test in self.seconds if file_of(test) == DEFAULTS}
         tests_of_file = collections.Counter(file_of(test) for test in chosen)
         own = Path(mutant.file)
 
         def distance(file: str) -> tuple[bool, bool, int]:
             return own.stem not in Path(file).stem, own.parent.name != Path(file).parent.name, -tests_of_file[file]
 
-        nearest = [GOLDEN, *sorted(sorted(tests_of_file), key=distance)[:NEAREST]]
+        nearest = [GOLDEN, DEFAULTS, *sorted(sorted(tests_of_file), key=distance)[:NEAREST]]
         near = {test for test in chosen if file_of(test) in nearest}
         return [self.shortest(near), self.shortest(chosen - near)]
 

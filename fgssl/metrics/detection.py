@@ -87,7 +87,7 @@ def voc_average_precision(truth: Sequence[Boxes], detections: Sequence[Boxes]) -
         to 0.95), ``ap50_box`` and ``ap75_box``.
 
     Raises:
-        ValueError: no class has such an object.
+        ValueError: no class has such an object, or the two have different numbers of classes.
     """
     classes = [
         _class_precisions(asked, found)

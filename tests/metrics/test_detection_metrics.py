@@ -145,6 +145,8 @@ def test_voc_ap_is_the_mean_over_classes_with_objects():
     assert voc_average_precision([one, one, none, difficult], [found, none, found, found])["ap_box"] == 0.5
     with pytest.raises(ValueError, match="no object"):
         voc_average_precision([none, difficult], [found, found])
+    with pytest.raises(ValueError, match="zip"):
+        voc_average_precision([one, one], [found])
 
 
 def slow_voc(truth: Boxes, detections: Boxes, threshold: float) -> float:
