@@ -128,6 +128,16 @@ def test_voc_ap_of_perfect_and_shifted_detections():
     assert shifted == {"ap_box": pytest.approx(0.4), "ap50_box": 1, "ap75_box": 0}
 
 
+def test_voc_ap_counts_an_iou_of_the_threshold_itself():
+    truth = boxes([(0, 0, False)])
+    twice_as_wide = Boxes(np.array([0]), np.array([[0.0, 0, 2 * SIDE, SIDE]]), np.array([0.9]))  # an IoU of 1 / 2
+    assert voc_average_precision([truth], [twice_as_wide]) == {
+        "ap_box": pytest.approx(0.1),
+        "ap50_box": 1,
+        "ap75_box": 0,
+    }
+
+
 def test_voc_ap_counts_duplicates_as_false_and_ignores_difficult_objects():
     truth = boxes([(0, 0, False), (0, 40, False), (0, 80, True)])
     twice = boxes([(0, 0, 0.9), (0, 1, 0.8), (0, 40, 0.7)])
