@@ -79,6 +79,16 @@ def test_the_frame_is_around_the_crop_that_was_trained_on(views):
         assert (cut.float() - batch.views[1][place].float()).abs().max() <= 1
 
 
+def test_the_frame_of_a_whole_image_is_along_its_sides(monkeypatch):
+    monkeypatch.setattr("fgssl.callbacks.neighbours.image_of", lambda index, row: np.zeros((40, 40, 3), np.uint8))
+    data = DataModule(Digits(), views=PairViews(size=8), batch_size=4, num_workers=0)
+    monkeypatch.setattr(type(data.views), "boxes", lambda views, size, numbers: [(0, 0, 40, 40)] * 2)
+    yellow = (framed(data, 0, 0, 0, "#ffff00") == np.array([255, 255, 0])).all(axis=2)
+    inner = np.zeros((160, 160), bool)
+    inner[4:-4, 4:-4] = True  # lines of 4 px
+    assert np.array_equal(yellow, ~inner)
+
+
 @pytest.mark.parametrize(
     ("shape", "rows", "columns"), [((20, 40), (40, 120), (0, 160)), ((40, 30), (0, 160), (20, 140))]
 )

@@ -103,6 +103,20 @@ def test_the_probe_learns_separable_classes():
     assert probe.state_dict()["classifier"]["weight"].shape == (4, 8)
 
 
+def test_the_training_accuracy_is_the_share_of_right_answers(monkeypatch):
+    method, probe = Colour(BACKBONE, num_fine=4), OnlineProbe()
+    trainer = tiny_trainer(max_epochs=1, callbacks=[probe])
+    trainer.fit(method, data())
+    answer, logged = 1, {}
+    with torch.no_grad():
+        probe.classifier.weight.zero_()
+        probe.classifier.bias.copy_(nn.functional.one_hot(torch.tensor(answer), 4))
+    monkeypatch.setattr(method, "log", lambda name, value, **_: logged.update({name: value}))
+    batch = Batch([torch.rand(8, 3, 8, 8)], *[torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])] * 4)
+    probe.on_train_batch_end(trainer, method, None, batch, 0)
+    assert logged == {"train/online_top1": 2 / 8}
+
+
 def test_a_resumed_run_goes_on_with_its_classifier(tmp_path):
     def run(**options) -> dict:
         probe, method = OnlineProbe(lr=3e-2), finetune()
