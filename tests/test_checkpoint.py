@@ -53,3 +53,6 @@ def test_the_reason_is_the_first_line_of_torchs_message(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", refuse)
     with pytest.raises(UserError, match=r"loaded safely \(what is wrong\)"):
         read_checkpoint(str(tmp_path / "last.ckpt"))
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(UserError, match=r"could not be written \(what is wrong\)"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")

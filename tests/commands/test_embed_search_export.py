@@ -5,12 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from fgssl.callbacks.shards import Shards
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
 from fgssl.evaluation.reranking import Rerank, reranked_search
@@ -127,6 +129,15 @@ def test_embedding_counts_as_finished_when_its_map_is_drawn(run, monkeypatch):
     flags = ["--run.name", "map", "--retrieval.grid", "2", *QUIET]
     assert main(["embed", "--ckpt_path", str(run), *flags]) == 130
     assert results(run.with_name("map"))["status"] == "interrupted"
+
+
+def test_data_without_coarse_labels_are_stored_with_none(tmp_path):
+    index = SimpleNamespace(coarse=None, paths=np.array(["a", "b"]))
+    trainer = SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(parts=SimpleNamespace(index=index)))
+    rows = {"embedding": torch.eye(2), "fine": torch.tensor([0, 1]), "index": torch.tensor([0, 1])}
+    Shards(tmp_path, "test", rows=2).on_test_batch_end(trainer, None, rows, None, 0)
+    (tmp_path / "about.json").write_text("{}")
+    assert read_embeddings(tmp_path).coarse.tolist() == [-1, -1]
 
 
 def test_several_ranks_shards_are_one_set(tmp_path):
