@@ -91,6 +91,7 @@ def test_impossible_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(UserError, match=name):
         ContrastiveCrop(**wrong)
+    assert ContrastiveCrop(threshold=0.0).threshold == 0  # each position with a positive value
 
 
 @pytest.mark.parametrize("cached", [False, True])

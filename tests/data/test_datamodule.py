@@ -93,6 +93,14 @@ def test_counts_are_known_without_the_disk():
         data.setup("fit")
 
 
+def test_images_without_a_label_are_of_no_training_class():
+    data = digits()
+    index = data.parts.index
+    fine = np.where(np.isin(index.fine, [0, 3]), -1, index.fine)
+    data._parts = replace(data.parts, index=replace(index, fine=fine))
+    assert data.train_classes == [1, 2, 4, 5, 6, 7, 8, 9]
+
+
 def test_evaluation_view_follows_its_three_options(cub):
     view = digits(eval_size=24, eval_resize=28, eval_resample="bicubic").eval_view
     assert (view.size, view.resize, view.resample) == (24, 28, "bicubic")
