@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import rich
 
-from fgssl.callbacks.progress import Clock, ProgressBar, batches_in_all, duration
+from fgssl.callbacks.progress import Clock, ProgressBar, Throughput, batches_in_all, duration
 from fgssl.cli.main import main
 from tests.cli.test_cli import fit, rows
 
@@ -116,6 +116,18 @@ def test_clock_counts_from_where_the_run_was_resumed(monkeypatch):
     assert clock.left(trainer(50)) is None
     now[0] += 30
     assert clock.left(trainer(60)) == 3 * 140  # 3 s a batch, 140 of 200 to go
+
+
+def test_throughput_counts_images_and_waiting_since_the_epoch_began(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fgssl.callbacks.progress.time.perf_counter", lambda: now[0])
+    throughput = Throughput()
+    throughput.start(waited=7.0)
+    assert throughput.texts() == ["0 img/s", "0 % waiting"]
+    for waited in (7.5, 8.0):
+        now[0] += 2
+        throughput.batch_done(64, waited)
+    assert throughput.texts() == ["32 img/s", "25 % waiting"]
 
 
 @pytest.mark.parametrize(
