@@ -47,8 +47,10 @@ def test_a_checkpoint_whose_folder_cannot_be_made_is_said(tmp_path):
 
 
 def test_the_reason_is_the_first_line_of_torchs_message(tmp_path, monkeypatch):
+    said = "what is wrong"
+
     def refuse(*_, **__):
-        raise RuntimeError("what is wrong\nwhere in torch")
+        raise RuntimeError(f"{said}\nwhere in torch")
 
     monkeypatch.setattr(torch, "load", refuse)
     with pytest.raises(UserError, match=r"loaded safely \(what is wrong\)"):
@@ -56,3 +58,6 @@ def test_the_reason_is_the_first_line_of_torchs_message(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", refuse)
     with pytest.raises(UserError, match=r"could not be written \(what is wrong\)"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    said = 300 * "x"
+    with pytest.raises(UserError, match=rf"loaded safely \({200 * 'x'}\)"):
+        read_checkpoint(str(tmp_path / "last.ckpt"))

@@ -184,15 +184,16 @@ def test_global_affinity_keeps_mutual_neighbours_only(power):
     close(global_affinity(z, neighbours=k, power=power).to_dense(), expected)
 
 
-@pytest.mark.parametrize("omega", [0.3, 0.99])
-def test_global_similarity_equals_the_dense_solution(omega, monkeypatch):
+@pytest.mark.parametrize(("omega", "power"), [(0.3, 1.0), (0.99, 1.0), (0.3, 9.0)])
+def test_global_similarity_equals_the_dense_solution(omega, power, monkeypatch):
     monkeypatch.setattr("fgssl.losses.obd_sd.COLUMNS", 25)
     z = points()
-    w = global_affinity(z, neighbours=5).to_dense()
+    w = global_affinity(z, neighbours=5, power=power).to_dense()
+    assert power == 1 or ((w.sum(1) > 0) & (w.sum(1) < 1)).sum() > 5  # small degrees too
     root = torch.where(w.sum(1) > 0, w.sum(1).rsqrt(), 0)
     system = torch.eye(60, dtype=z.dtype) - omega * root[:, None] * w * root
     expected = (1 - omega) * torch.linalg.inv(system) @ (z @ z.T)
-    ours = global_similarity(z, omega=omega, neighbours=5)
+    ours = global_similarity(z, omega=omega, neighbours=5, power=power)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from fgssl.errors import UserError
 from fgssl.nn.backbones import Backbone
+from fgssl.nn.vitdet import default_cfgs
 from fgssl.nn.weights import load_weights
 
 SHAPE = {"embed_dim": 16, "depth": 4, "num_heads": 2, "img_size": 64}
@@ -134,3 +136,8 @@ def attended(attention, tokens_HWC: torch.Tensor, window: int) -> torch.Tensor:
                 outputs.append(torch.stack(scores).softmax(0) @ v[:, head])
             result[y, x] = attention.proj(torch.cat(outputs))
     return result
+
+
+def test_images_are_normalised_as_timms_plain_vits():
+    ours = default_cfgs["vitdet_base_patch16"].default
+    assert (ours.mean, ours.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
