@@ -396,7 +396,10 @@ def try_each(waiting: list[Mutant], processes: int, until: float) -> None:
 
 
 def keep(mutant: Mutant, outcome: str, tree: Path, seconds: float) -> bool:
-    """Write a result to the room's file, unless the test that failed fails on the unchanged source too."""
+    """Write a result to the room's file, unless the test that failed fails on the unchanged source too.
+
+    Returns whether it wrote.
+    """
     lines = (tree / "said").read_text().splitlines()
     said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if outcome == "no end":
@@ -454,7 +457,10 @@ if __name__ == "__main__":
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"rooms to change, all by default: {', '.join(ROOMS)}")
     parser.add_argument("--count", type=int, default=25, help="places in each room (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
-    parser.add_argument("--processes", type=int, default=2, help="changes that are tried at a time (default: 2)")
+    one_more = (os.cpu_count() or 1) + 1  # a process waits for the disk now and then
+    parser.add_argument(
+        "--processes", type=int, default=one_more, help="changes that are tried at a time (default: cores + 1)"
+    )
     parser.add_argument("--hours", type=float, default=2, help="start no further change after it (default: 2)")
     parser.add_argument("--again", action="store_true", help="try those again that were not noticed")
     parser.add_argument("--report", action="store_true", help="run nothing, show what was found")
