@@ -9,6 +9,20 @@ class UserError(Exception):
     """
 
 
+class OutOfRange(UserError):
+    """An argument whose value is beyond a bound; the command line names the option that it came from.
+
+    Attributes:
+        name: the argument.
+        value: its value.
+        bound: what it must be, in words.
+    """
+
+    def __init__(self, name: str, value: float | None, bound: str):
+        super().__init__(f"{name} is {value}; it must be {bound}.")
+        self.name, self.value, self.bound = name, value, bound
+
+
 def did_you_mean(word: str, known) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest of ``known``, or an empty string when none is near.
 
@@ -29,30 +43,30 @@ def at_least(low: float, **values: float | None) -> None:
     """Refuse arguments that are below ``low``, NaN or None.
 
     Raises:
-        UserError: names the argument, its value and the lowest allowed value.
+        OutOfRange: names the argument, its value and the lowest allowed value.
     """
     for name, value in values.items():
         if value is None or not value >= low:
-            raise UserError(f"{name} is {value}; it must be {low} or more.")
+            raise OutOfRange(name, value, f"{low} or more")
 
 
 def above(low: float, **values: float | None) -> None:
     """Refuse arguments that are not above ``low``, NaN or None.
 
     Raises:
-        UserError: names the argument, its value and the bound.
+        OutOfRange: names the argument, its value and the bound.
     """
     for name, value in values.items():
         if value is None or not value > low:
-            raise UserError(f"{name} is {value}; it must be above {low}.")
+            raise OutOfRange(name, value, f"above {low}")
 
 
 def between(low: float, high: float, **values: float | None) -> None:
     """Refuse arguments that are below ``low``, above ``high``, NaN or None.
 
     Raises:
-        UserError: names the argument, its value and the bounds.
+        OutOfRange: names the argument, its value and the bounds.
     """
     for name, value in values.items():
         if value is None or not low <= value <= high:
-            raise UserError(f"{name} is {value}; it must be from {low} to {high}.")
+            raise OutOfRange(name, value, f"from {low} to {high}")

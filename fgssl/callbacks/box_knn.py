@@ -46,7 +46,7 @@ class BoxKNN(Evaluation):
         super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
         at_least(0, clusters=clusters)
-        above(0, **{"BoxKNN.temperature": temperature})
+        above(0, temperature=temperature)
         self.k, self.temperature, self.every_n_epochs, self.clusters = k, temperature, every_n_epochs, clusters
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:

@@ -82,7 +82,7 @@ class OnlineProbe(OnlineEvaluation):
 
     def __init__(self, lr: float = 1e-3):
         super().__init__()
-        above(0, **{"OnlineProbe.lr": lr})
+        above(0, lr=lr)
         self.lr = lr
         self.classifier: nn.Linear | None = None
         self._restored: dict[str, Any] = {}
@@ -146,7 +146,7 @@ class OnlineKNN(OnlineEvaluation):
     def __init__(self, k: int = 20, temperature: float = 0.07, every_n_epochs: int = 1):
         super().__init__()
         at_least(1, k=k, every_n_epochs=every_n_epochs)
-        above(0, **{"OnlineKNN.temperature": temperature})
+        above(0, temperature=temperature)
         self.k, self.temperature, self.every_n_epochs = k, temperature, every_n_epochs
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:

@@ -39,8 +39,9 @@ from fgssl.checkpoint import (
     read_checkpoint,
 )
 from fgssl.cli.defaults import set_normalisation
+from fgssl.cli.mistakes import mistakes_unwrapped, options_named
 from fgssl.cli.nulls import refuse_null
-from fgssl.cli.parser import ExperimentParser, clean
+from fgssl.cli.parser import ExperimentParser
 from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
@@ -179,15 +180,9 @@ class Application(LightningCLI):
     # ---- build --------------------------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        try:
-            with from_checkpoint() if self.checkpoint is not None else nullcontext():
-                super().instantiate_classes()
-        except Exception as fault:  # the parser wraps exceptions of constructors; look for a UserError inside
-            cause: BaseException | None = fault
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__
-            message = clean(str(fault)) or type(fault).__name__
-            raise cause or UserError(f"{message} (FGSSL_TRACEBACK=1 shows where.)") from fault
+        source = from_checkpoint() if self.checkpoint is not None else nullcontext()
+        with options_named(self.options), mistakes_unwrapped(), source:
+            super().instantiate_classes()
 
     @property
     def options(self) -> Any:
@@ -206,7 +201,8 @@ class Application(LightningCLI):
             self.checkpoint = read_checkpoint(options.ckpt_path)
             method = options.model.class_path.rsplit(".", 1)[-1]
             check_method(self.checkpoint, method, options.ckpt_path)
-        self._resolve_normalisation()
+        with options_named(options):
+            self._resolve_normalisation()
         if self.checkpoint is not None:
             self._compare_with_checkpoint(self.checkpoint.get("config") or {})
         self.folder = self._choose_folder()

@@ -212,7 +212,7 @@ class DetectionData(AnnotatedData):
                 f"data.dataset: {type(dataset).__name__} has no boxes of objects; VOC0712, COCOInstances and UAVDT do."
             )
         if jitter is not None:
-            at_least(32, **{"data.jitter": jitter})
+            at_least(32, jitter=jitter)
             if crop:
                 raise UserError("data.crop and data.jitter are two ways to cut images: take one of them.")
         if not 0 < jitter_scale[0] <= jitter_scale[1]:

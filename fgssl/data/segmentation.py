@@ -213,7 +213,7 @@ class SegmentationData(AnnotatedData):
             raise UserError(f"data.dataset: {type(dataset).__name__} has no pixel classes. ADE20K and Cityscapes do.")
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.short_side = min(self.size) if short_side is None else short_side
-        at_least(2, **{"data.size": min(self.size), "data.short_side": self.short_side})
+        at_least(2, size=min(self.size), short_side=self.short_side)
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, and has to be the smallest scale, above 0, and the largest.")
         if not 0 < largest_class <= 1:

@@ -223,7 +223,7 @@ class ContrastiveCrop(PairViews):
     ):
         super().__init__(recipe, size)
         at_least(1, warmup=warmup, every=every)
-        above(0, **{"data.views.alpha": alpha})  # parameter of a Beta distribution
+        above(0, alpha=alpha)  # parameter of a Beta distribution
         if not 0 <= threshold < 1:
             raise UserError(f"data.views.threshold is {threshold}; it is a share of the largest value, 0 to below 1.")
         self.alpha, self.threshold, self.warmup, self.every = alpha, threshold, warmup, every

@@ -48,7 +48,7 @@ class DenseCL(MomentumContrast):
     ):
         super().__init__(**base)
         at_least(1, dim=dim, hidden=hidden, memory=memory)
-        between(0, 1, **{"model.lam": lam})
+        between(0, 1, lam=lam)
         self.lam, self.dim = lam, dim
         network = backbone.build()
         heads = mlp(network.num_features, hidden, dim), mlp(network.map_channels, hidden, dim)

@@ -49,7 +49,7 @@ class Rationale(Method):
         super().__init__(**base)
         at_least(0, nu=nu)
         at_least(1, maps=maps)
-        above(0, **{"model.attention_tau": attention_tau})
+        above(0, attention_tau=attention_tau)
         self.nu, self.maps, self.attention_tau, self.attention_over = nu, maps, attention_tau, attention_over
 
     def make_attention(self, network: Any) -> None:

@@ -60,8 +60,8 @@ class LEWEL(BYOL):
     ):
         super().__init__(backbone=backbone, dim=dim, hidden=hidden, **base)
         at_least(1, heads=heads)
-        between(0, 1, **{"model.lam": lam})
-        above(0, **{"model.tau": tau})
+        between(0, 1, lam=lam)
+        above(0, tau=tau)
         network = self.online.backbone
         features = width_of(network)
         if features % heads or dim % heads:

@@ -149,9 +149,9 @@ def _relations_of(variant: str, weight: float, tau: float) -> tuple[float, float
 def _check(
     variant: str, weight: float, tau: float, tau0: float, momentum: float, num_coarse: int, num_train: int
 ) -> None:
-    between(0, 1, **{"model.weight": weight, "model.momentum": momentum})
-    at_least(0, **{"model.tau": tau})  # 0 and inf are allowed
-    above(0, **{"model.tau0": tau0})
+    between(0, 1, weight=weight, momentum=momentum)
+    at_least(0, tau=tau)  # 0 and inf are allowed
+    above(0, tau0=tau0)
     if tau0 == torch.inf:
         raise UserError("model.tau0 is inf; it must be finite.")
     if variant == "supfine" and not num_train:

@@ -42,7 +42,7 @@ class MomentumContrast(Method):
     ):
         super().__init__(**base)
         between(0, 1, momentum=momentum)
-        above(0, **{"model.tau": tau})
+        above(0, tau=tau)
         self.tau, self.momentum, self.keys_batch_norm = tau, momentum, keys_batch_norm
         self._shuffle_seed = 0
 

@@ -44,7 +44,7 @@ class SelfDistillation(Method):
         **base,
     ):
         super().__init__(**base)
-        above(0, **{"model.tau_s": tau_s, "model.tau_t_start": tau_t_start, "model.tau_t": tau_t})
+        above(0, tau_s=tau_s, tau_t_start=tau_t_start, tau_t=tau_t)
         between(0, 1, momentum=momentum)
         at_least(0, tau_t_epochs=tau_t_epochs, freeze_last_layer=freeze_last_layer)
         self.tau_s, self.tau_t_start, self.tau_t_end, self.tau_t_epochs = tau_s, tau_t_start, tau_t, tau_t_epochs

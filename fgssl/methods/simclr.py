@@ -47,7 +47,7 @@ class SimCLR(Method):
         at_least(1, dim=dim)
         if hidden is not None:
             at_least(1, hidden=hidden)
-        above(0, **{"model.tau": tau})
+        above(0, tau=tau)
         self.tau = tau
         network = backbone.build()
         features = network.num_features

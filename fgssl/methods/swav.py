@@ -78,7 +78,7 @@ class SwAV(Method):
         at_least(1, dim=dim, hidden=hidden, iterations=iterations)
         at_least(0, freeze_prototypes=freeze_prototypes, queue=queue, queue_start=queue_start)
         at_least(EPSILON, epsilon=epsilon)
-        above(0, **{"model.tau": tau})
+        above(0, tau=tau)
         self.prototypes, self.tau, self.epsilon, self.iterations = prototypes, tau, epsilon, iterations
         self.freeze_prototypes, self.queue_start = freeze_prototypes, queue_start
         network = backbone.build()

@@ -60,7 +60,7 @@ class Distillation:
     def __post_init__(self):
         if not 0 <= self.omega < 1:
             raise UserError(f"model.distillation.omega is {self.omega}; it lies in [0, 1).")
-        above(0, **{"model.distillation.tau": self.tau, "model.distillation.tau_d": self.tau_d})
+        above(0, tau=self.tau, tau_d=self.tau_d)
         if self.manifold == "global" and (self.normalization, self.teacher) != ("symmetric", "epoch"):
             raise UserError("model.distillation.manifold global needs normalization symmetric and teacher epoch.")
         if self.teacher == "heads" and not self.head_dims:

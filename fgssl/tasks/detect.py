@@ -61,8 +61,8 @@ class Detect(Downstream):
         super().__init__(init_from, init_network, **base)
         if not sizes:
             raise UserError("model.sizes is empty: give at least one length in px of the shorter side of an image.")
-        at_least(32, **{"model.sizes": min(sizes), "model.long_side": long_side})
-        at_least(1, **{"model.width": width})
+        at_least(32, sizes=min(sizes), long_side=long_side)
+        at_least(1, width=width)
         self.masks, self.freeze_bn = masks, freeze_bn
         network = of_any_size(self.start_of(backbone))
         options: dict[str, Any] = {"masks": masks, "sizes": sizes, "long_side": long_side, "pad_to": pad_to}

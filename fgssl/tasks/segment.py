@@ -61,7 +61,7 @@ class Segment(Downstream):
         **base,
     ):
         super().__init__(init_from, init_network, **base)
-        at_least(4, **{"model.width": width})
+        at_least(4, width=width)
         self.frozen = frozen
         self.backbone = of_any_size(self.start_of(backbone))
         self.head = build_head(self.backbone, head, num_fine, width, rescale)

@@ -206,9 +206,9 @@ def test_data_without_one_label_an_image_are_refused(callback):
 
 def test_wrong_options_are_refused():
     for make, message in (
-        (lambda: OnlineProbe(lr=0), "OnlineProbe.lr is 0"),
+        (lambda: OnlineProbe(lr=0), "lr is 0"),
         (lambda: OnlineKNN(k=0), "k is 0"),
-        (lambda: OnlineKNN(temperature=0), "OnlineKNN.temperature is 0"),
+        (lambda: OnlineKNN(temperature=0), "temperature is 0"),
     ):
         with pytest.raises(UserError, match=message):
             make()

@@ -227,7 +227,7 @@ def test_evaluation_shows_whole_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"jitter": 8}, "data.jitter is 8"), ({"jitter_scale": (0.0, 1.0)}, "data.jitter_scale is")]
+    ("options", "said"), [({"jitter": 8}, "jitter is 8"), ({"jitter_scale": (0.0, 1.0)}, "data.jitter_scale is")]
 )
 def test_a_jitter_that_cannot_be_is_refused(options, said, tmp_path):
     with pytest.raises(UserError, match=said):

@@ -83,5 +83,5 @@ def test_matched_is_the_fraction_of_positions_that_occur():
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1])
 def test_a_share_outside_0_and_1_is_refused(lam):
-    with pytest.raises(UserError, match=f"model.lam is {lam}; it must be from 0 to 1"):
+    with pytest.raises(UserError, match=f"^lam is {lam}; it must be from 0 to 1"):
         densecl(lam=lam)

@@ -125,9 +125,9 @@ def test_tokens_of_a_vit_are_positions():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"lam": 1.1}, "model.lam is 1.1; it must be from 0 to 1"),
-        ({"lam": -0.1}, "model.lam is -0.1; it must be from 0 to 1"),
-        ({"tau": 0.0}, "model.tau is 0.0; it must be above 0"),
+        ({"lam": 1.1}, "lam is 1.1; it must be from 0 to 1"),
+        ({"lam": -0.1}, "lam is -0.1; it must be from 0 to 1"),
+        ({"tau": 0.0}, "tau is 0.0; it must be above 0"),
         ({"heads": 0}, "heads"),
         ({"heads": 4}, "model.dim, 6"),
         ({"heads": 3}, "8 features"),

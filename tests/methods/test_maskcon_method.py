@@ -155,14 +155,14 @@ def test_embedding_is_the_query_feature_not_the_projection():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": 1.2}, "model.weight is 1.2"),
-        ({"tau": -1.0}, "model.tau is -1.0"),
-        ({"tau0": 0.0}, "model.tau0 is 0.0"),
+        ({"weight": 1.2}, "weight is 1.2"),
+        ({"tau": -1.0}, "tau is -1.0"),
+        ({"tau0": 0.0}, "tau0 is 0.0"),
         ({"num_coarse": 0}, "needs coarse labels"),
         ({"variant": "supfine", "train_classes": []}, "needs fine labels"),
-        ({"tau": math.nan}, "model.tau is nan"),
+        ({"tau": math.nan}, "tau is nan"),
         ({"tau0": math.inf}, "model.tau0 is inf"),
-        ({"momentum": 1.5}, "model.momentum is 1.5"),
+        ({"momentum": 1.5}, "momentum is 1.5"),
     ],
 )
 def test_invalid_settings_are_rejected_by_name(options, message):

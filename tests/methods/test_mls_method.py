@@ -236,7 +236,7 @@ def test_losses_differ():
     ("options", "message"),
     [
         ({"k": 0}, "k is 0"),
-        ({"tau": 0.0}, "model.tau is 0.0"),
+        ({"tau": 0.0}, "tau is 0.0"),
         ({"lam": -1.0}, "lam is -1.0"),
         ({"lam": 0.0, "nce_weight": 0.0}, "both 0"),
         ({"memory": 0}, "memory is 0"),

@@ -415,7 +415,7 @@ def test_global_relations_are_computed_once_an_epoch_from_all_training_images(mo
     ("settings", "message"),
     [
         ({"omega": 1.0}, "distillation.omega is 1.0"),
-        ({"tau": 0.0}, "distillation.tau is 0.0; it must be above 0"),
+        ({"tau": 0.0}, "tau is 0.0; it must be above 0"),
         ({"manifold": "global"}, "needs normalization symmetric"),
         ({"teacher": "heads", "head_dims": []}, "needs head_dims"),
     ],

@@ -111,7 +111,7 @@ def test_every_view_and_the_prototypes_have_a_gradient():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tau": 0.0}, "model.tau is 0.0; it must be above 0"),
+        ({"tau": 0.0}, "tau is 0.0; it must be above 0"),
         ({"epsilon": 0.01}, "epsilon is 0.01; it must be 0.025 or more"),
         ({"iterations": 0}, "iterations is 0; it must be 1 or more"),
         ({"queue": -1}, "queue is -1; it must be 0 or more"),
