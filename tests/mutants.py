@@ -12,7 +12,7 @@ fails; files of tests that were changed since that first run come before them. T
 ``.mutants/ROOM.jsonl``.
 
 A change that alters nothing that a user could notice is listed with its reason in
-``tests/golden/equivalent_mutants.csv`` and does not count.
+``tests/golden/equivalent_mutants.csv``, is not tried and does not count.
 """
 
 import argparse
@@ -379,13 +379,17 @@ def run(rooms: list[str], count: int, seed: int, processes: int, hours: float, a
 
 def try_each(waiting: list[Mutant], processes: int, until: float) -> None:
     """Try changes, ``processes`` at a time, until there are none left or ``time.monotonic()`` is past ``until``."""
-    tests = read_tests()
+    tests, known = read_tests(), equivalent()
     with tempfile.TemporaryDirectory() as folder:
         trees = [copy_of_the_tree(Path(folder) / str(number)) for number in range(processes)]
         running: dict[int, tuple[Mutant, Path, float]] = {}
         while running or (waiting and time.monotonic() < until):
             while trees and waiting and time.monotonic() < until:
-                mutant, tree = waiting.pop(), trees.pop()
+                mutant = waiting.pop()
+                if (mutant.file, mutant.difference()) in known:
+                    write(mutant, "equivalent", [], 0)
+                    continue
+                tree = trees.pop()
                 running[start(mutant, tree, tests.of(mutant))] = (mutant, tree, time.monotonic())
             for number, outcome in ended(running) if running else ():
                 mutant, tree, since = running.pop(number)
@@ -407,11 +411,15 @@ def keep(mutant: Mutant, outcome: str, tree: Path, seconds: float) -> bool:
     if outcome == "caught" and fails_unchanged(said, tree):
         print(f"left out, it fails on the unchanged source too: {said[0]}", flush=True)
         return False
-    record = asdict(mutant) | {"outcome": outcome, "by": said[:1], "seconds": seconds}
-    with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    print(f"{outcome:8s} {mutant.file}:{mutant.line} {mutant.operator} {''.join(said[:1])}", flush=True)
+    write(mutant, outcome, said[:1], seconds)
     return True
+
+
+def write(mutant: Mutant, outcome: str, by: list[str], seconds: float) -> None:
+    """Add a result to the room's file."""
+    with (RESULTS / f"{mutant.room}.jsonl").open("a") as file:
+        file.write(json.dumps(asdict(mutant) | {"outcome": outcome, "by": by, "seconds": seconds}) + "\n")
+    print(f"{outcome:10s} {mutant.file}:{mutant.line} {mutant.operator} {''.join(by)}", flush=True)
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------
