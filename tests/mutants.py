@@ -177,10 +177,11 @@ class Tests:
     def of(self, mutant: Mutant) -> list[list[str]]:
         """Tests of a change: those of the nearest files, then the others.
 
-        What no test ran by itself runs when the file is imported, or in another process: all tests of the file.
+        What no test ran by itself runs when the file is imported, or in another process: all tests beside those that
+        run anything of the file, since a test of a constant runs nothing.
         """
-        chosen = self.of_line.get((mutant.file, mutant.line)) or self.of_file.get(mutant.file, set())
-        chosen = chosen | {test for test in self.seconds if file_of(test) == DEFAULTS}
+        chosen = self.of_line.get((mutant.file, mutant.line)) or self.beside(self.of_file.get(mutant.file, set()))
+        chosen = chosen | self.beside({DEFAULTS})
         tests_of_file = collections.Counter(file_of(test) for test in chosen)
         own = Path(mutant.file)
 
@@ -190,6 +191,11 @@ class Tests:
         nearest = [GOLDEN, DEFAULTS, *sorted(sorted(tests_of_file), key=distance)[:NEAREST]]
         near = {test for test in chosen if file_of(test) in nearest}
         return [self.shortest(near), self.shortest(chosen - near)]
+
+    def beside(self, tests: set[str]) -> set[str]:
+        """All tests in the files of the tests."""
+        files = {file_of(test) for test in tests}
+        return {test for test in self.seconds if file_of(test) in files}
 
     def shortest(self, tests: set[str]) -> list[str]:
         """As many of the tests as take ``ENOUGH`` seconds, short ones first."""
