@@ -38,13 +38,13 @@ def name_option(error: OutOfRange, options: Namespace) -> OutOfRange:
     Where several options end in the name of the argument, it is the one with the refused value. The name stays as it is
     where no option, or more than one, can be meant.
     """
-    named = {option: value for option, value in values_in(options) if option.rpartition(".")[2] == error.name}
+    named = {option: value for option, value in values_in(options, "") if option.rpartition(".")[2] == error.name}
     equal = [option for option, value in named.items() if str(value) == str(error.value)]  # "nan" is "nan"
     meant = equal or list(named)
     return OutOfRange(meant[0], error.value, error.bound) if len(meant) == 1 else error
 
 
-def values_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def values_in(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Every option with its value, of sections, classes and lists of classes."""
     if isinstance(value, Namespace):
         options = value.get("init_args", Namespace()) if "class_path" in value else value

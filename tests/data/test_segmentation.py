@@ -164,8 +164,8 @@ def test_a_label_that_cityscapes_does_not_have_is_named(tmp_path):
     ("options", "said"),
     [
         ({"largest_class": 1.5}, "data.largest_class"),
-        ({"size": (32, 1)}, "data.size"),
-        ({"short_side": 1}, "data.short"),
+        ({"size": (32, 1)}, "^size is 1"),
+        ({"short_side": 1}, "^short_side is 1"),
     ],
 )
 def test_sizes_and_shares_out_of_range_are_named(options, said, root):
