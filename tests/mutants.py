@@ -471,7 +471,7 @@ if __name__ == "__main__":
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"rooms to change, all by default: {', '.join(ROOMS)}")
     parser.add_argument("--count", type=int, default=25, help="places in each room (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
-    one_more = (os.cpu_count() or 1) + 1  # a process waits for the disk now and then
+    one_more = (os.cpu_count() or 1) + 1  # tests of several processes wait for them
     parser.add_argument(
         "--processes", type=int, default=one_more, help="changes that are tried at a time (default: cores + 1)"
     )
