@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fgssl.cli.main import main
 from fgssl.data.datasets import Folder
+from fgssl.nn.backbones import Backbone
 
 EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
 SCENES = runpy.run_path(str(EVIDENCE / "scenes.py"))
+START = runpy.run_path(str(EVIDENCE / "vit_start.py"))
 CLASSES = {"bird": (200, 30, 30), "cat": (30, 200, 30), "ship": (30, 30, 200), "truck": (200, 200, 30)}
 EACH = 10  # photographs of a class and part
 
@@ -111,3 +116,45 @@ def test_experiment_on_scenes_measures_the_patches_in_the_boxes(experiment, scen
     assert metrics["test/box_knn_patches"] > 0.8
     assert metrics["test/patch_purity"] > 0.8
     assert 0 < metrics["test/patch_nmi"] <= 1
+
+
+# ---- the start of the ViT -------------------------------------------------------------------------------------------
+
+
+def test_mirrored_map_is_that_of_the_mirrored_image():
+    columns = torch.arange(64.0).expand(1, 1, 64, 64)
+    places = torch.nn.functional.avg_pool2d(columns, 8).flatten(2).transpose(1, 2)  # the mean column of each patch
+    images, maps = START["mirrored"](columns, places)
+    assert torch.equal(torch.nn.functional.avg_pool2d(images, 8).flatten(2).transpose(1, 2), maps)
+    assert not torch.equal(maps, places)
+
+
+def test_maps_of_the_teacher_have_a_place_for_each_patch_and_are_standardised():
+    scenes = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    maps = START["teacher_maps"](Backbone("tf_efficientnet_lite0").build().eval(), scenes)
+    assert maps.shape == (6, 64, 320)
+    varied = maps.float().std(dim=(0, 1)) > 0
+    assert maps.float().mean(dim=(0, 1))[varied].abs().max() < 0.02
+    assert (maps.float().std(dim=(0, 1))[varied] - 1).abs().max() < 0.02
+
+
+@pytest.mark.slow
+def test_start_of_the_vit_is_learnt_and_is_what_the_experiments_read(scenes, tmp_path):
+    torch.manual_seed(0)
+    save_file(Backbone("tf_efficientnet_lite0").build().state_dict(), tmp_path / "teacher.safetensors")
+    teacher, start = str(tmp_path / "teacher.safetensors"), tmp_path / "start.safetensors"
+    first, last = (START["make_start"](scenes.parent, teacher, start, epochs, batch=4) for epochs in (1, 10))
+    assert last < min(first, 1)
+    for experiment in ("flsl", "dino_patches"):
+        content = yaml.safe_load((EVIDENCE / f"{experiment}.yaml").read_text())
+        options = content["model.backbone.options"]
+        backbone = Backbone(content["model.backbone.name"], options=options, weights=str(start))
+        network = backbone.build()
+        assert all(torch.equal(network.state_dict()[name], value) for name, value in load_file(start).items())
+        assert backbone.normalisation() == ((0.5,) * 3, (0.5,) * 3)  # as the images were
+
+
+def test_folder_without_scenes_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="holds no scene"):
+        START["read_scenes"](tmp_path)
