@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgssl.data.images import read_image
 from fgssl.nn.backbones import Backbone
 from fgssl.nn.sincos import fix_positions
 
@@ -34,7 +34,7 @@ def read_scenes(folder: Path) -> Tensor:
     paths = sorted((folder / "train").glob("*.jpg"))
     if not paths:
         raise SystemExit(f"vit_start: {folder}/train holds no scene; make them with scenes.py.")
-    return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
+    return torch.stack([torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1) for path in paths])
 
 
 def normalised(scenes: Tensor) -> Tensor:
