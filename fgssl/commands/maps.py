@@ -193,7 +193,7 @@ def gradcam(net: Net, images: Any) -> list[list[list[Panel]]]:
     """GradCAM of the last features (CMD, Fig. 6).
 
     The score is the logit of the most probable prototype of the image-level head; without such a head, half the
-    squared norm of the pooled feature.
+    squared norm of the pooled feature. Only what raises the score is drawn; the title says where nothing does.
     """
     import torch
 
@@ -212,7 +212,8 @@ def gradcam(net: Net, images: Any) -> list[list[list[Panel]]]:
     (gradient,) = torch.autograd.grad(score_B.sum(), raw)
     map_BFHW, gradient_BFHW = (as_map(net.backbone, x.detach(), images) for x in (raw, gradient))
     heat_BHW = (gradient_BFHW.mean(dim=(2, 3), keepdim=True) * map_BFHW).sum(dim=1).relu()
-    return [[[Panel("GradCAM", heat.numpy())]] for heat in heat_BHW]
+    titles = ["GradCAM" if heat.any() else "GradCAM: 0 everywhere" for heat in heat_BHW]
+    return [[[Panel(title, heat.numpy())]] for title, heat in zip(titles, heat_BHW, strict=True)]
 
 
 def similarity(net: Net, images: Any) -> list[list[list[Panel]]]:

@@ -33,6 +33,7 @@ from fgssl.errors import UserError
 from fgssl.run import DONE, GOING_ON, read_json, write_json
 
 LINES = 8  # of a failed cell's log, shown at the end
+REFUSED = 2  # exit status of a command with a mistake of the user
 
 
 def main(argv: list[str]) -> int:
@@ -57,7 +58,8 @@ def main(argv: list[str]) -> int:
     failed = run_cells({name: c.arguments for name, c in to_run.items() if c.follows is None}, folder, args.devices)
     later = {name: c.arguments for name, c in to_run.items() if c.follows and c.follows not in failed}
     failed += run_cells(later, folder, args.devices)
-    report(sweep, folder)
+    if done or len(failed) < len(to_run):
+        report(sweep, folder)
     for name in failed:
         log = folder / "logs" / f"{name}.txt"
         print(f"failed: {name}; the last lines of {log}:", file=sys.stderr)
@@ -158,14 +160,21 @@ def run_one(commands: Mapping[str, Command], folder: Path, args: argparse.Namesp
 
 
 def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[str] | None) -> list[str]:
-    """Run the cells, one at a time or one per GPU; returns the names of those that failed."""
+    """Run the cells, one at a time or one per GPU; returns the names of those that failed.
+
+    Raises:
+        UserError: the first cell was refused before it began, such as for a misspelt option, which all cells have.
+    """
     places: Sequence[str | None] = devices or [None]
     free: Queue[str | None] = Queue()
     for device in places:
         free.put(device)
-    failed = []
+    failed: list[str] = []
+    refused: list[str] = []
 
     def run(numbered: tuple[int, str]) -> None:
+        if refused:
+            return
         number, name = numbered
         device, began = free.get(), time.monotonic()
         try:
@@ -177,6 +186,8 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
             note_death(folder / name / "results.json", status)
         said = f"failed with status {status}" if status else "finished"
         print(f"[{number}/{len(commands)}] {name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
+        if number == 1 and status == REFUSED and not (folder / name / "results.json").is_file():
+            refused.append(name)
 
     pool = ThreadPoolExecutor(len(places))
     try:
@@ -186,6 +197,9 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    if refused:
+        reason = "\n".join(last_lines(folder / "logs" / f"{refused[0]}.txt"))
+        raise UserError(f"the first cell was refused, so that no further one was started:\n{reason}")
     return failed
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fgssl.cli.main import main
-from fgssl.commands.maps import activated, gradcam, name_of, network_of
+from fgssl.commands.maps import Net, activated, gradcam, name_of, network_of
 from fgssl.errors import UserError
 from fgssl.methods.cmd import CMD
 from fgssl.methods.maskcon import MaskCon
@@ -95,6 +95,15 @@ def test_gradcam_is_of_the_most_probable_prototype(cmd, images):
     (slope,) = torch.autograd.grad(logits[0].max(), features)
     heat = (slope[0].mean((1, 2), keepdim=True) * features[0]).sum(0).relu().detach()
     np.testing.assert_allclose(first[0].heat_HW, heat.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_gradcam_that_is_0_everywhere_says_so(maskcon, images):
+    """A logit that each feature lowers; the map of a ResNet has no negative feature."""
+    falling = Namespace(teacher=Namespace(heads={"image": lambda f_BF: -f_BF}), centers={"image": Namespace(value=0)})
+    for ((panel,),) in gradcam(Net(falling, maskcon.key.backbone, "teacher"), images):
+        assert panel.title == "GradCAM: 0 everywhere"
+        assert not panel.heat_HW.any()
+    assert gradcam(network_of(maskcon, "teacher"), images)[0][0][0].title == "GradCAM"
 
 
 def test_maps_of_a_run(tmp_path, capsys):

@@ -118,6 +118,36 @@ def test_a_failed_cell_is_named_with_the_end_of_its_log_and_the_others_run(tmp_p
     assert shown[1:] == [*(f"    line {n}" for n in range(13, 20)), "    fgssl: the disk is full."]
 
 
+@pytest.mark.parametrize(("begins", "cells"), [(False, 1), (True, 4)], ids=["misspelt option", "loss not finite"])
+def test_a_first_cell_that_is_refused_before_it_begins_ends_the_sweep(begins, cells, tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def run_cell(arguments, log, device):
+        log.parent.mkdir(exist_ok=True, parents=True)
+        log.write_text("fgssl: no option trainer.max_epoch. Did you mean trainer.max_epochs?\n")
+        if begins:
+            (tmp_path / "sweep_grid" / log.stem).mkdir()
+            (tmp_path / "sweep_grid" / log.stem / "results.json").write_text("{}")
+        tried.append(log.stem)
+        return 2
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    assert run(grid(tmp_path, **{"model.weight": [0.2, 0.5, 0.8, 1.0]}), tmp_path) == (1 if begins else 2)
+    assert len(tried) == cells
+    assert capsys.readouterr().err.count("Did you mean trainer.max_epochs?") == cells
+
+
+def test_where_every_cell_fails_their_reasons_are_shown(tmp_path, monkeypatch, capsys):
+    def run_cell(arguments, log, device):
+        log.parent.mkdir(exist_ok=True, parents=True)
+        log.write_text("fgssl: the disk is full.\n")
+        return 1
+
+    monkeypatch.setattr(sweeps, "run_cell", run_cell)
+    assert run(grid(tmp_path, **{"model.weight": [0.5, 1.0]}), tmp_path) == 1
+    assert capsys.readouterr().err.count("    fgssl: the disk is full.") == 2
+
+
 def test_ctrl_c_starts_no_further_cell(tmp_path, monkeypatch, capsys):
     begun = []
 
