@@ -342,7 +342,8 @@ def mean_and_spread(row: Row, metric: str) -> str:
     if cell.mean is None:
         return "-"
     spread = "" if cell.spread is None else f" ± {number(name, cell.spread)}"
-    fewer = f" ({len(cell.values)} seeds)" * (len(cell.values) < len(row.runs))
+    seeds = "1 seed" if len(cell.values) == 1 else f"{len(cell.values)} seeds"
+    fewer = f" ({seeds})" * (len(cell.values) < len(row.runs))
     return number(name, cell.mean) + spread + fewer
 
 

@@ -1,5 +1,7 @@
 """Faults in training: one clear message each, and the last good checkpoint stays."""
 
+import re
+
 import pytest
 import torch
 
@@ -70,7 +72,8 @@ def test_a_data_loader_process_that_dies_names_what_it_read(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "a data-loader process died while it was reading " in said
     assert "digit" in said.split("while it was reading ")[1].split("(")[0], said
-    assert "killed by signal" in said
+    # PyTorch's reason: the second one where its poll of the process reads the status before its signal handler does
+    assert re.search(r"\(DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)", said), said
 
 
 def test_a_full_gpu_says_which_numbers_to_lower(tmp_path, capsys):
