@@ -50,7 +50,7 @@ from fgssl.report.compare import LOWER_IS_BETTER, Cell
 from fgssl.report.conditions import settings
 from fgssl.report.published import metrics_of, rows_named
 from fgssl.report.runs import RunFolder, read_run
-from fgssl.report.tables import is_share, number
+from fgssl.report.tables import is_share, mean_and_spread, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -315,8 +315,9 @@ def cells_of(row: Row, best: dict[str, float | None], with_paper: list[str]) -> 
     """Seeds, metrics, the best mean of each in bold, with the paper's numbers, and the duration."""
     cells = [str(len(row.runs)) + f" of {row.planned}" * (len(row.runs) < row.planned)]
     for metric, of_all in best.items():
-        words, mean = mean_and_spread(row, metric), row.cell(metric).mean
-        cells.append(f"**{words}**" if mean is not None and mean == of_all else words)
+        cell = row.cell(metric)
+        words = mean_and_spread(base(metric), cell, len(row.runs))
+        cells.append(f"**{words}**" if cell.mean is not None and cell.mean == of_all else words)
         cells += [printed(row.paper, metric) or "-"] * (metric in with_paper)
     return [*cells, f"{statistics.fmean(run.results['duration_s'] for run in row.runs.values()):.0f}"]
 
@@ -335,16 +336,6 @@ def best_of(rows: list[Row], metric: str) -> float | None:
     means = [mean for row in rows if (mean := row.cell(metric).mean) is not None]
     choose = min if base(metric) in LOWER_IS_BETTER else max
     return choose(means) if len(means) > 1 else None
-
-
-def mean_and_spread(row: Row, metric: str) -> str:
-    cell, name = row.cell(metric), base(metric)
-    if cell.mean is None:
-        return "-"
-    spread = "" if cell.spread is None else f" ± {number(name, cell.spread)}"
-    seeds = "1 seed" if len(cell.values) == 1 else f"{len(cell.values)} seeds"
-    fewer = f" ({seeds})" * (len(cell.values) < len(row.runs))
-    return number(name, cell.mean) + spread + fewer
 
 
 def printed(paper: dict[str, str], metric: str) -> str | None:

@@ -43,13 +43,13 @@ def is_count(metric: str) -> bool:
     return metric in COUNTS or metric.startswith("best_epoch_of_")
 
 
-def text(metric: str, row: Row) -> str:
-    """Format a cell as ``97.11 ± 0.32``, with the number of seeds if some runs lack the metric."""
-    cell = row.cells[metric]
+def mean_and_spread(metric: str, cell: Cell, runs: int) -> str:
+    """Format a cell as ``97.11 ± 0.32``, with the number of seeds if fewer than all runs of its row have the metric."""
     if cell.mean is None:
         return "-"
     spread = "" if cell.spread is None else f" ± {number(metric, cell.spread)}"
-    fewer = f" ({len(cell.values)} seeds)" if len(cell.values) < len(row.runs) else ""
+    seeds = "1 seed" if len(cell.values) == 1 else f"{len(cell.values)} seeds"
+    fewer = f" ({seeds})" if len(cell.values) < runs else ""
     return number(metric, cell.mean) + spread + fewer
 
 
@@ -80,11 +80,15 @@ def _cells(table: Comparison, row: Row) -> list[tuple[str, bool]]:
     return [(word, False) for word in words] + [show(row) for _, show in _values(table)]
 
 
+def _measured(metric: str, row: Row) -> tuple[str, bool]:
+    return mean_and_spread(metric, row.cells[metric], len(row.runs)), row.cells[metric].best
+
+
 def _values(table: Comparison) -> list[tuple[str, Callable[[Row], tuple[str, bool]]]]:
     """Columns of the metrics, each followed by the printed numbers if there are any."""
     columns: list[tuple[str, Callable[[Row], tuple[str, bool]]]] = []
     for metric in table.metrics:
-        columns.append((metric, lambda row, m=metric: (text(m, row), row.cells[m].best)))  # type: ignore[misc]
+        columns.append((metric, lambda row, m=metric: _measured(m, row)))  # type: ignore[misc]
         if any(row.cells[metric].printed for row in table.rows):
             columns.append(("paper", lambda row, m=metric: (_printed(m, row.cells[m]), False)))  # type: ignore[misc]
     return columns

@@ -89,6 +89,15 @@ def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsy
     assert "All rows: backbone resnet18, pretrained, epochs 200." in terminal
 
 
+def test_a_metric_that_some_seeds_lack_says_how_many_have_it(tmp_path, capsys):
+    for seed, metrics in enumerate([{"test/nmi": 0.4, "test/f1": 0.5}, {"test/f1": 0.6}, {}]):
+        write_run(tmp_path, f"a{seed}", seed=seed, metrics=metrics)
+    main(["compare", str(tmp_path), "--format", "markdown", "--metric", "recall@1", "nmi", "f1"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1"))
+    assert "40.00 (1 seed)** |" in row
+    assert "55.00 ± 7.07 (2 seeds)** |" in row
+
+
 def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
     run = write_run(tmp_path, "a")
     (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
