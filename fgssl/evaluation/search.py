@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fgssl.metrics.checks import check_embeddings
 from fgssl.metrics.ranking import (
+    CHUNK,
     Rows,
     cosine,
     float32_error,
@@ -61,23 +62,21 @@ def search(
     if backend not in ("auto", "faiss", "torch"):
         raise ValueError(f"backend must be 'auto', 'faiss' or 'torch', got {backend!r}")
 
-    rows_G = Rows(gallery)
-    rows_Q = rows_G if queries is gallery else Rows(queries)
-    exclude_Q = torch.full((len(queries),), -1) if exclude is None else exclude
-    exclude_Q = exclude_Q.to(rows_G.device)
     count = min(k + 1 + SPARE, len(gallery))  # one candidate may be excluded
     if backend == "auto":
-        served = rows_G.device.type == "cpu" or _on_gpu(rows_G.device, count)
+        served = gallery.device.type in ("cpu", "mps") or _on_gpu(gallery.device, count)
         backend = "faiss" if served and k <= LONG else "torch"
-    if backend == "faiss":
-        candidates = _faiss_candidates(rows_Q, rows_G, count)
-        error = float32_error(rows_G.dim, chunk=rows_G.dim)
-        keys_Qk, ids_Qk = _best_candidates(*candidates, error, rows_Q, rows_G, k, exclude_Q)
-    elif count * FEW < len(gallery):
-        candidates = _torch_candidates(rows_Q, rows_G, count)
-        keys_Qk, ids_Qk = _best_candidates(*candidates, float32_error(rows_G.dim), rows_Q, rows_G, k, exclude_Q)
-    else:
+    chunk = gallery.shape[1] if backend == "faiss" else CHUNK  # FAISS needs whole rows
+    rows_G = Rows(gallery, chunk)
+    rows_Q = rows_G if queries is gallery else Rows(queries, chunk)
+    exclude_Q = torch.full((len(queries),), -1) if exclude is None else exclude
+    exclude_Q = exclude_Q.to(rows_G.device)
+    if backend == "torch" and count * FEW >= len(gallery):
         keys_Qk, ids_Qk = _best_of_all(torch.arange(len(queries), device=rows_G.device), rows_Q, rows_G, k, exclude_Q)
+    else:
+        candidates = (_faiss_candidates if backend == "faiss" else _torch_candidates)(rows_Q, rows_G, count)
+        error = float32_error(rows_G.dim, chunk)
+        keys_Qk, ids_Qk = _best_candidates(*candidates, error, rows_Q, rows_G, k, exclude_Q)
     return cosine(keys_Qk, rows_Q.inverse_length_N[:, None]).to(queries.device), ids_Qk.to(queries.device)
 
 
@@ -146,10 +145,13 @@ def _torch_candidates(queries: Rows, gallery: Rows, count: int) -> tuple[Tensor,
 
 
 def _faiss_candidates(queries: Rows, gallery: Rows, count: int) -> tuple[Tensor, Tensor]:
-    """As ``_torch_candidates``, from FAISS: on the GPU of the rows, or on the CPU where it cannot have the memory."""
+    """As ``_torch_candidates``, from FAISS: on the GPU of the rows, or on the CPU where it cannot have the memory.
+
+    The unit vectors are in one chunk.
+    """
     found = _gpu_candidates(queries, gallery, count) if _on_gpu(gallery.device, count) else None
     if found is None:
-        unit_QD, unit_GD = (rows.unit_ND.cpu().numpy() for rows in (queries, gallery))
+        unit_QD, unit_GD = (rows.units[0].cpu().numpy() for rows in (queries, gallery))
         found = faiss.knn(unit_QD, unit_GD, count, metric=faiss.METRIC_INNER_PRODUCT)
     score_QC, id_QC = (torch.from_numpy(array).to(gallery.device) for array in found)
     return score_QC, id_QC
@@ -162,8 +164,8 @@ def _gpu_candidates(queries: Rows, gallery: Rows, count: int) -> tuple[np.ndarra
         resources, device = faiss.StandardGpuResources(), gallery.device.index
         index = faiss.index_cpu_to_gpu(resources, device, faiss.IndexFlatIP(gallery.dim))
         for some in slices(len(gallery), AT_ONCE):
-            index.add(gallery.unit_ND[some].cpu().numpy())
-        parts = [index.search(queries.unit_ND[some].cpu().numpy(), count) for some in slices(len(queries), AT_ONCE)]
+            index.add(gallery.units[0][some].cpu().numpy())
+        parts = [index.search(queries.units[0][some].cpu().numpy(), count) for some in slices(len(queries), AT_ONCE)]
     except RuntimeError as fault:
         _warn_once(str(fault))
         return None

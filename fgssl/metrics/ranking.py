@@ -17,14 +17,14 @@ from typing import TypeVar
 import numpy as np
 import threadpoolctl
 import torch
+from scipy.linalg.blas import sgemm
 from torch import Tensor
 
 MAX_ROWS = 2**22  # a key has 53 bits: 22 for the gallery row, 31 for the similarity
 BLOCK = 2**24  # scores of a block of queries: 64 MiB
 CHUNK = 128  # columns of a partial product
-TILE = 2**20  # scores of a partial product on the CPU: they stay in its cache
 VECTORS = 2**22  # elements of fixed-point vectors at a time: 32 MiB
-FEW = 16  # thresholds of a row that take less time one by one than sorting the row
+FEW = 16  # thresholds of a row that take less time one by one than sorting the values
 KEPT = 2**25  # largest number of elements whose fixed-point vectors are kept: 256 MiB
 
 Result = TypeVar("Result")
@@ -53,25 +53,31 @@ class Rows:
 
     Args:
         embeddings: [N, D] finite, of any norm. A row of zeros has similarity 0 to every row.
+        chunk: columns of a partial product.
 
     Attributes:
-        unit_ND: unit vectors in float32.
+        units: unit vectors in float32, a tensor [N, C] for each ``chunk`` columns.
         inverse_length_N: inverse norms of the fixed-point vectors, in float64.
 
     Raises:
         ValueError: more than 2^22 rows.
     """
 
-    def __init__(self, embeddings: Tensor):
+    def __init__(self, embeddings: Tensor, chunk: int = CHUNK):
         if len(embeddings) > MAX_ROWS:
             raise ValueError(f"{len(embeddings)} embeddings; at most {MAX_ROWS} can be ranked")
         if embeddings.device.type == "mps":  # has no float64
             embeddings = embeddings.cpu()
         self.embeddings = embeddings.detach()
-        self.unit_ND = torch.empty_like(self.embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)
-        self.inverse_length_N = self.unit_ND.new_empty(len(embeddings), dtype=torch.float64)
+        self.chunk = chunk
+        self.units = [
+            embeddings.new_empty(columns.shape, dtype=torch.float32) for columns in self.embeddings.split(chunk, dim=1)
+        ]
+        self.inverse_length_N = embeddings.new_empty(len(embeddings), dtype=torch.float64)
         self._power_N1 = self.inverse_length_N.new_empty(len(embeddings), 1)
-        self._vectors_ND = torch.empty_like(self.unit_ND, dtype=torch.float64) if embeddings.numel() <= KEPT else None
+        self._vectors_ND = None
+        if embeddings.numel() <= KEPT:
+            self._vectors_ND = self.inverse_length_N.new_empty(embeddings.shape)
         for some in slices(len(embeddings), VECTORS // embeddings.shape[1]):
             # Scaling by a power of two is exact. Norms below 1.41 keep dot products below 2^53, the range of exact
             # float64 integers; the factor 0.7 keeps unit-norm rows, the usual case, away from a change of the power.
@@ -83,7 +89,10 @@ class Rows:
                 self._vectors_ND[some] = vectors_nD
             inverse_n = 1 / vectors_nD.square().sum(dim=1).clamp(min=1).sqrt()
             self.inverse_length_N[some] = inverse_n
-            self.unit_ND[some] = vectors_nD.mul_(inverse_n[:, None])
+            for unit_NC, unit_nC in zip(
+                self.units, vectors_nD.mul_(inverse_n[:, None]).split(chunk, dim=1), strict=True
+            ):
+                unit_NC[some] = unit_nC
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -157,20 +166,18 @@ def queries_at_once(gallery: Rows) -> int:
     return min(256, max(64, BLOCK // len(gallery), gallery.dim // 4))
 
 
-def scores_in_float32(queries: Rows, query_B: Tensor, gallery: Rows) -> Tensor:
-    """Cosines [B, G] in float32, with an error below ``float32_error``.
+def scores_in_float32(queries: Rows, query_B: Tensor, gallery: Rows, out: Tensor | None = None) -> Tensor:
+    """Cosines [B, G] in float32, with an error below ``float32_error``; written to ``out``, if given.
 
-    Partial products of ``CHUNK`` columns are added one after the other, which makes the bound of the error smaller.
+    Partial products of ``chunk`` columns are added one after the other, which makes the bound of the error smaller.
     """
-    unit_BD = queries.unit_ND[query_B]
-    scores_BG = unit_BD.new_empty(len(unit_BD), len(gallery))
+    units = [(unit_QC[query_B], unit_GC) for unit_QC, unit_GC in zip(queries.units, gallery.units, strict=True)]
+    scores_BG = units[0][0].new_empty(len(query_B), len(gallery)) if out is None else out
     if in_numpy(scores_BG):
-        _products_in_numpy(unit_BD.numpy(), gallery.unit_ND.numpy(), scores_BG.numpy())
+        _products_in_blas(units, scores_BG)
         return scores_BG
-    with _whole_float32(unit_BD.device):
-        for number, (unit_BC, unit_GC) in enumerate(
-            zip(unit_BD.split(CHUNK, dim=1), gallery.unit_ND.split(CHUNK, dim=1), strict=True)
-        ):
+    with _whole_float32(scores_BG.device):
+        for number, (unit_BC, unit_GC) in enumerate(units):
             if number:
                 scores_BG.add_(unit_BC @ unit_GC.T)
             else:
@@ -178,23 +185,17 @@ def scores_in_float32(queries: Rows, query_B: Tensor, gallery: Rows) -> Tensor:
     return scores_BG
 
 
-def _products_in_numpy(unit_BD: np.ndarray, unit_GD: np.ndarray, scores_BG: np.ndarray) -> None:
-    """Write the products of unit vectors to ``scores_BG``, a tile of gallery rows after the other.
+def _products_in_blas(units: list[tuple[Tensor, Tensor]], scores_BG: Tensor) -> None:
+    """Write the sum of the products of unit vectors to ``scores_BG``.
 
-    NumPy's matrix product takes two thirds of the time of torch's on an AMD processor, and no setting of torch lowers
-    its precision.
+    SciPy's BLAS adds a product to the sum while it is in the cache. On an AMD processor it takes two thirds of the time
+    of torch's, and no setting of torch lowers its precision.
     """
-
-    def fill(share: slice) -> None:
-        for some in slices(len(unit_GD[share]), TILE // len(unit_BD)):
-            tile_Bn, unit_nD = scores_BG[:, share][:, some], unit_GD[share][some]
-            np.matmul(unit_BD[:, :CHUNK], unit_nD[:, :CHUNK].T, out=tile_Bn)
-            for start in range(CHUNK, unit_BD.shape[1], CHUNK):
-                columns = slice(start, start + CHUNK)
-                tile_Bn += unit_BD[:, columns] @ unit_nD[:, columns].T
-
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # as many threads as torch has, not as NumPy has
-        _in_threads(fill, len(unit_GD))
+    scores_GB = scores_BG.numpy().T  # BLAS has the columns one after the other; of another layout it makes a copy
+    with threadpoolctl.threadpool_limits(torch.get_num_threads(), user_api="blas"):
+        for number, (unit_BC, unit_GC) in enumerate(units):
+            added_to = min(number, 1)
+            sgemm(1.0, unit_GC.numpy().T, unit_BC.numpy().T, added_to, scores_GB, trans_a=True, overwrite_c=True)
 
 
 def float32_error(dim: int, chunk: int = CHUNK) -> float:
@@ -238,13 +239,14 @@ def count_above(values_BG: Tensor, thresholds_BT: Tensor) -> Tensor:
         return values_BG.shape[1] - torch.searchsorted(values_BG.sort(dim=1).values, thresholds_BT, right=True)
     values, thresholds = values_BG.numpy(), thresholds_BT.numpy()
 
-    def above_row(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-        if np.isfinite(above).sum() <= FEW:
-            return np.array([np.count_nonzero(row > one) if one < np.inf else 0 for one in above])
-        return len(row) - np.searchsorted(np.sort(row), above, side="right")
+    def above_row(row: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+        high = row[row > thresholds.min(initial=np.inf)]  # few, where the relevant items are near
+        if np.isfinite(thresholds).sum() <= FEW:
+            return np.array([np.count_nonzero(high > one) if one < np.inf else 0 for one in thresholds])
+        return len(high) - np.searchsorted(np.sort(high), thresholds, side="right")
 
     def count(rows: slice) -> np.ndarray:
-        counted = (above_row(row, above) for row, above in zip(values[rows], thresholds[rows], strict=True))
+        counted = (above_row(row, of_row) for row, of_row in zip(values[rows], thresholds[rows], strict=True))
         return np.array(list(counted), dtype=np.int64)
 
     return torch.from_numpy(np.concatenate(_in_threads(count, len(values))))

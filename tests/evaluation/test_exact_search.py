@@ -51,7 +51,7 @@ def test_search_does_not_depend_on_shards_and_blocks(backend, monkeypatch):
     z = gallery("near-ties")
     whole = search(z, z, 9, backend=backend)
     monkeypatch.setattr("fgssl.evaluation.search.FEW", 1)
-    for name in ("BLOCK", "TILE", "VECTORS"):
+    for name in ("BLOCK", "VECTORS"):
         monkeypatch.setattr(f"fgssl.metrics.ranking.{name}", 1)
     parts = [search(z[some], z, 9, backend=backend) for some in (slice(0, 1), slice(1, 200), slice(200, None))]
     assert all(torch.equal(torch.cat([part[i] for part in parts]), whole[i]) for i in (0, 1))

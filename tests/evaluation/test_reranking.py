@@ -178,7 +178,7 @@ def test_reranking_does_not_depend_on_blocks(monkeypatch):
     queries = embeddings()
     whole = [measured(queries, None, options) for options in KINDS]
     monkeypatch.setattr("fgssl.evaluation.reranking.ROWS", 7)
-    for name in ("BLOCK", "TILE", "VECTORS"):
+    for name in ("BLOCK", "VECTORS"):
         monkeypatch.setattr(f"fgssl.metrics.ranking.{name}", 1)
     assert [measured(queries, None, options) for options in KINDS] == whole
 

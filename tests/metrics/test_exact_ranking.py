@@ -119,10 +119,12 @@ def test_product_of_reduced_precision_is_noticed(broken, monkeypatch):
     """As TF32 or bfloat16 would, where a library takes it against the settings."""
     z_ND, labels_N = rows("loosely clustered")
     monkeypatch.setattr("fgssl.evaluation.search.FEW", 1)
+
+    def reduced(*args, **options):
+        return ranking.scores_in_float32(*args, **options).bfloat16().float()
+
     for module in ("fgssl.metrics.retrieval", "fgssl.evaluation.search"):
-        monkeypatch.setattr(
-            f"{module}.scores_in_float32", lambda *args: ranking.scores_in_float32(*args).bfloat16().float()
-        )
+        monkeypatch.setattr(f"{module}.scores_in_float32", reduced)
     if broken == "retrieval":
         assert retrieval_metrics(z_ND, labels_N, ks=KS) == metrics_by_keys(z_ND, labels_N)
     else:

@@ -19,7 +19,17 @@ def test_keys_keep_the_cosines():
     got = cosine(keys_of(rows, every, rows), rows.inverse_length_N[:, None])
     expected = F.normalize(z, eps=0) @ F.normalize(z, eps=0).T
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-7)
-    torch.testing.assert_close(rows.unit_ND @ rows.unit_ND.T, expected.float(), rtol=0, atol=1e-6)
+    (unit_ND,) = rows.units
+    torch.testing.assert_close(unit_ND @ unit_ND.T, expected.float(), rtol=0, atol=1e-6)
+
+
+def test_unit_vectors_are_stored_by_columns():
+    z_ND = torch.randn(7, 300)
+    units = Rows(z_ND).units
+    assert [unit_NC.shape[1] for unit_NC in units] == [128, 128, 44]
+    assert all(unit_NC.is_contiguous() for unit_NC in units)  # BLAS copies others
+    torch.testing.assert_close(torch.cat(units, dim=1), F.normalize(z_ND))
+    assert torch.equal(Rows(z_ND, chunk=300).units[0], torch.cat(units, dim=1))
 
 
 def test_keys_of_equal_rows_decrease_with_the_row():

@@ -138,7 +138,6 @@ def test_retrieval_does_not_depend_on_block_size_or_shards(kind, classes, monkey
     ]
     assert finish({name: sum(shard[name] for shard in shards) for name in shards[0]}) == whole
     monkeypatch.setattr("fgssl.metrics.ranking.BLOCK", 1)  # the smallest blocks: 64 queries
-    monkeypatch.setattr("fgssl.metrics.ranking.TILE", 1)
     assert retrieval_metrics(z, labels, ks=KS) == whole
 
 
