@@ -15,7 +15,8 @@ METRICS |= {"extra_time_percent": ("extra_time",)}
 METRICS |= {name: () for name in ("params_m", "throughput")}  # properties of a network, which no run measures
 # VOC2007's mean average precision: the paper does not say which of them it takes
 VOC_MAP = ("map_11point", "map_allpoint", "map_noninterpolated")
-PLAIN = ("density", "spectral_decay", "q_z_mean")  # shown as they are; everything else in percent
+# Shown as they are; everything else, but for losses, in percent. nce and mls are terms of MLS's loss.
+PLAIN = ("density", "spectral_decay", "q_z_mean", "nce", "mls")
 SHOWN = 3  # unmet conditions that a note names
 
 
