@@ -89,9 +89,8 @@ class Rows:
                 self._vectors_ND[some] = vectors_nD
             inverse_n = 1 / vectors_nD.square().sum(dim=1).clamp(min=1).sqrt()
             self.inverse_length_N[some] = inverse_n
-            for unit_NC, unit_nC in zip(
-                self.units, vectors_nD.mul_(inverse_n[:, None]).split(chunk, dim=1), strict=True
-            ):
+            unit_nD = vectors_nD.mul_(inverse_n[:, None])
+            for unit_NC, unit_nC in zip(self.units, unit_nD.split(chunk, dim=1), strict=True):
                 unit_NC[some] = unit_nC
 
     def __len__(self) -> int:
