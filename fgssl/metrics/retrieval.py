@@ -124,7 +124,8 @@ def retrieval_statistics(
     total: dict[str, Tensor] = {}
     at_once = queries_at_once(gallery_rows)
     tries = TRIES if keys is None else 0
-    scores_BG = gallery_rows.units[0].new_empty(at_once if tries else 0, len(gallery_rows))  # of each block in turn
+    rows = min(at_once, len(labels_Q)) if tries else 0
+    scores_BG = gallery_rows.units[0].new_empty(rows, len(gallery_rows))  # of each block in turn
     for query_B in labels_Q.argsort().split(at_once):  # queries of a block share their classes
         labels_C = labels_Q[query_B].unique()
         start_C = torch.searchsorted(sorted_labels_G, labels_C)
