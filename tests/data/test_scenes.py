@@ -21,6 +21,7 @@ from fgssl.nn.backbones import Backbone
 EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
 SCENES = runpy.run_path(str(EVIDENCE / "scenes.py"))
 START = runpy.run_path(str(EVIDENCE / "vit_start.py"))
+PLACES = runpy.run_path(str(EVIDENCE / "token_places.py"))
 CLASSES = {"bird": (200, 30, 30), "cat": (30, 200, 30), "ship": (30, 30, 200), "truck": (200, 200, 30)}
 EACH = 10  # photographs of a class and part
 
@@ -116,6 +117,8 @@ def test_experiment_on_scenes_measures_the_patches_in_the_boxes(experiment, scen
     assert metrics["test/box_knn_patches"] > 0.8
     assert metrics["test/patch_purity"] > 0.8
     assert 0 < metrics["test/patch_nmi"] <= 1
+    run = PLACES["network_of"](str(tmp_path / experiment / "run"))
+    assert PLACES["tokens_of"](run, torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 64, 12)
 
 
 # ---- the start of the ViT -------------------------------------------------------------------------------------------
@@ -158,3 +161,64 @@ def test_start_of_the_vit_is_learnt_and_is_what_the_experiments_read(scenes, tmp
 def test_folder_without_scenes_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="holds no scene"):
         START["read_scenes"](tmp_path)
+
+
+# ---- what the tokens stand for --------------------------------------------------------------------------------------
+
+
+def unit(values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(values, dim=-1)
+
+
+def test_variance_of_place_is_1_of_places_and_0_of_scenes():
+    generator = torch.Generator().manual_seed(0)
+    of_place = unit(torch.randn(1, 64, 12, generator=generator)).expand(50, -1, -1)
+    of_scene = unit(torch.randn(50, 1, 12, generator=generator)).expand(-1, 64, -1)
+    assert PLACES["variance_of_place"](of_place) == pytest.approx(1)
+    assert PLACES["variance_of_place"](of_scene) == pytest.approx(0, abs=1e-6)
+
+
+def test_patches_in_a_box_lie_in_it_and_those_outside_do_not_touch_it():
+    inside, outside = (part.reshape(8, 8) for part in PLACES["inside_and_outside"](np.array([3, 16, 28, 41]), 8, 64))
+    assert inside.nonzero()[0].tolist() == [2, 2, 3, 3, 4, 4]  # rows 16 to 40 of 8 px each
+    assert inside.nonzero()[1].tolist() == [1, 2] * 3
+    assert not outside[2:6, :4].any()
+    assert outside[:2].all()
+    assert outside[6:].all()
+    assert outside[:, 4:].all()
+
+
+def test_cosines_tell_objects_from_places():
+    boxes = np.array([[0, 0, 24, 24], [40, 40, 64, 64]])
+    scenes = PLACES["Scenes"](torch.zeros(2, 3, 64, 64, dtype=torch.uint8), boxes)
+    objects = torch.zeros(2, 8, 8, 2)
+    objects[..., 0] = 1
+    objects[0, :3, :3] = objects[1, 5:, 5:] = torch.tensor([0.0, 1.0])
+    of_box, to_rest, same_place = PLACES["cosines"](objects.flatten(1, 2), scenes)
+    assert (of_box, to_rest) == (1, 0)
+    assert same_place == pytest.approx(1 - 18 / 64)
+    places = torch.eye(64).expand(2, -1, -1)
+    assert PLACES["cosines"](places, scenes) == (0, 0, 1)
+
+
+def test_maps_of_clusters_show_the_places_of_tokens_that_are_places():
+    places = torch.eye(64)[:, :16].roll(5, dims=0)  # 16 places of their own; the others are alike
+    places[(places == 0).all(dim=1)] = unit(torch.ones(16))
+    maps = PLACES["maps_of_clusters"](places.expand(6, -1, -1))
+    assert maps.shape == (20, 8, 8)
+    assert maps.sum(axis=0) == pytest.approx(1)
+    assert maps[0].sum() == 48
+
+
+def test_token_places_prints_a_line_for_each_network_and_draws_them(scenes, tmp_path, monkeypatch, capsys):
+    experiment = yaml.safe_load((EVIDENCE / "flsl.yaml").read_text())
+    torch.manual_seed(0)
+    backbone = Backbone(experiment["model.backbone.name"], options=experiment["model.backbone.options"])
+    save_file(backbone.build().state_dict(), tmp_path / "start.safetensors")
+    weights, picture = str(tmp_path / "start.safetensors"), tmp_path / "places.png"
+    monkeypatch.setattr("sys.argv", ["token_places", str(scenes.parent), f"random={weights}", "--out", str(picture)])
+    PLACES["main"]()
+    header, line, *_ = (text for text in capsys.readouterr().out.splitlines() if "weights of" not in text)
+    assert header.split()[:3] == ["variance", "of", "place"]
+    assert line.startswith("random")
+    assert Image.open(picture).width > 1000
