@@ -73,7 +73,7 @@ def main() -> None:
             for d_BB in of_batches
         ]
         c, share = torch.tensor(found).mean(dim=0).tolist()
-        print(f"{name:<24}  {c:.3f}  {100 * share:.2f}")
+        print(f"{name:<24}  {c:.3f}  {100 * share:.3f}")
 
 
 if __name__ == "__main__":
