@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fgssl.cli.saved import configuration
 from fgssl.commands.restore import restore
 from fgssl.losses.obd_sd import diffused_targets
+from fgssl.nn.distillation import similarity
 
 OMEGA, TAU = 0.3, 1.0
 WALKS: dict[str, dict[str, Any]] = {
@@ -57,8 +57,7 @@ def similarities(run: str) -> Iterator[Tensor]:
         if number == BATCHES:
             return
         images = data.on_after_batch_transfer(batch, 0).views[0]
-        z_BD = F.normalize(method.teachers()[0].teacher(images).double(), dim=1)
-        yield z_BD @ z_BD.T
+        yield similarity(method.teacher_embeddings(images).double())
 
 
 def main() -> None:
@@ -69,7 +68,7 @@ def main() -> None:
     print(f"{'':<24}  c      share of the change, %")
     for name, walk in WALKS.items():
         found = [
-            contraction(torch.softmax(d_BB / TAU, dim=1), diffused_targets(d_BB, omega=OMEGA, tau=TAU, **walk))
+            contraction(diffused_targets(d_BB, omega=0, tau=TAU), diffused_targets(d_BB, omega=OMEGA, tau=TAU, **walk))
             for d_BB in of_batches
         ]
         c, share = torch.tensor(found).mean(dim=0).tolist()
