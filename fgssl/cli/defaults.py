@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import inspect
 from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
@@ -92,11 +91,13 @@ def with_class(views: Any, default: dict[str, Any]) -> Any:
 
 
 def backbone_default(method: type[Method]) -> dict[str, Any] | None:
-    """Default of ``backbone`` in a method's constructor as a mapping, or None if it has no such argument."""
-    parameter = inspect.signature(method).parameters.get("backbone")
-    if parameter is None or not dataclasses.is_dataclass(parameter.default):
-        return None
-    return dataclasses.asdict(parameter.default)  # type: ignore[arg-type]
+    """Default of ``backbone`` of a method as a mapping, or None if it has no such argument.
+
+    The argument may be that of a parent class, to which the constructor passes its ``**options``.
+    """
+    parameters = get_signature_parameters(method, None)
+    default = next((parameter.default for parameter in parameters if parameter.name == "backbone"), None)
+    return dataclasses.asdict(default) if dataclasses.is_dataclass(default) else None  # type: ignore[arg-type]
 
 
 def set_normalisation(data: Any, model: dict[str, Any]) -> str | None:

@@ -1,6 +1,8 @@
 """fgssl maps: activated instances and GradCAM. The kinds of ViTs are tested with FLSL."""
 
+import runpy
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from tests.methods.test_cmd_method import method_of
 from tests.tiny import BACKBONE
 
 pytestmark = pytest.mark.slow
+
+EVIDENCE = Path(__file__).parents[2] / "experiments" / "evidence"
+AGREEMENT = runpy.run_path(str(EVIDENCE / "map_agreement.py"))
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +123,20 @@ def test_maps_of_a_run(tmp_path, capsys):
     assert widths[0] > widths[1]  # 1 + 4 pictures, 1 + 1
     assert main(["maps", "gradcam", "--ckpt_path", run, str(tmp_path / "none.png")]) == 2
     assert "image not found" in capsys.readouterr().err
+
+
+def test_maps_correlate_image_by_image_without_constant_ones():
+    one_NP = np.array([[0.0, 1, 2, 5], [3, 0, 0, 1], [0, 0, 0, 0], [1, 2, 3, 4]])
+    other_NP = np.array([[1.0, 3, 5, 11], [-3, 0, 0, -1], [1, 2, 3, 4], [7, 7, 7, 7]])
+    assert AGREEMENT["correlation"](one_NP, one_NP) == pytest.approx(1)
+    assert AGREEMENT["correlation"](one_NP, other_NP) == pytest.approx((1 - 1) / 2, abs=1e-12)
+
+
+def test_maps_of_a_run_agree_with_themselves(tmp_path, monkeypatch, capsys):
+    assert main(arguments("cmd", tmp_path, "run", "--trainer.max_steps", "1")) == 0
+    run = str(tmp_path / "cmd" / "run")
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["map_agreement", f"one={run}", f"same={run}"])
+    AGREEMENT["main"]()
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.split() == ["one", "and", "same", "1.00", "100.0"]

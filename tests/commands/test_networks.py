@@ -11,7 +11,13 @@ from PIL import Image
 
 from fgssl.cli.command_parser import CommandParser
 from fgssl.cli.main import main
-from fgssl.commands.networks import add_network_flags, check_network_flags, network_configuration, parse_network
+from fgssl.commands.networks import (
+    add_network_flags,
+    backbone_of,
+    check_network_flags,
+    network_configuration,
+    parse_network,
+)
 from fgssl.commands.probe import _parser as probes_parser
 from fgssl.commands.probe import probe_of
 from fgssl.errors import UserError
@@ -185,3 +191,10 @@ def test_a_run_is_evaluated_without_the_file_that_it_started_from(tmp_path):
     assert checkpoint["evaluates"] == "student"
     weight = checkpoint["state_dict"]["query.backbone.conv1.weight"]
     assert torch.allclose(weight, start["conv1.weight"], atol=1e-3)
+
+
+def test_backbone_of_a_method_that_passes_its_options_to_its_parent():
+    own, chosen = "experiments.evidence.mls_labels.LabelledMLS", {"backbone": {"name": "test_resnet"}}
+    assert backbone_of({"class_path": own, "init_args": chosen}) == backbone_of(
+        {"class_path": "MLS", "init_args": chosen}
+    )
