@@ -1,6 +1,7 @@
 """Checkpoints: atomic writing, safe reading, and checks that a checkpoint fits the model."""
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,35 @@ def check_method(checkpoint: dict[str, Any], method: str, path: str) -> None:
         raise UserError(f"{path} was not written by fgssl: it names no method.")
     if theirs != method:
         raise UserError(f"{path} is a checkpoint of {theirs}, but model is {method}. Use the configuration of its run.")
+
+
+def check_global_batch(checkpoint: dict[str, Any], datamodule: Any, accumulated: int) -> None:
+    """Refuse to resume with another number of images per optimiser step, or, within an epoch, per batch.
+
+    Args:
+        checkpoint: checkpoint of a fit.
+        datamodule: data module of the resumed fit.
+        accumulated: its ``trainer.accumulate_grad_batches``.
+
+    Raises:
+        UserError: names the options to resume with.
+    """
+    kept = checkpoint.get("global_batch")
+    if kept is None:
+        return
+    before, now = math.prod(kept.values()), datamodule.batch_size * accumulated
+    position = checkpoint.get(type(datamodule).__qualname__, {})
+    if before != now:
+        reason = f"was trained with {before} images per optimiser step, but this run has {now}"
+    elif position.get("batch") and kept["batch_size"] != datamodule.batch_size:
+        reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
+    else:
+        return
+    options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
+    raise UserError(
+        f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
+        "processes that divides the batch."
+    )
 
 
 def check_fits(weights: dict[str, Any], model: nn.Module, path: str) -> None:

@@ -34,6 +34,7 @@ from fgssl.callbacks.stopping import Stopped, Stopping
 from fgssl.checkpoint import (
     AtomicCheckpointIO,
     check_fits,
+    check_global_batch,
     check_method,
     checkpoint_file,
     read_checkpoint,
@@ -47,7 +48,7 @@ from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
 from fgssl.errors import UserError, at_least, did_you_mean
 from fgssl.loggers import NAMES, MetricsLogger, MLflow, TensorBoard, Wandb, wandb_logger
-from fgssl.methods.base import Method, check_global_batch
+from fgssl.methods.base import Method
 from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.compiled import compile_networks, to_channels_last
 from fgssl.nn.sync_batch_norm import SyncBatchNorm

@@ -25,7 +25,7 @@ from fgssl.callbacks.object_boxes import ObjectBoxes
 from fgssl.callbacks.queue import QueueUpdate
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.callbacks.teacher import TeacherUpdate
-from fgssl.checkpoint import check_fits, check_method, checkpoint_file, read_checkpoint
+from fgssl.checkpoint import check_fits, check_global_batch, check_method, checkpoint_file, read_checkpoint
 from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.draws import seed_of
@@ -159,7 +159,7 @@ class Method(LightningModule):
         """Labels that ``step`` needs of each training image; empty: none, so that images without labels will do."""
         return set()
 
-    # ---- from and to a checkpoint -------------------------------------------------------------------------------
+    # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor as plain values; arguments that are objects of other classes are left out."""
@@ -217,7 +217,46 @@ class Method(LightningModule):
         except UserError:  # of the file of starting weights: said when they are loaded, and a resumed run needs none
             return None
 
-    # ---- hooks of Lightning -------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the method's name and arguments, its backbones, preprocessing and global batch to a checkpoint.
+
+        Raises:
+            UserError: a weight is not finite.
+        """
+        named = dict(self.named_parameters())
+        finite = torch.stack([torch.isfinite(weight).all() for weight in named.values()]).tolist()
+        spoilt = [name for name, fine in zip(named, finite, strict=True) if not fine]
+        if spoilt:
+            raise UserError(
+                f"no checkpoint is written at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights "
+                "are not finite. The last checkpoint is unaffected. Lower model.optim.lr, or check trainer.precision."
+            )
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["hyper_parameters"] = self.arguments()
+        checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
+        names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
+        checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
+        trainer = self._trainer
+        if trainer is not None and trainer.datamodule is not None:
+            if isinstance(trainer.datamodule, DataModule):
+                checkpoint["preprocessing"] = trainer.datamodule.preprocessing.to_dict()
+            checkpoint["global_batch"] = {
+                "batch_size": trainer.datamodule.batch_size,
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume with another global batch, which would change the number of steps of the schedule.
+
+        Raises:
+            UserError: names the options to resume with.
+        """
+        self.preprocessing = checkpoint.get("preprocessing")
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and trainer.datamodule is not None:
+            check_global_batch(checkpoint, trainer.datamodule, trainer.accumulate_grad_batches)
+
+    # ---- before training ----------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list:
         """Callbacks of the method; a subclass adds its own to ``super().configure_callbacks()``."""
@@ -304,6 +343,12 @@ class Method(LightningModule):
                     "and MaskCon with --model.variant selfcon."
                 )
 
+    # ---- steps --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout and other random layers by seed, rank, epoch and batch; so no random state is saved."""
+        torch.manual_seed(seed_of(self._seed, self.global_rank, self.current_epoch, batch_idx))
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         _check_preprocessed(batch)
         result = self.step(batch)
@@ -379,17 +424,14 @@ class Method(LightningModule):
             start, end = self.optim.weight_decay, self.optim.weight_decay_end
             set_weight_decay(optimizer, cosine(self.global_step, self.total_steps(), start, end))
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *kind: Any, **options: Any) -> None:
-        super().configure_gradient_clipping(optimizer, *kind, **options)
-        if self.optim.clip_each is not None:
-            clip_each(self.parameters(), self.optim.clip_each)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         _check_preprocessed(batch)
         return {"embedding": self.embed(batch.views[0]), "fine": batch.fine, "index": batch.index}
 
     test_step = validation_step
     predict_step = validation_step
+
+    # ---- optimiser and schedule ---------------------------------------------------------------------------------
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch."""
@@ -432,9 +474,10 @@ class Method(LightningModule):
         scheduler = {"scheduler": LambdaLR(optimizer, self.lr_factors(self._group_settings)), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout and other random layers by seed, rank, epoch and batch; so no random state is saved."""
-        torch.manual_seed(seed_of(self._seed, self.global_rank, self.current_epoch, batch_idx))
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *kind: Any, **options: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *kind, **options)
+        if self.optim.clip_each is not None:
+            clip_each(self.parameters(), self.optim.clip_each)
 
     def on_train_start(self) -> None:
         """Apply the configured learning rate, weight decay and momentum, also after a checkpoint was restored."""
@@ -460,77 +503,9 @@ class Method(LightningModule):
             "number of processes, dropout does."
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the method's name and arguments, its backbones, preprocessing and global batch to a checkpoint.
-
-        Raises:
-            UserError: a weight is not finite.
-        """
-        named = dict(self.named_parameters())
-        finite = torch.stack([torch.isfinite(weight).all() for weight in named.values()]).tolist()
-        spoilt = [name for name, fine in zip(named, finite, strict=True) if not fine]
-        if spoilt:
-            raise UserError(
-                f"no checkpoint is written at step {self.global_step}: {spoilt[0]} and {len(spoilt) - 1} other weights "
-                "are not finite. The last checkpoint is unaffected. Lower model.optim.lr, or check trainer.precision."
-            )
-        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        checkpoint["hyper_parameters"] = self.arguments()
-        checkpoint["method"], checkpoint["evaluates"] = type(self).__name__, self.evaluates
-        names = {id(module): name for name, module in self.named_modules(remove_duplicate=False)}
-        checkpoint["backbones"] = {whose: f"{names[id(network)]}." for whose, network in self.backbones().items()}
-        trainer = self._trainer
-        if trainer is not None and trainer.datamodule is not None:
-            if isinstance(trainer.datamodule, DataModule):
-                checkpoint["preprocessing"] = trainer.datamodule.preprocessing.to_dict()
-            checkpoint["global_batch"] = {
-                "batch_size": trainer.datamodule.batch_size,
-                "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume with another global batch, which would change the number of steps of the schedule.
-
-        Raises:
-            UserError: names the options to resume with.
-        """
-        self.preprocessing = checkpoint.get("preprocessing")
-        trainer = self._trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and trainer.datamodule is not None:
-            check_global_batch(checkpoint, trainer.datamodule, trainer.accumulate_grad_batches)
-
 
 def _one(step: int) -> float:
     return 1.0
-
-
-def check_global_batch(checkpoint: dict[str, Any], datamodule: DataModule, accumulated: int) -> None:
-    """Refuse to resume with another number of images per optimiser step, or, within an epoch, per batch.
-
-    Args:
-        checkpoint: checkpoint of a fit.
-        datamodule: data module of the resumed fit.
-        accumulated: its ``trainer.accumulate_grad_batches``.
-
-    Raises:
-        UserError: names the options to resume with.
-    """
-    kept = checkpoint.get("global_batch")
-    if kept is None:
-        return
-    before, now = math.prod(kept.values()), datamodule.batch_size * accumulated
-    position = checkpoint.get(type(datamodule).__qualname__, {})
-    if before != now:
-        reason = f"was trained with {before} images per optimiser step, but this run has {now}"
-    elif position.get("batch") and kept["batch_size"] != datamodule.batch_size:
-        reason = f"was written within an epoch, after {position['batch']} batches of {kept['batch_size']} images"
-    else:
-        return
-    options = f"--data.batch_size {kept['batch_size']} --trainer.accumulate_grad_batches"
-    raise UserError(
-        f"the checkpoint {reason}. Resume with {options} {kept['accumulate_grad_batches']}, on any number of "
-        "processes that divides the batch."
-    )
 
 
 def class_of_path(class_path: str, path: str) -> type[Method]:
