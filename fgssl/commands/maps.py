@@ -9,12 +9,16 @@ import numpy as np
 from PIL import Image
 
 from fgssl.cli.command_parser import CommandParser
+from fgssl.cli.compose import assign
 from fgssl.commands.networks import (
     add_network_flags,
+    add_size_flag,
+    backbone_of,
     check_network_flags,
     network_configuration,
     parse_network,
     public_name,
+    size_of,
     without_data,
 )
 from fgssl.data.images import read_image
@@ -56,7 +60,7 @@ def main(argv: list[str]) -> int:
     photographs = [read_image(image) for image in args.images]
     lines: list[Line] = []
     for number, flags in enumerate(asked):
-        net, view, images_B3SS = load(flags, args.images)
+        net, view, images_B3SS = load(flags, args.images, args.eval_size)
         which = f"{'AB'[number]}: " if args.beside else ""
         found = lines_of(args.images, photographs, view, KINDS[args.kind](net, images_B3SS), which)
         lines = [a._replace(panels=a.panels + b.panels) for a, b in zip(lines, found, strict=True)] if lines else found
@@ -95,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("kind", choices=tuple(KINDS), help=kinds)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, resized and cropped as in evaluation")
     add_network_flags(parser)
+    add_size_flag(parser)
     parser.add_argument(
         "--beside",
         metavar="RUN|timm/NAME[=FILE]",
@@ -107,16 +112,38 @@ def _parser() -> argparse.ArgumentParser:
 # ---- networks -------------------------------------------------------------------------------------------------------
 
 
-def load(args: argparse.Namespace, images: list[str]) -> tuple[Net, Any, Any]:
-    """A network, its evaluation view, and images through the view, [B, 3, S, S], normalised."""
+def load(args: argparse.Namespace, images: list[str], size: int | None = None) -> tuple[Net, Any, Any]:
+    """A network, its evaluation view, and images through the view, [B, 3, S, S], normalised.
+
+    Args:
+        args: flags of ``add_network_flags``.
+        images: the image files.
+        size: S, px; None: the evaluation size of the network.
+    """
     from fgssl.commands.restore import look, restore
 
     config = network_configuration(args)
+    if size is not None:
+        set_size(config, size)
     if args.model:
         without_data(config)
     application = restore(config, [], needs_data=False)
     net = network_of(application.model, None if args.model else args.network)
     return net, application.datamodule.eval_view, look(application.datamodule, images)[1]
+
+
+def set_size(config: dict[str, Any], size: int) -> None:
+    """Evaluate at another size, in place: resizing in proportion, and a ViT or Swin that takes any size."""
+    from fgssl.nn.backbones import Backbone, option_of_any_size
+
+    data = config.setdefault("data", {})
+    if data.get("eval_resize"):
+        data["eval_resize"] = round(data["eval_resize"] * size / size_of(data))
+    data["eval_size"] = size
+    backbone = backbone_of(config["model"])
+    network = Backbone(**backbone | {"pretrained": False, "weights": None, "weights_of": None}).build()
+    options = backbone["options"] | option_of_any_size(network, backbone["name"])
+    assign(config, "model.init_args.backbone.options", options)
 
 
 def name_of(args: argparse.Namespace) -> str:

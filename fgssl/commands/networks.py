@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fgssl.cli.compose import assign, read_section
+from fgssl.cli.compose import assign, class_of, read_section
 from fgssl.errors import UserError, did_you_mean
 
 # Options of the data section that belong to the network, not to the data set.
@@ -60,6 +60,25 @@ def add_data_flag(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="data to use instead of the run's: name of a data set (cub) or file of configs/data/",
     )
+
+
+def add_size_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data.eval_size``."""
+    parser.add_argument(
+        "--data.eval_size",
+        metavar="PX",
+        dest="eval_size",
+        type=int,
+        help="side of the crops in px; default: the evaluation size of the run, or the size of its first view",
+    )
+
+
+def size_of(data: dict[str, Any]) -> int:
+    """Side in px of an evaluated image; 224 where the data section gives none."""
+    views = data.get("views")
+    options = (views.get("init_args") or views) if isinstance(views, dict) else {}
+    first = (options.get("crops") or [options])[0]
+    return data.get("eval_size") or first.get("size", 224)
 
 
 def check_network_flags(args: argparse.Namespace, untrained: bool = False) -> None:
@@ -178,7 +197,7 @@ def set_public_network(config: dict[str, Any], args: argparse.Namespace, flags: 
             assign(config, f"data.{option}", value)
 
 
-def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
+def backbone_of(model: Any) -> dict[str, Any]:
     """Options of the backbone in a model section, completed by the method's defaults.
 
     Raises:
@@ -187,11 +206,12 @@ def backbone_of(model: dict[str, Any]) -> dict[str, Any]:
     from fgssl.cli.defaults import backbone_default
     from fgssl.methods.registry import method_class
 
-    method = method_class(str(model.get("class_path")))
+    named, arguments = class_of(model)
+    method = method_class(str(named))
     default = backbone_default(method)
     if default is None:
         raise UserError(f"model {method.__name__} has no option backbone, so its network cannot be rebuilt.")
-    return default | ((model.get("init_args") or {}).get("backbone") or {})
+    return default | (arguments.get("backbone") or {})
 
 
 def public_name(args: argparse.Namespace) -> str:

@@ -15,10 +15,12 @@ from fgssl.commands.networks import (
     FOLLOWING,
     add_data_flag,
     add_network_flags,
+    add_size_flag,
     backbone_of,
     check_network_flags,
     name_run,
     network_configuration,
+    size_of,
 )
 
 EPOCHS = 100
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
     from fgssl.cli.main import start  # torch from here on
 
     config = network_configuration(args, flags)
-    if args.eval_size:
+    if args.eval_size is not None:
         assign(config, "data.eval_size", args.eval_size)
         assign(config, "data.eval_resize", None)
     probe_of(config, args)
@@ -68,13 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_network_flags(parser, default=FOLLOWING)
     add_data_flag(parser)
-    parser.add_argument(
-        "--data.eval_size",
-        metavar="PX",
-        dest="eval_size",
-        type=int,
-        help="side of the crops in px; default: the evaluation size of the run, or the size of its first view",
-    )
+    add_size_flag(parser)
     parser.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
@@ -146,15 +142,8 @@ def paper_of(ckpt_path: str) -> str | None:
 
 def set_views(data: dict[str, Any]) -> None:
     """Set random crops with flips for training and central crops for testing, at the evaluation size of the run."""
-    size = data.get("eval_size") or view_size(data.get("views"))
+    size = size_of(data)
     data["eval_size"] = size
     data["eval_resize"] = data.get("eval_resize") or round(SHRINK * size)
     data["views"] = {"class_path": "SingleView", "init_args": {"size": size}}
     data |= {"images_per_class": None, "replacement": False}
-
-
-def view_size(views: Any) -> int:
-    """Side in px of the first view; 224 where the views give none."""
-    options = (views.get("init_args") or views) if isinstance(views, dict) else {}
-    first = (options.get("crops") or [options])[0]
-    return first.get("size", 224)

@@ -167,15 +167,25 @@ def check_size(network: Any, size: int) -> None:
         raise UserError(f"model.backbone: the side of the images, {size} px, is no multiple of a patch, {patch[0]} px.")
 
 
+def option_of_any_size(network: Any, name: str) -> dict[str, bool]:
+    """timm's option with which a ViT or Swin accepts images of any size; empty for a network that does already.
+
+    Args:
+        network: timm network.
+        name: its name.
+    """
+    if getattr(network, "dynamic_img_size", None) is False:  # ViTs
+        return {"dynamic_img_size": True}
+    if getattr(getattr(network, "patch_embed", None), "strict_img_size", False) and "swin" in name:
+        return {"strict_img_size": False}
+    return {}
+
+
 def of_any_size(backbone: Backbone) -> Any:
-    """Build a network that accepts images of any size; ViTs and Swins need an option of timm's for that."""
+    """Build a network that accepts images of any size."""
     untrained = replace(backbone, pretrained=False, weights=None)
     network = untrained.build()
-    told: dict[str, Any] = {}
-    if getattr(network, "dynamic_img_size", None) is False:  # ViTs
-        told = {"dynamic_img_size": True}
-    elif getattr(getattr(network, "patch_embed", None), "strict_img_size", False) and "swin" in backbone.name:
-        told = {"strict_img_size": False}
+    told = option_of_any_size(network, backbone.name)
     if not told and backbone == untrained:
         return network
     return replace(backbone, options={**backbone.options, **told}).build()

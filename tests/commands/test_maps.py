@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from fgssl.cli.main import main
-from fgssl.commands.maps import Net, activated, gradcam, name_of, network_of
+from fgssl.commands.maps import Net, activated, gradcam, load, name_of, network_of
+from fgssl.commands.networks import parse_network
 from fgssl.errors import UserError
 from fgssl.methods.cmd import CMD
 from fgssl.methods.maskcon import MaskCon
@@ -123,6 +124,24 @@ def test_maps_of_a_run(tmp_path, capsys):
     assert widths[0] > widths[1]  # 1 + 4 pictures, 1 + 1
     assert main(["maps", "gradcam", "--ckpt_path", run, str(tmp_path / "none.png")]) == 2
     assert "image not found" in capsys.readouterr().err
+
+
+def test_maps_at_another_size(tmp_path, capsys):
+    """More patches of a CNN's run, and of a ViT that takes one size alone; the part of the photograph stays."""
+    assert main(arguments("cmd", tmp_path, "run", "--trainer.max_steps", "1", "--data.eval_resize", "36")) == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    run, image, vit = str(tmp_path / "cmd" / "run"), str(tmp_path / "a.png"), parse_network("timm/test_vit")
+    vit.pretrained = "false"
+    for args, size, scale in ((parse_network(run), 64, 2), (vit, 320, 2)):
+        (net, view, small), (wide, larger, large) = load(args, [image]), load(args, [image], size)
+        assert large.shape[-1] == size == scale * small.shape[-1]
+        assert larger.resize / larger.size == pytest.approx(view.resize / view.size, rel=0.02)
+        coarse, fine = (gradcam(*seen)[0][0][0].heat_HW for seen in ((net, small), (wide, large)))
+        assert fine.shape == tuple(scale * side for side in coarse.shape)
+    capsys.readouterr()
+    refused = ["maps", "gradcam", image, "--model", "timm/test_vit", "--pretrained", "false", "--data.eval_size", "100"]
+    assert main(refused) == 2
+    assert "100 px, is no multiple of a patch, 16 px" in capsys.readouterr().err
 
 
 def test_maps_correlate_image_by_image_without_constant_ones():
