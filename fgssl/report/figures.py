@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from fgssl.data.images import read_row
 from fgssl.data.index import Index
@@ -17,6 +18,7 @@ from fgssl.evaluation.search import search
 RIGHT, WRONG, QUERY, UNKNOWN = "#2a9d4a", "#d1352b", "#333333", "#777777"
 FEW = 1000  # points that are laid out on one thread
 SAMPLE = 3000  # most images in pictures that need all pairs or t-SNE
+COLUMN, SIDE = 1.25, 1.15  # inches: distance of two pictures in a row, and side of a picture
 LARGEST = 500_000  # bytes of a picture of photographs
 COLOURED = 18  # most coloured groups in a map: matplotlib's twenty colours without the two greys
 
@@ -72,16 +74,23 @@ def picture_rows(lines: list[list[tuple[np.ndarray, str, str]]], title: str, pat
 
     columns = max(len(line) for line in lines)
     names = [[wrapped(name) for _, name, _ in line] for line in lines]
-    above = [max(name.count("\n") for name in row) for row in names]  # text lines beyond the first
-    width = 1.25 * columns + 0.3
+    above = [0.3 + 0.11 * max(name.count("\n") for name in row) for row in names]  # inches of text and gap of each row
+    width = COLUMN * columns + 0.1
     title = "\n".join(textwrap.fill(line, int(14 * width)) for line in title.splitlines())
-    height = 1.5 * len(lines) + 0.11 * sum(above) + 0.3 + 0.2 * len(title.splitlines())
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=[1.5 + 0.11 * more for more in above])
-    for axes, line, texts in zip(grid, lines, names, strict=True):
-        for place, (axis, (image, _, colour), text) in enumerate(zip(axes, line, texts, strict=True)):
-            _show(axis, image, text, colour, bold=place == 0)
+    top = 0.1 + 0.17 * len(title.splitlines())
+    height = top + sum(above) + SIDE * len(lines) + 0.1
+    figure = Figure(figsize=(width, height), dpi=120)
+    figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
+    # One axes, in inches, for all pictures: an axes for each takes several times as long to lay out and draw.
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    for line, texts, text_height in zip(lines, names, above, strict=True):
+        top += text_height
+        for place, ((image, _, colour), text) in enumerate(zip(line, texts, strict=True)):
+            left = 0.1 + COLUMN * place
+            _show(axis, image, (left, top), text, colour, bold=place == 0)
+        top += SIDE
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     return save_photographs(figure, path)
 
 
@@ -90,9 +99,14 @@ def save_photographs(figure, path: Path) -> Path:
     if Path(path).suffix.lower() not in (".jpg", ".jpeg"):
         figure.savefig(path)
         return path
-    for dpi, quality in ((120, 88), (120, 75), (90, 75), (60, 75), (40, 60)):
-        figure.savefig(path, dpi=dpi, pil_kwargs={"quality": quality, "optimize": True})
-        figure.set_layout_engine("none")  # the first save has placed the pictures, which takes longer than to draw them
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    for size, quality in ((1, 88), (1, 75), (0.75, 75), (0.5, 75), (0.33, 60)):
+        smaller = picture.resize((round(size * picture.width), round(size * picture.height)))
+        smaller.save(path, quality=quality, optimize=True)
         if Path(path).stat().st_size < LARGEST:
             break
     return path
@@ -234,14 +248,15 @@ def image_of(index: Index, row: int) -> np.ndarray:
     return np.asarray(read_row(index, row))
 
 
-def _show(axis, image: np.ndarray, name: str, colour: str, bold: bool = False) -> None:
-    axis.imshow(_square(image))
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_color(colour)
-        spine.set_linewidth(3)
-    axis.set_title(name, fontsize=7, color=colour, fontweight="bold" if bold else "normal", pad=3)
+def _show(axis, image: np.ndarray, corner: tuple[float, float], name: str, colour: str, bold: bool = False) -> None:
+    """An image with its upper left corner at ``corner``, in inches, its frame, and its name above it."""
+    from matplotlib.patches import Rectangle
+
+    left, top = corner
+    axis.imshow(_square(image), extent=(left, left + SIDE, top + SIDE, top))
+    axis.add_patch(Rectangle(corner, SIDE, SIDE, fill=False, edgecolor=colour, linewidth=3))
+    weight = "bold" if bold else "normal"
+    axis.text(left + SIDE / 2, top - 0.06, name, ha="center", va="bottom", fontsize=7, color=colour, fontweight=weight)
 
 
 def _square(image: np.ndarray) -> np.ndarray:

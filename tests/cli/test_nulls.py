@@ -3,6 +3,7 @@
 import pytest
 
 from fgssl.cli.main import main
+from tests.methods.runs import NETWORK
 
 
 @pytest.mark.parametrize(
@@ -24,5 +25,6 @@ def test_null_is_refused_where_an_option_has_to_have_a_value(option, tmp_path, c
 def test_null_is_accepted_where_it_means_something(tmp_path):
     place = ["--config", "experiments/maskcon_digits.yaml", "--run.root", str(tmp_path)]
     short = ["--trainer.max_steps", "1", "--trainer.limit_test_batches", "0", "--trainer.enable_progress_bar", "false"]
+    short += ["--model.memory", "40", "--model.backbone.options", NETWORK]
     null = [f"--{name}=null" for name in ("data.images_per_class", "data.eval_resize", "data.mean", "data.views")]
     assert main(["fit", *place, *short, *null]) == 0

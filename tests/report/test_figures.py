@@ -184,7 +184,7 @@ def test_lines_of_a_title_are_wrapped_to_the_picture_each_by_itself(tmp_path, mo
     figures.picture_rows(
         [line], "a_run: Recall@1 59.70 %\nquery, then its nearest neighbours by similarity", tmp_path / "p.png"
     )
-    assert titles == ["a_run: Recall@1 59.70 %\nquery, then its nearest neighbours by\nsimilarity"]
+    assert titles == ["a_run: Recall@1 59.70 %\nquery, then its nearest neighbours\nby similarity"]
 
 
 def test_similarity_histogram_covers_the_range_of_the_data(tmp_path):
