@@ -60,5 +60,6 @@ def _run(line: list[str], folder: Path, environment: dict[str, str], said: list[
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["fgssl", *line]
+    # The installed program, with which Lightning starts the other processes of a run.
+    sys.argv = [str(Path(sys.executable).with_name("fgssl")), *line]
     sys.exit(main(line))

@@ -143,7 +143,7 @@ def start(
 ) -> subprocess.Popen | Forked:
     """Start a run in a process of its own.
 
-    It is a new interpreter where the run is of several processes: Lightning starts the others by the same line.
+    It is a new interpreter where the run is of several processes: its output ends with that of the last of them.
     """
     line, variables = arguments(method, root, name, *flags, command=command), environment(**extra)
     if "--trainer.strategy" not in flags:
@@ -171,7 +171,8 @@ def in_a_terminal(line: list[str], folder: Path) -> tuple[int, str]:
 
 def complete(method: str, root: Path, name: str, *flags: str, command: str = "fit", **extra: str) -> Path:
     """Run to the end; returns the run folder."""
-    status, said = finish(start(method, root, name, *flags, command=command, **extra))
+    line = arguments(method, root, name, *flags, command=command)
+    status, said = finish(Forked(line, root, environment(**extra)))
     assert status == 0, said[-3000:]
     return root / method / name
 

@@ -1,7 +1,6 @@
 """A method of the user's own package: the file of docs/methods.md, as it stands, goes through every command."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import torch
 from PIL import Image
 
 from fgssl.cli.main import main
-from tests.methods.runs import ROOT, environment, results, state
+from tests.methods.runs import ROOT, environment, finish, results, state
+from tests.warm import Forked
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 NETWORK = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], norm_layer: groupnorm1}"
@@ -94,9 +94,9 @@ def test_finetune_starts_from_its_backbone(folder):
 def test_two_processes_train_what_one_trains(folder):
     line = ["fit", "--config", "own_digits.yaml", *SHORT, "--trainer.precision", "64-true", "--run.name"]
     assert main([*line, "one"]) == 0
-    several = [sys.executable, "-m", "fgssl", *line, "two", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = subprocess.run(several, cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    several = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    status, said = finish(Forked([*line, "two", *several], folder, environment()))
+    assert status == 0, said[-3000:]
     ours, theirs = state(run_of(folder, "two")), state(run_of(folder, "one"))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,6 @@
 """trainer.sync_batchnorm: the networks of timm compute the same function before, with and after it."""
 
 import copy
-import subprocess
 import sys
 
 import pytest
@@ -10,9 +9,13 @@ import torch
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
+from fgssl.cli.main import main
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
-from tests.methods.runs import PATIENCE, arguments, assert_same_state, environment, results, state
+from tests.methods.runs import PATIENCE, arguments, assert_same_state, results, state
+from tests.warm import CONTEXT
 
 FAMILIES: dict[str, dict] = {  # network with BatchNormAct2d -> options that make it small
     "regnety_002": {},
@@ -72,16 +75,11 @@ def test_revert_keeps_parameters_that_were_frozen_and_modes():
     assert not reverted[1].weight.requires_grad
 
 
-SCRIPT = """
-import sys
-from torch.nn import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
-from fgssl.cli.main import main
-SyncBatchNorm.forward = lambda self, x: _BatchNorm.forward(self, x)  # torch's refuses the CPU
-DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # so does DDP
-sys.exit(main(sys.argv[1:]))
-"""
+def main_on_the_cpu(line: list[str]) -> None:
+    """``fgssl``, where the synchronised layers do without a GPU."""
+    nn.SyncBatchNorm.forward = lambda self, x: _BatchNorm.forward(self, x)  # torch's refuses the CPU
+    DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # so does DDP
+    sys.exit(main(line))
 
 
 @pytest.mark.ddp
@@ -92,11 +90,10 @@ def test_run_with_sync_batchnorm_trains_and_tests_as_without_where_there_is_one_
     runs = []
     for synchronised in ("false", "true"):
         line = arguments("maskcon", tmp_path, synchronised, *flags, "--trainer.sync_batchnorm", synchronised)
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *line],
-            capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=PATIENCE,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        process = CONTEXT.Process(target=main_on_the_cpu, args=(line,))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == 0
         runs.append(tmp_path / "maskcon" / synchronised)
     without, ours = runs
     assert_same_state(state(ours), state(without))
