@@ -1,21 +1,20 @@
 """Several processes give what one gives: the same training on the same global batch, the same evaluation."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
+from fgssl.callbacks import queue
 from fgssl.cli.main import main
-from tests.ddp.ranks import as_rank, seen_by_ranks
+from tests.ddp.ranks import one_rank, run_by
 from tests.methods.runs import (
-    PATIENCE,
     RUNS,
     arguments,
     complete,
@@ -45,17 +44,9 @@ def on(processes: int, batch: int = 16) -> tuple[str, ...]:
 DOUBLE = ("--trainer.precision", "64-true", "--trainer.limit_test_batches", "0")
 
 
-def one_rank(rank: int, folder: str, world: int, methods: tuple[str, ...]) -> None:
-    """Train entries of RUNS, one after the other, as a process that torchrun would have started."""
-    with as_rank(rank, world, folder):
-        done = {name: main(arguments(name, Path(folder), "several", *on(world), *DOUBLE)) for name in methods}
-    torch.save(done, f"{folder}/{rank}.pt")
-
-
 def trained_by(world: int, folder: Path, *methods: str) -> Path:
     """Train entries of RUNS by ``world`` processes; returns the folder of the runs."""
-    for statuses in seen_by_ranks(partial(one_rank, world=world, methods=methods), folder, world):
-        assert statuses == dict.fromkeys(methods, 0)
+    run_by(world, folder, *(arguments(name, folder, "several", *on(world), *DOUBLE) for name in methods))
     return folder
 
 
@@ -102,7 +93,8 @@ def test_a_run_of_one_process_goes_on_as_two_with_the_same_global_batch(tmp_path
     kill = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 7}}"
     status, said = finish(start("maskcon", tmp_path, "moved", *every, "--trainer.callbacks", kill))
     assert status == -signal.SIGKILL, said[-3000:]
-    ours = state(complete("maskcon", tmp_path, "moved", *on(2), *every, "--run.resume", "true"))
+    run_by(2, tmp_path, arguments("maskcon", tmp_path, "moved", *on(2), *every, "--run.resume", "true"))
+    ours = state(tmp_path / "maskcon" / "moved")
     theirs = state(complete("maskcon", tmp_path, "whole", *every))
     for name, value in theirs.items():
         if isinstance(value, torch.Tensor):
@@ -110,8 +102,7 @@ def test_a_run_of_one_process_goes_on_as_two_with_the_same_global_batch(tmp_path
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
-    status, said = finish(start("maskcon", tmp_path, "run", *on(2, batch=15)))
-    assert status == 2, said[-3000:]
+    said = run_by(2, tmp_path, arguments("maskcon", tmp_path, "run", *on(2, batch=15)), status=2)
     assert "data.batch_size is 15 images over all processes, and 2 processes cannot share them equally" in said
     assert "Set it to 14 or 16" in said
 
@@ -119,10 +110,13 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
 def test_evaluation_is_the_same_for_any_number_of_processes(tmp_path):
     """A prime number of rows: every number of processes pads, and batches of 17 do not divide a process's part."""
     flags = ("--data.protocol.val_fraction", "0.25", "--data.eval_batch_size", "17", *DDP)
-    alone, *others = (
-        complete("maskcon", tmp_path, f"on{n}", "--trainer.devices", str(n), *flags, command="validate")
-        for n in (1, 2, 3)
-    )
+    alone, *others = (tmp_path / str(world) / "maskcon" / "run" for world in (1, 2, 3))
+    for world in (1, 2, 3):
+        (tmp_path / str(world)).mkdir()
+        on_it = ("--trainer.devices", str(world), *flags)
+        run_by(
+            world, tmp_path / str(world), arguments("maskcon", tmp_path / str(world), "run", *on_it, command="validate")
+        )
     assert results(alone)["data"]["val"]["images"] == 337
     expected = metrics(alone, "val/")
     assert 0 < expected["val/recall@1"] < 1
@@ -137,7 +131,7 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
     assert "Traceback" not in said
     last = torch.load(tmp_path / "maskcon" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 11  # asked for after the 10th step, agreed in the check of the 11th
-    complete("maskcon", tmp_path, "run", *on(2), "--run.resume", "true")
+    run_by(2, tmp_path, arguments("maskcon", tmp_path, "run", *on(2), "--run.resume", "true"))
     assert results(tmp_path / "maskcon" / "run")["steps"] == 16
 
 
@@ -185,8 +179,7 @@ def test_a_process_that_hangs_is_given_up_after_the_timeout_of_the_configuration
 
 def test_a_loss_that_is_not_finite_stops_all_processes(tmp_path):
     spoil = "{class_path: tests.trust.callbacks.SpoilInput, init_args: {batches: [3], rank: 1}}"
-    status, said = finish(start("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", spoil))
-    assert status == 2, said[-3000:]
+    said = run_by(2, tmp_path, arguments("maskcon", tmp_path, "run", *on(2), "--trainer.callbacks", spoil), status=2)
     assert "the loss is not finite at step 3 (epoch 1, batch 3, process 1): loss nan" in said
     assert "Traceback" not in said
 
@@ -198,19 +191,16 @@ def test_a_step_may_be_left_out_on_all_processes(tmp_path):
     assert all(torch.isfinite(v).all() for v in weights.values() if isinstance(v, torch.Tensor))
 
 
+def one_rank_that_checks_often(rank: int, folder: str, world: int, lines: list[list[str]]) -> None:
+    queue.CHECK_EVERY = 2
+    one_rank(rank, folder, world, lines)
+
+
 def test_memories_that_differ_between_processes_stop_the_run(tmp_path):
-    code = (
-        "import fgssl.callbacks.queue as q; q.CHECK_EVERY = 2;"
-        "from fgssl.cli.main import main; import sys; sys.exit(main())"
-    )
-    line = [sys.executable, "-c", code]
-    script = tmp_path / "checked.py"  # Lightning starts the other processes with the same script
-    script.write_text(code)
     spoil = ("--trainer.callbacks", "tests.trust.callbacks.SpoilMemory")
-    line = [sys.executable, str(script), *arguments("maskcon", tmp_path, "run", *on(2), *spoil)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=PATIENCE)
-    assert done.returncode != 0
-    assert re.search(r"step 2: values differ between processes: memory", done.stderr), done.stderr[-3000:]
+    line = arguments("maskcon", tmp_path, "run", *on(2), *spoil)
+    with pytest.raises(ProcessRaisedException, match="step 2: values differ between processes: memory"):
+        run_by(2, tmp_path, line, one_rank=one_rank_that_checks_often)
 
 
 def free_port() -> int:

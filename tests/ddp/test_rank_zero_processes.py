@@ -11,9 +11,9 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeo
 
 from fgssl.distributed import from_rank_zero, wait_for_all_ranks
 from fgssl.errors import UserError
-from tests.ddp.ranks import seen_by_ranks
+from tests.ddp.ranks import run_by, seen_by_ranks
 from tests.ddp.test_processes import metrics, on
-from tests.methods.runs import complete, state
+from tests.methods.runs import arguments, complete, state
 
 pytestmark = pytest.mark.ddp
 
@@ -95,7 +95,8 @@ def test_two_processes_measure_what_one_measures(tmp_path):
         "--trainer.callbacks", callbacks,
         "--retrieval.extra", "[clustering, density]", "--retrieval.grid", "2",
     )  # fmt: skip
-    two = complete("maskcon", tmp_path, "two", *on(2), *flags)
+    run_by(2, tmp_path, arguments("maskcon", tmp_path, "two", *on(2), *flags))
+    two = tmp_path / "maskcon" / "two"
     one = complete("maskcon", tmp_path, "one", *flags)
     ours, theirs = metrics(two), metrics(one)
     assert {"test/nmi", "test/density", "test/knn_top1", "test/best_epoch_nmi"} <= theirs.keys()

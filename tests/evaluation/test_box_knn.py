@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,8 @@ from fgssl.evaluation.knn import vote
 from fgssl.evaluation.search import search
 from tests import trees
 from tests.bank import nearest
-from tests.methods.runs import environment, results
+from tests.ddp.ranks import run_by
+from tests.methods.runs import results
 
 pytestmark = pytest.mark.slow
 
@@ -168,11 +167,7 @@ def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
     fitted = tmp_path / "flsl_cub_small" / "run"
     command = flsl(cub, tmp_path, "test", "--ckpt_path", str(fitted), "--run.name", "several", *clusters)
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fgssl", *command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
-        timeout=1200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_by(2, tmp_path, command)
     several, one = (results(run)["metrics"] for run in (fitted.parent / "several", fitted))
     for name in ("box_knn_top1", "box_knn_patches", "patch_purity", "patch_nmi"):
         assert several[f"test/{name}"] == one[f"test/{name}"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fgssl.cli.main import main
-from tests.ddp.ranks import as_rank, seen_by_ranks
+from tests.ddp.ranks import run_by
 from tests.devices.on_device import waits_of_a_step
 from tests.methods.runs import RIVALS, results, rival_line, state
 
@@ -67,20 +67,11 @@ def test_rival_trains_goes_on_from_a_checkpoint_on_a_device_and_is_exported(name
     assert main(["export", "--ckpt_path", str(run), *out]) == 0
 
 
-def one_rank(rank: int, folder: str) -> None:
-    """Train rivals one after the other as a process that torchrun would have started."""
-    here = Path(folder)
-    flags = ("--trainer.devices", str(WORLD), "--trainer.strategy", "ddp", *UNTESTED)
-    with as_rank(rank, WORLD, folder):
-        statuses = {name: main(rival_line(name, here, "run", *flags)) for name in RIVALS}
-    torch.save(statuses, here / f"{rank}.pt")
-
-
 @pytest.mark.ddp
 def test_two_processes_train_every_rival_to_the_weights_of_one(whole, tmp_path):
     """One pair of processes trains them all."""
-    for statuses in seen_by_ranks(one_rank, tmp_path, WORLD):
-        assert statuses == dict.fromkeys(RIVALS, 0)
+    flags = ("--trainer.devices", str(WORLD), "--trainer.strategy", "ddp", *UNTESTED)
+    run_by(WORLD, tmp_path, *(rival_line(name, tmp_path, "run", *flags) for name in RIVALS))
     for name in RIVALS:
         run = tmp_path / name / "run"
         assert results(run)["processes"] == WORLD
