@@ -7,8 +7,12 @@ the path of a shell. The client hands its arguments, folder, environment and sta
 import json
 import os
 import socket
+import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 CLIENT = """#!{python} -SE
 import json, os, socket, sys
@@ -19,6 +23,22 @@ call = dict(program=os.path.basename(program), arguments=arguments, folder=os.ge
 socket.send_fds(server, [json.dumps(call).encode() + b"\\n"], [0, 1, 2])
 sys.exit(int(server.makefile().readline() or 1))
 """
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[None]:
+    """Serve on a socket while the context lasts."""
+    line = [sys.executable, "-m", "tests.shell_server", str(path)]
+    process = subprocess.Popen(line, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    yield
+    process.kill()
+    process.wait()
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def serve(path: str) -> None:
@@ -40,15 +60,21 @@ def serve(path: str) -> None:
         message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
         while not message.endswith(b"\n"):
             message += connection.recv(2**20)
-        call = json.loads(message)
-        child = os.fork()
-        if child == 0:
-            os._exit(answer(call, streams, shortened.run))
+        if os.fork() == 0:  # so that commands run side by side
+            os._exit(handle(json.loads(message), streams, connection, shortened.run))
         for stream in streams:
             os.close(stream)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        connection.sendall(f"{status}\n".encode())
         connection.close()
+
+
+def handle(call: dict, streams: list[int], connection: socket.socket, run) -> int:
+    """Run a command in a process of its own, and tell the client its exit status."""
+    command = os.fork()
+    if command == 0:
+        os._exit(answer(call, streams, run))
+    status = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+    connection.sendall(f"{status}\n".encode())
+    return 0
 
 
 def answer(call: dict, streams: list[int], run) -> int:

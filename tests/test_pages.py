@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.shell_server import CLIENT
+from tests.shell_server import CLIENT, serving, write_program
 from tests.shortened import data_folder, furnish
 
 pytestmark = pytest.mark.slow
@@ -145,13 +145,8 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     data_folder(folder / "data")
     path = folder / "socket"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.shell_server", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    yield path, folder / "data"
-    process.kill()
-    process.wait()
+    with serving(path):
+        yield path, folder / "data"
 
 
 @pytest.fixture
@@ -188,11 +183,6 @@ export SLURM_ARRAY_TASK_ID=0 SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_NTASKS_P
 PATH="$(dirname "$0")/slurm:$PATH"
 exec bash "$@"
 """
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 def shell(work: Path, data: Path, text: str, how: str, activated: bool) -> None:

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 import yaml
 
+from fgssl.cli.main import main
 from tests.methods.runs import NETWORK, RUNS, SMALL, environment, finish, losses, results
+from tests.shell_server import CLIENT, serving, write_program
 
 pytestmark = pytest.mark.slow
 
@@ -17,9 +20,12 @@ ROOT = Path(__file__).parents[2]
 KILL = "{class_path: tests.trust.callbacks.KillAt, init_args: {batch: 11, number: 15}}"
 
 
-def command(path: Path, text: str) -> None:
-    path.write_text(f"#!/bin/bash\n{text}\n")
-    path.chmod(0o755)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Path]:
+    """The socket of a process that runs fgssl."""
+    path = tmp_path_factory.mktemp("server") / "socket"
+    with serving(path):
+        yield path
 
 
 SRUN = """
@@ -30,24 +36,24 @@ env -u SLURM_JOB_ID -u SLURM_NTASKS_PER_NODE -u SLURM_JOB_NUM_NODES "$@"
 """
 
 
-def stand_ins(folder: Path) -> None:
+def stand_ins(folder: Path, server: Path) -> None:
     """srun, scontrol and fgssl in ``bin``; the lines of the first two are kept in ``srun`` and ``queued``."""
     (folder / "bin").mkdir()
-    command(folder / "bin" / "srun", SRUN.replace("SRUN_LINES", str(folder / "srun")))
-    command(folder / "bin" / "scontrol", f'echo "$@" >> {folder / "queued"}')
-    command(folder / "bin" / "fgssl", f'exec {sys.executable} -m fgssl "$@"')
+    write_program(folder / "bin" / "srun", "#!/bin/bash\n" + SRUN.replace("SRUN_LINES", str(folder / "srun")))
+    write_program(folder / "bin" / "scontrol", f'#!/bin/bash\necho "$@" >> {folder / "queued"}\n')
+    write_program(folder / "bin" / "fgssl", CLIENT.format(python=sys.executable, socket=str(server)))
 
 
 def submit(folder: Path, *flags: str, script: str = "fgssl.sbatch", **job: str) -> subprocess.Popen:
     """What SLURM does with the script: run it with the job's variables set."""
     job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"} | job
-    variables = environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", **job)
+    variables = environment(PAGES="run", PATH=f"{folder / 'bin'}:{os.environ['PATH']}", **job)
     line = ["bash", str(ROOT / "experiments" / "cluster" / script), *flags]
     return subprocess.Popen(line, text=True, env=variables, cwd=folder, stdout=PIPE, stderr=PIPE)
 
 
-def test_a_job_that_is_stopped_queues_again_and_goes_on(tmp_path):
-    stand_ins(tmp_path)
+def test_a_job_that_is_stopped_queues_again_and_goes_on(server, tmp_path):
+    stand_ins(tmp_path, server)
     experiment, *own = RUNS["maskcon"]
     small = (
         str(ROOT / "experiments" / f"{experiment}.yaml"), *own, "--model.backbone.options", NETWORK,
@@ -69,9 +75,9 @@ def test_a_job_that_is_stopped_queues_again_and_goes_on(tmp_path):
     assert (tmp_path / "queued").read_text() == "requeue 77\n"
 
 
-def test_cells_of_a_sweep_run_at_once_as_jobs_and_a_stopped_one_queues_again(tmp_path):
+def test_cells_of_a_sweep_run_at_once_as_jobs_and_a_stopped_one_queues_again(server, tmp_path, monkeypatch, capsys):
     """Two cells of four at the same time, one of which is stopped; then the array again, and the table of all."""
-    stand_ins(tmp_path)
+    stand_ins(tmp_path, server)
     content = yaml.safe_load((ROOT / "experiments" / "sweeps" / "maskcon_digits.yaml").read_text())
     content["parameters"] = {"model.weight": {"values": [0.5, 1.0]}, "run.paper": {"value": "maskcon, Table 10"}}
     content["command"][3] = str(ROOT / "experiments" / "maskcon_digits.yaml")
@@ -99,8 +105,7 @@ def test_cells_of_a_sweep_run_at_once_as_jobs_and_a_stopped_one_queues_again(tmp
     assert results(folder / "weight1.0")["status"] == "finished"
     assert [step for step, _ in losses(folder / "weight1.0")] == [str(step) for step in range(6)]
 
-    line = [sys.executable, "-m", "fgssl", "sweep", str(path), *small]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=1200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 cells in runs/sweep_grid, 2 already finished." in done.stdout
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", str(path), *small]) == 0
+    assert "2 cells in runs/sweep_grid, 2 already finished." in capsys.readouterr().out
     assert (folder / "curve.png").stat().st_size > 5000
