@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from fgssl.cli.command_parser import CommandParser
-from fgssl.cli.compose import assign, read_yaml
+from fgssl.cli.compose import assign, class_of, read_yaml
 from fgssl.commands.embed import refuse_misspelt
 from fgssl.commands.networks import (
     FOLLOWING,
@@ -95,8 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     """Turn the configuration of a run into the configuration of its probe, in place."""
-    probed = config.get("model") or {}
-    probed = probed if isinstance(probed, dict) else {"class_path": probed}
+    probed = config.get("model")
     config.pop("ckpt_path", None)
     recipe = RECIPES[args.recipe]
     model = {"backbone": backbone_of(probed), **recipe["model"], "augment": args.augment == "true"}
@@ -116,14 +115,14 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
         config["run"].setdefault("paper", paper_of(args.ckpt_path))
 
 
-def name_of(model: dict[str, Any], args: argparse.Namespace) -> str:
+def name_of(model: Any, args: argparse.Namespace) -> str:
     """Name of the probed network in tables: ``MaskCon/grafit``, ``timm/resnet50``, ``MaskCon (untrained)``."""
     from fgssl.report.runs import label, public_label
 
     if args.model:
         return public_label(args.model.partition("/")[2], args.pretrained == "true", args.weights, args.network)
     if not args.ckpt_path:
-        return f"{str(model['class_path']).rsplit('.', 1)[-1]} (untrained)"
+        return f"{str(class_of(model)[0]).rsplit('.', 1)[-1]} (untrained)"
     from fgssl.checkpoint import checkpoint_file, read_checkpoint
 
     path = checkpoint_file(args.ckpt_path)
