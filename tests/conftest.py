@@ -10,7 +10,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of two test processes would fight for two cores
 os.environ.setdefault("WANDB_MODE", "offline")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.methods.runs import PATIENCE
 from tests.warm import CONTEXT, hide_gpus
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 
 @pytest.fixture(scope="session")
