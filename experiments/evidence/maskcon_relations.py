@@ -12,7 +12,7 @@ Keys and memory are those of the run's checkpoint. B images a batch, K entries o
 
 import argparse
 import math
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -52,16 +52,13 @@ def measured(run: str) -> dict[float, tuple[float, float]]:
     data.setup("fit")
     fine = torch.as_tensor(data.parts.index.fine)
     found: dict[float, list[tuple[float, float]]] = {tau: [] for tau in TAUS}
-    for number, batch in enumerate(data.train_loader(epoch=0)):
-        if number == BATCHES:
-            break
+    for batch in islice(data.train_loader(epoch=0), BATCHES):
         batch = data.on_after_batch_transfer(batch, 0)
         keys_BD, memory = method.key(batch.views[1]), method.memory
         same_BK = batch.fine[:, None] == fine[memory.index][None, :]
         own_BK = batch.index[:, None] == memory.index[None, :]
-        labels: list[Any] = [batch.coarse, memory.labels]
         for tau in TAUS:
-            targets_BK1 = soft_targets(keys_BD, memory.keys, *labels, tau=tau, weight=1)
+            targets_BK1 = soft_targets(keys_BD, memory.keys, batch.coarse, memory.labels, tau=tau, weight=1)
             found[tau].append(shares(targets_BK1, same_BK, own_BK))
     return {tau: tuple(torch.tensor(rows).mean(dim=0).tolist()) for tau, rows in found.items()}
 

@@ -12,6 +12,7 @@ D are the similarities of the run's teacher, omega 0.3 and tau 1. B images a bat
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,9 +54,7 @@ def similarities(run: str) -> Iterator[Tensor]:
     application = restore(configuration(run, []), [])
     data, method = application.datamodule, application.model
     data.setup("fit")
-    for number, batch in enumerate(data.train_loader(epoch=0)):
-        if number == BATCHES:
-            return
+    for batch in islice(data.train_loader(epoch=0), BATCHES):
         images = data.on_after_batch_transfer(batch, 0).views[0]
         yield similarity(method.teacher_embeddings(images).double())
 

@@ -40,7 +40,7 @@ def one_rank(rank: int, folder: str, world: int, lines: list[list[str]]) -> None
     torch.save({"statuses": statuses, "said": said.getvalue()}, f"{folder}/{rank}.pt")
 
 
-def run_by(world: int, folder: Path, *lines: list[str], status: int = 0, one_rank: Callable = one_rank) -> str:
+def run_by(world: int, folder: Path, *lines: list[str], status: int = 0) -> str:
     """Run command lines by ``world`` processes, all of which have to end with ``status``; returns what they said."""
     seen = seen_by_ranks(partial(one_rank, world=world, lines=lines), folder, world)
     said = "".join(rank["said"] for rank in seen)

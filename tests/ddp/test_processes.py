@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-from fgssl.callbacks import queue
 from fgssl.cli.main import main
-from tests.ddp.ranks import one_rank, run_by
+from tests.ddp.ranks import run_by
 from tests.methods.runs import (
     RUNS,
     arguments,
@@ -191,16 +190,11 @@ def test_a_step_may_be_left_out_on_all_processes(tmp_path):
     assert all(torch.isfinite(v).all() for v in weights.values() if isinstance(v, torch.Tensor))
 
 
-def one_rank_that_checks_often(rank: int, folder: str, world: int, lines: list[list[str]]) -> None:
-    queue.CHECK_EVERY = 2
-    one_rank(rank, folder, world, lines)
-
-
 def test_memories_that_differ_between_processes_stop_the_run(tmp_path):
     spoil = ("--trainer.callbacks", "tests.trust.callbacks.SpoilMemory")
     line = arguments("maskcon", tmp_path, "run", *on(2), *spoil)
     with pytest.raises(ProcessRaisedException, match="step 2: values differ between processes: memory"):
-        run_by(2, tmp_path, line, one_rank=one_rank_that_checks_often)
+        run_by(2, tmp_path, line)
 
 
 def free_port() -> int:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
+from fgssl.callbacks import queue
+
 
 class KillAt(Callback):
     """Sends a signal to this process after a batch (counted from 0 over the run), on one rank."""
@@ -85,7 +87,10 @@ class SpoilWeights(Callback):
 
 
 class SpoilMemory(Callback):
-    """Changes one bit of rank 1's memory."""
+    """Changes one bit of rank 1's memory, and has the memories compared in every second step."""
+
+    def on_fit_start(self, trainer, method):
+        queue.CHECK_EVERY = 2
 
     def on_train_batch_end(self, trainer, method, outputs, batch, batch_idx):
         if batch_idx == 0 and trainer.global_rank == 1:
