@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-gpu test-ddp test-long mutants lint type bench bench-gpu docs clean
+.PHONY: help demo check test test-fast test-gpu test-oldest test-ddp test-long mutants lint type bench bench-gpu docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -33,6 +33,11 @@ test-long: $(READY)  ## make demo and the pages' commands at full size, about 10
 
 test-gpu: $(READY)  ## the tests that need a CUDA GPU; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs
+
+test-oldest:  ## make test-fast with the oldest packages that pyproject.toml allows, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	PIP_CONSTRAINT=.venv-oldest/constraints.txt $(MAKE) test-fast VENV=.venv-oldest
 
 test-ddp: $(READY)  ## the tests that start several processes
 	$(BIN)/python -m pytest -m ddp
