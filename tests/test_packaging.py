@@ -17,6 +17,7 @@ import yaml
 import fgssl
 from fgssl.errors import UserError
 from fgssl.loggers import Wandb, wandb_logger
+from tests.oldest import oldest
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -69,6 +70,12 @@ def test_every_import_of_the_package_is_declared():
 
 def test_every_declared_dependency_is_imported():
     assert not RUN_TIME - INDIRECT - third_party("fgssl")
+
+
+def test_make_test_oldest_installs_the_lower_bound_of_every_dependency():
+    constraints = oldest(PROJECT["dependencies"])
+    assert names(constraints) == names(PROJECT["dependencies"]) - {"torchvision"}  # which torch's version decides
+    assert all("==" in line and ">=" not in line and "," not in line for line in constraints)
 
 
 def test_every_import_of_the_tests_is_declared():

@@ -186,7 +186,8 @@ def test_a_loss_that_is_not_finite_stops_all_processes(tmp_path):
 def test_a_step_may_be_left_out_on_all_processes(tmp_path):
     spoil = "{class_path: tests.trust.callbacks.SpoilInput, init_args: {batches: [3], rank: 1}}"
     flags = (*on(2), "--trainer.callbacks", spoil, "--model.max_skips", "1", "--trainer.precision", "64-true")
-    weights = state(complete("maskcon", tmp_path, "run", *flags))
+    run_by(2, tmp_path, arguments("maskcon", tmp_path, "run", *flags))
+    weights = state(tmp_path / "maskcon" / "run")
     assert all(torch.isfinite(v).all() for v in weights.values() if isinstance(v, torch.Tensor))
 
 
