@@ -1,4 +1,4 @@
-"""The oldest version of each dependency that pyproject.toml allows, as pip's constraints; ``make test-oldest`` installs them.
+"""The oldest version of each dependency that pyproject.toml allows, as constraints for pip (``make test-oldest``).
 
 Run by a Python without packages: standard library only.
 """
