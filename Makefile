@@ -35,7 +35,7 @@ test-gpu: $(READY)  ## the tests that need a CUDA GPU; skipped with a reason whe
 	$(BIN)/python -m pytest -m gpu -rs
 
 test-oldest:  ## make test-fast with the oldest packages that pyproject.toml allows, in .venv-oldest
-	$(PYTHON) -m venv .venv-oldest
+	mkdir -p .venv-oldest
 	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
 	PIP_CONSTRAINT=.venv-oldest/constraints.txt $(MAKE) test-fast VENV=.venv-oldest
 
@@ -63,6 +63,6 @@ docs: $(READY)  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+clean:  ## remove the environments and caches; runs/ stays
+	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
