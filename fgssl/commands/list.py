@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     if not rows:
         raise UserError(f"no {args.kind} with '{args.filter}' in the name. fgssl list {args.kind} has all of them.")
     print_rows(rows)
+    if args.kind == "methods":
+        print("\nWhat the methods do on photographs: docs/results.md.")
     if args.kind == "experiments" and not args.filter:
         print("\nMore rows of the papers' tables: fgssl list experiments ablations, or baselines.")
         print("Grids for fgssl sweep: fgssl list experiments sweeps")
@@ -119,7 +121,7 @@ def methods(wanted: str) -> list[Row]:
     for name, cls in sorted(ours.items(), key=lambda item: (item[1].__module__.startswith("fgssl.tasks"), item[0])):
         if matches(name, wanted):
             what = (cls.__doc__ or "").strip().splitlines()[0].replace("``", "")
-            rows.append((name, what, f"measured: {', '.join(found[name])}" if name in found else "no result yet"))
+            rows.append((name, what, f"measured: {', '.join(found[name])}" if name in found else ""))
     return rows
 
 
