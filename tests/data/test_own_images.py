@@ -210,8 +210,33 @@ def test_items_say_what_is_wrong():
         Items()
     with pytest.raises(UserError, match="float32 of shape .* leave out its transform"):
         read_row(Items(Transformed(2)).index(), 0)
+    with pytest.raises(UserError, match=r"train 0: float32 of shape \(4, 6\) is no image"):
+        read_row(Items([(Image.new("F", (6, 4)), 0)]).index(), 0)
     with pytest.raises(UserError, match="a label is not a whole number"):
         Items([(None, "cat")]).index()
+
+
+def test_opened_images_of_items_stay_as_they_are(tmp_path):
+    trees.write_image(tmp_path / "large.jpg", size=(96, 96))
+    mine = Image.open(tmp_path / "large.jpg")  # not decoded yet; a view of 8 px needs an eighth of it
+    data = DataModule(Items([(mine, 0)]), views=SingleView(8, scale=(0.9, 1.0)), batch_size=1, num_workers=0)
+    assert len(list(data.train_dataloader())) == 1
+    assert np.array_equal(mine, Image.open(tmp_path / "large.jpg"))
+
+
+def test_a_truncated_opened_image_of_items_is_named_or_skipped(tmp_path):
+    trees.write_image(tmp_path / "a.jpg", size=(64, 64))
+    trees.write_image(tmp_path / "b.jpg", size=(64, 64))
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-200])
+
+    def batches(on_error):
+        items = Items([(Image.open(tmp_path / name), 0) for name in ("a.jpg", "b.jpg")])
+        data = DataModule(items, views=SingleView(8), batch_size=2, num_workers=0, on_error=on_error)
+        return [batch.index.tolist() for batch in data.train_dataloader()]
+
+    with pytest.raises(UserError, match="unreadable image: train 1 .*truncated"):
+        batches("error")
+    assert batches("skip") == [[0, 0]]
 
 
 needs_datasets = pytest.mark.skipif(
