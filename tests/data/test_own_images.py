@@ -149,6 +149,32 @@ def test_list_names_the_line_that_is_wrong(name, text, message, tmp_path):
         Folder(str(tmp_path / name)).index()
 
 
+@pytest.mark.parametrize("name", ["list.csv", "list.txt"])
+def test_lists_are_utf_8_with_or_without_a_mark(name, tmp_path):
+    images(tmp_path, "Dohle ä.jpg", "b.jpg")
+    lines = {"list.csv": "path,label\nDohle ä.jpg,Häher\nb.jpg,Häher\n", "list.txt": "Dohle ä.jpg\nb.jpg\n"}[name]
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_text(lines, encoding=encoding, newline="\r\n")
+        index = Folder(str(tmp_path / name)).index()
+        assert index.paths.tolist() == [str(tmp_path / "Dohle ä.jpg"), str(tmp_path / "b.jpg")]
+        assert index.fine_names == (("Häher",) if name == "list.csv" else ())
+    for encoding in ("cp1252", "utf-16"):
+        (tmp_path / name).write_text(lines, encoding=encoding)
+        with pytest.raises(UserError, match=f"{tmp_path / name} is not text in UTF-8 .* Excel as CSV UTF-8"):
+            Folder(str(tmp_path / name)).index()
+
+
+@pytest.mark.parametrize(("name", "text"), [("map.csv", "Häher,Krähe\n"), ("map.json", '{"Häher": "Krähe"}')])
+def test_a_coarse_map_is_utf_8_with_or_without_a_mark(name, text, tmp_path):
+    images(tmp_path / "root", "Häher/1.jpg")
+    dataset = Folder(str(tmp_path / "root"), coarse_map=str(tmp_path / name))
+    (tmp_path / name).write_text(text, encoding="cp1252")
+    with pytest.raises(UserError, match=f"{tmp_path / name} is not text in UTF-8"):
+        dataset.index()
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert dataset.index().coarse_names == ("Krähe",)
+
+
 # ---- Python objects -------------------------------------------------------------------------------------------------
 
 
