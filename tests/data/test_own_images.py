@@ -240,6 +240,10 @@ def test_items_say_what_is_wrong():
         read_row(Items([(Image.new("F", (6, 4)), 0)]).index(), 0)
     with pytest.raises(UserError, match="a label is not a whole number"):
         Items([(None, "cat")]).index()
+    for label in (0.7, float("nan"), float("inf"), torch.tensor(1.2)):
+        with pytest.raises(UserError, match="list: a label is not a whole number"):
+            Items([(None, 1), (None, label)]).index()
+    assert Items([(None, 1.0), (None, np.float32(0)), (None, None)]).index().fine.tolist() == [1, 0, -1]
 
 
 def test_opened_images_of_items_stay_as_they_are(tmp_path):
