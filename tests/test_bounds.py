@@ -21,6 +21,7 @@ from fgssl.callbacks.reconstructions import Reconstructions
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets import ALL
 from fgssl.data.detection import DetectionData
+from fgssl.data.protocols import Protocol
 from fgssl.data.segmentation import SegmentationData
 from fgssl.data.views import ContrastiveCrop, Crop, Views
 from fgssl.errors import UserError
@@ -157,6 +158,7 @@ BOUNDS: list[tuple[str, Callable, dict[str, Bound]]] = [
     ("data/datamodule.py", data, {
         "batch_size": SOME, "eval_size": at_least(2), "prefetch": SOME, "num_workers": NATURAL,
     }),
+    ("data/protocols.py", Protocol, {"seed": NATURAL}),
     ("evaluation/davis.py", lambda **changes: Davis("davis", **changes), {
         "--short_side": SOME, "--topk": SOME, "--radius": NATURAL, "--frames": NATURAL, "--temperature": at_least(1e-3),
     }),

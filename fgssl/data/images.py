@@ -53,24 +53,26 @@ def open_row(index: Index, row: int) -> Iterator[Image.Image]:
 
 
 def image_of_item(images: Any, row: int, name: str) -> Image.Image:
-    """Image of an item (image, label) of a torch Dataset.
+    """Image of an item (image, label) of a torch Dataset, decoded.
 
     Raises:
-        UserError: the image is neither a PIL image nor uint8 pixels.
+        UserError: the image cannot be read, or is neither a PIL image nor uint8 pixels; the message names the item.
     """
     try:
         image = images[row][0]
+        if isinstance(image, Image.Image):
+            image.load()  # or a view would decode an opened JPEG, an object of the user's, at a part of its size
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"unreadable image: {name} ({error})") from error
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image) and image.mode != "F":
         return image
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:  # a tensor [3, H, W]
         array = array.transpose(1, 2, 0)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise UserError(
-            f"{name}: {array.dtype} of shape {array.shape} is no image. The data set must give PIL images, or uint8 "
-            "pixels [H, W, 3] or [3, H, W]: leave out its transform, data.views does its work."
+            f"{name}: {array.dtype} of shape {array.shape} is no image. The data set must give PIL images of 8 or 16 "
+            "bits, or uint8 pixels [H, W, 3] or [3, H, W]: leave out its transform, data.views does its work."
         )
     return Image.fromarray(array)
 
@@ -92,8 +94,17 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; 16 bits are scaled to 8, transparency is dropped."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255 instead of scaling
+    """Convert an image to RGB; 16 bits are scaled to 8, transparency is dropped.
+
+    PIL's mode I is taken as 16 bits, 0 to 65535, whatever its values.
+
+    Raises:
+        UserError: the pixels are floats (mode F), whose range no file states.
+    """
+    if image.mode == "F":
+        name = getattr(image, "filename", "") or "image"
+        raise UserError(f"{name}: its pixels are floats, whose range is not known. Save it with 8 or 16 bits a pixel.")
+    if image.mode.startswith("I"):  # PIL would clip at 255 instead of scaling
         values = np.asarray(image, dtype=np.float32) / 257  # 65535 -> 255
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

@@ -14,7 +14,7 @@ import numpy as np
 from fgssl.data.datasets.base import DataSet, some
 from fgssl.data.hierarchies import read_text
 from fgssl.data.index import Index, rows_hash
-from fgssl.errors import UserError, did_you_mean
+from fgssl.errors import UserError, at_least, did_you_mean
 
 # Each purpose has its own random numbers: label noise does not change the validation rows.
 VALIDATION, LABEL_SHARE, NOISE = 0, 1, 2
@@ -69,7 +69,7 @@ class Protocol:
             larger ones. CMD's Table V keeps 0.5 and 0.2 for the linear classifier only.
         label_noise: probability that the fine label of a training row is replaced by another training class, uniformly
             (symmetric noise, OBD-SD Table 9). Coarse labels, validation and test rows are not changed.
-        seed: seed of the held-out rows, the kept rows and the label noise.
+        seed: seed of the held-out rows, the kept rows and the label noise, 0 or more.
     """
 
     split: Literal["official", "zero_shot", "sop_split1", "sop_split2"] = "official"
@@ -89,6 +89,7 @@ class Protocol:
             raise UserError(f"protocol.label_fraction must be in (0, 1], not {self.label_fraction}.")
         if not 0 <= self.label_noise < 1:
             raise UserError(f"protocol.label_noise must be in [0, 1), not {self.label_noise}.")
+        at_least(0, seed=self.seed)  # numpy's generators take no other
 
     def apply(self, index: Index) -> Parts:
         """Rows of ``index`` under this protocol.

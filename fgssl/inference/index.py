@@ -73,7 +73,8 @@ class Index:
         rows = _rows(images)
         embedding = model.embed_sequence(_Images(rows), batch_size, num_workers)
         coarse = np.full(len(rows), -1) if rows.coarse is None else rows.coarse
-        about: dict[str, Any] = {"dataset": rows.name, "part": "all", "model": model.source}
+        about: dict[str, Any] = {"dataset": rows.name, "part": "all"}
+        about |= {"model": model.source, "whose": model.whose}
         about["preprocessing"] = model.preprocessing.to_dict()
         about |= {"fine_names": list(rows.fine_names), "coarse_names": list(rows.coarse_names)}
         numbers = np.arange(len(rows))

@@ -29,11 +29,12 @@ class Model(nn.Module):
         network: preprocessed images [B, 3, S, S] in, features [B, F] out; ``Method.embed`` for a method.
         preprocessing: from an image to the network's input.
         source: what ``fgssl.load`` finds this network by; empty: nothing.
+        whose: ``network`` of ``fgssl.load``, which chose the student or the teacher in ``source``; None: no choice.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, source: str = ""):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, source: str = "", whose: Whose | None = None):
         super().__init__()
-        self.network, self.preprocessing, self.source = network, preprocessing, source
+        self.network, self.preprocessing, self.source, self.whose = network, preprocessing, source, whose
         if not isinstance(network, _Program):  # a program of torch.export is in evaluation mode for good
             self.eval()
         self.requires_grad_(False)
@@ -134,8 +135,9 @@ def load(source: str | Path, *, backbone: str | None = None, network: Whose | No
             ``timm/NAME`` (pretrained) or ``timm/NAME=FILE``; or weights file (``.pth``, ``.safetensors``) with
             ``backbone``.
         backbone: timm name of the network of a weights file, such as ``resnet50``.
-        network: network of a checkpoint whose pooled features are taken: ``student`` or ``teacher``; None: the
-            features that the method evaluates.
+        network: network of a checkpoint or weights file whose pooled features are taken: ``student`` or ``teacher``;
+            None: the features that the method evaluates. Exports, folders of ``fgssl embed`` and ``timm/NAME`` have
+            one network and refuse it.
         device: device of the network; None: the first GPU if there is one, else the CPU.
 
     Raises:
@@ -151,13 +153,17 @@ def _load(source: str | Path, backbone: str | None, network: Whose | None, devic
     if name.startswith("timm/"):
         if backbone:
             raise UserError(f"load: {name} names the network already. Leave out backbone.")
-        return _public(name)
+        if "=" not in name:
+            _refuse(network, name)
+        return _public(name, network)
     if (path / "fgssl.json").is_file():
+        _refuse(network, name)
         return _exported(path, device)
     if (path / "checkpoints" / "last.ckpt").is_file():
         return _trained(checkpoint_file(name), network)
     if (path / "embeddings" / "about.json").is_file():
-        return _embedded(path / "embeddings")
+        _refuse(network, name)
+        return _embedded(path / "embeddings", device)
     if path.is_file():
         trained_here = path.suffix == ".ckpt" and "method" in read_checkpoint(name)
         return _trained(path, network) if trained_here else _public(f"timm/{_needed(backbone, name)}={name}", network)
@@ -166,6 +172,11 @@ def _load(source: str | Path, backbone: str | None, network: Whose | None, devic
         f"load: {name} {found}. Give a run folder, a checkpoint, a folder of fgssl export, timm/NAME, or a weights "
         "file with backbone."
     )
+
+
+def _refuse(network: Whose | None, name: str) -> None:
+    if network is not None:
+        raise UserError(f"load: {name} has one network, not a student and a teacher. Leave out network='{network}'.")
 
 
 def _needed(backbone: str | None, file: str) -> str:
@@ -184,14 +195,16 @@ def _trained(checkpoint: Path, network: Whose | None) -> Model:
     if preprocessing is None:  # up to version 0.2.0
         preprocessing = build(type(method).data_module, content["config"]["data"]).preprocessing.to_dict()
     chosen: nn.Module = method if network is None else method.backbone_of(network)
-    return Model(chosen, Preprocessing.from_dict(preprocessing), str(checkpoint.resolve()))
+    return Model(chosen, Preprocessing.from_dict(preprocessing), str(checkpoint.resolve()), network)
 
 
-def _embedded(folder: Path) -> Model:
+def _embedded(folder: Path, device: Any) -> Model:
     """The network that ``fgssl embed`` used: of a checkpoint, or in the state in which it was built."""
     about = read_json(folder / "about.json")
     if "model" in about:  # of Index.save
-        return load(about["model"])
+        if not about["model"]:
+            raise UserError(f"{folder}: its network is in no file. Give it: fgssl.Index.load(folder, model).")
+        return _load(about["model"], None, about.get("whose"), device)
     if "network" not in about:
         raise UserError(f"{folder} was written by an earlier version, which did not keep its network. Embed again.")
     kind, arguments, checkpoint, seed = (about["network"][key] for key in ("class", "arguments", "checkpoint", "seed"))
@@ -211,14 +224,14 @@ def _check_embeds(method: Method) -> None:
         raise UserError(f"{type(method).__name__} has no embeddings. Load the checkpoint that it started from.")
 
 
-def _public(name: str, network: Whose | None = None) -> Model:
+def _public(name: str, network: Whose | None) -> Model:
     """``timm/NAME`` or ``timm/NAME=FILE``, with the preprocessing that timm describes for the name."""
     architecture, _, file = name.removeprefix("timm/").partition("=")
-    backbone = Backbone(architecture, pretrained=not file, weights=file or None, weights_of=network if file else None)
+    backbone = Backbone(architecture, pretrained=not file, weights=file or None, weights_of=network)
     built = Frozen(backbone)
     trained = timm_with_ours().get_pretrained_cfg(architecture)
     preprocessing = Preprocessing.of_timm(trained, backbone.normalisation()) if trained else Preprocessing()
-    return Model(built, preprocessing, f"timm/{architecture}={Path(file).resolve()}" if file else name)
+    return Model(built, preprocessing, f"timm/{architecture}={Path(file).resolve()}" if file else name, network)
 
 
 def _exported(folder: Path, device: Any) -> Model:

@@ -236,13 +236,13 @@ def is_ours(content: dict[str, Any]) -> bool:
 def normalisation_of(path: str | Path, option: str = "model.backbone.weights") -> tuple[Channels, Channels] | None:
     """Mean and standard deviation of the images that the weights in a file were trained on; None where it is unknown.
 
-    A run of ours: those of its data. A project in ``LAYOUTS`` with ``imagenet``, and torchvision: ImageNet's. A state
-    dict with timm's names: unknown.
+    A checkpoint of ours: those of its preprocessing, or of its configuration up to version 0.2.0. A project in
+    ``LAYOUTS`` with ``imagenet``, and torchvision: ImageNet's. A state dict with timm's names: unknown.
     """
     content = read_file(path, option)
     if is_ours(content):
-        data = (content.get("config") or {}).get("data") or {}
-        return (tuple(data["mean"]), tuple(data["std"])) if data.get("mean") and data.get("std") else None
+        kept = content.get("preprocessing") or (content.get("config") or {}).get("data") or {}
+        return (tuple(kept["mean"]), tuple(kept["std"])) if kept.get("mean") and kept.get("std") else None
     for layout in LAYOUTS:
         if layout.imagenet and any(state_at(content, place) for place in (layout.student, layout.teacher) if place):
             return IMAGENET

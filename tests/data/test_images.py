@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgssl.data.images import read_image
+from fgssl.data.images import read_image, to_rgb
 from fgssl.errors import UserError
 from tests.trees import write_image
 
@@ -29,6 +29,22 @@ def test_16_bits_are_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "image.png")
     assert np.asarray(read_image(tmp_path / "image.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_floats_are_refused(top, tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(np.full((4, 6), top, dtype=np.float32)).save(path)
+    with pytest.raises(UserError, match=f"{path}: its pixels are floats.* Save it with 8 or 16 bits"):
+        read_image(path)
+    with pytest.raises(UserError, match="^image: its pixels are floats"):
+        to_rgb(Image.new("F", (6, 4)))
+
+
+def test_mode_i_is_16_bits():
+    image = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.int32))
+    assert image.mode == "I"
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 255]
 
 
 def test_exif_orientation_is_left_alone(tmp_path):

@@ -101,10 +101,20 @@ def test_a_method_with_another_kind_of_backbone_gets_imagenets(arguments):
     assert (data["mean"], data["std"]) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def test_a_task_takes_the_normalisation_of_the_run_that_it_starts_from(tmp_path):
+OF_CIFAR = {"mean": list(CIFAR[0]), "std": list(CIFAR[1])}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"config": {"data": OF_CIFAR}},  # up to version 0.2.0
+        {"preprocessing": OF_CIFAR},  # of Trainer.save_checkpoint, which knows no configuration
+        {"preprocessing": OF_CIFAR, "config": {"data": {"mean": None, "std": None}}},
+    ],
+)
+def test_a_task_takes_the_normalisation_of_the_run_that_it_starts_from(kept, tmp_path):
     path = tmp_path / "start.ckpt"
-    config = {"data": {"mean": list(CIFAR[0]), "std": list(CIFAR[1])}}
-    torch.save({"method": "MaskCon", "pytorch-lightning_version": "2.6.0", "config": config, "state_dict": {}}, path)
+    torch.save({"method": "MaskCon", "pytorch-lightning_version": "2.6.0", "state_dict": {}} | kept, path)
     data = {"mean": None, "std": None}
     set_normalisation(data, {"init_args": {"backbone": {"name": "resnet18"}, "init_from": str(path)}})
     assert (data["mean"], data["std"]) == CIFAR

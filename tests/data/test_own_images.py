@@ -149,6 +149,32 @@ def test_list_names_the_line_that_is_wrong(name, text, message, tmp_path):
         Folder(str(tmp_path / name)).index()
 
 
+@pytest.mark.parametrize("name", ["list.csv", "list.txt"])
+def test_lists_are_utf_8_with_or_without_a_mark(name, tmp_path):
+    images(tmp_path, "Dohle ä.jpg", "b.jpg")
+    lines = {"list.csv": "path,label\nDohle ä.jpg,Häher\nb.jpg,Häher\n", "list.txt": "Dohle ä.jpg\nb.jpg\n"}[name]
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_text(lines, encoding=encoding, newline="\r\n")
+        index = Folder(str(tmp_path / name)).index()
+        assert index.paths.tolist() == [str(tmp_path / "Dohle ä.jpg"), str(tmp_path / "b.jpg")]
+        assert index.fine_names == (("Häher",) if name == "list.csv" else ())
+    for encoding in ("cp1252", "utf-16"):
+        (tmp_path / name).write_text(lines, encoding=encoding)
+        with pytest.raises(UserError, match=f"{tmp_path / name} is not text in UTF-8 .* Excel as CSV UTF-8"):
+            Folder(str(tmp_path / name)).index()
+
+
+@pytest.mark.parametrize(("name", "text"), [("map.csv", "Häher,Krähe\n"), ("map.json", '{"Häher": "Krähe"}')])
+def test_a_coarse_map_is_utf_8_with_or_without_a_mark(name, text, tmp_path):
+    images(tmp_path / "root", "Häher/1.jpg")
+    dataset = Folder(str(tmp_path / "root"), coarse_map=str(tmp_path / name))
+    (tmp_path / name).write_text(text, encoding="cp1252")
+    with pytest.raises(UserError, match=f"{tmp_path / name} is not text in UTF-8"):
+        dataset.index()
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert dataset.index().coarse_names == ("Krähe",)
+
+
 # ---- Python objects -------------------------------------------------------------------------------------------------
 
 
@@ -210,8 +236,37 @@ def test_items_say_what_is_wrong():
         Items()
     with pytest.raises(UserError, match="float32 of shape .* leave out its transform"):
         read_row(Items(Transformed(2)).index(), 0)
+    with pytest.raises(UserError, match=r"train 0: float32 of shape \(4, 6\) is no image"):
+        read_row(Items([(Image.new("F", (6, 4)), 0)]).index(), 0)
     with pytest.raises(UserError, match="a label is not a whole number"):
         Items([(None, "cat")]).index()
+    for label in (0.7, float("nan"), float("inf"), torch.tensor(1.2)):
+        with pytest.raises(UserError, match="list: a label is not a whole number"):
+            Items([(None, 1), (None, label)]).index()
+    assert Items([(None, 1.0), (None, np.float32(0)), (None, None)]).index().fine.tolist() == [1, 0, -1]
+
+
+def test_opened_images_of_items_stay_as_they_are(tmp_path):
+    trees.write_image(tmp_path / "large.jpg", size=(96, 96))
+    mine = Image.open(tmp_path / "large.jpg")  # not decoded yet; a view of 8 px needs an eighth of it
+    data = DataModule(Items([(mine, 0)]), views=SingleView(8, scale=(0.9, 1.0)), batch_size=1, num_workers=0)
+    assert len(list(data.train_dataloader())) == 1
+    assert np.array_equal(mine, Image.open(tmp_path / "large.jpg"))
+
+
+def test_a_truncated_opened_image_of_items_is_named_or_skipped(tmp_path):
+    trees.write_image(tmp_path / "a.jpg", size=(64, 64))
+    trees.write_image(tmp_path / "b.jpg", size=(64, 64))
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-200])
+
+    def batches(on_error):
+        items = Items([(Image.open(tmp_path / name), 0) for name in ("a.jpg", "b.jpg")])
+        data = DataModule(items, views=SingleView(8), batch_size=2, num_workers=0, on_error=on_error)
+        return [batch.index.tolist() for batch in data.train_dataloader()]
+
+    with pytest.raises(UserError, match="unreadable image: train 1 .*truncated"):
+        batches("error")
+    assert batches("skip") == [[0, 0]]
 
 
 needs_datasets = pytest.mark.skipif(

@@ -1,5 +1,7 @@
 """fgssl.load and fgssl.Index: every source gives the features of the command, and a search its neighbours."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ import fgssl
 from fgssl.cli.main import main
 from fgssl.evaluation.store import read_embeddings
 from fgssl.nn.backbones import Backbone
+from fgssl.run import read_json
 from tests import trees
 from tests.cli.test_cli import fit
+from tests.nn.test_weights import dino
 
 pytestmark = pytest.mark.slow
 
@@ -141,6 +145,28 @@ def test_load_says_what_it_takes(source, message, tmp_path, monkeypatch):
         fgssl.load("weights.pth")
 
 
+@pytest.mark.parametrize(("source", "backbone"), [("timm/test_resnet=dino.pth", None), ("dino.pth", "test_resnet")])
+@pytest.mark.parametrize(("whose", "prefix"), [("student", "module.backbone."), ("teacher", "backbone.")])
+def test_load_takes_the_network_of_a_weights_file_that_is_asked_for(
+    source, backbone, whose, prefix, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    stored = dino(Backbone("test_resnet"))
+    torch.save(stored, "dino.pth")
+    model = fgssl.load(source, backbone=backbone, network=whose, device="cpu")
+    assert torch.equal(model.network.backbone.conv1[0].weight, stored[whose][f"{prefix}conv1.0.weight"])
+
+
+@pytest.mark.parametrize("file", ["fgssl.json", "embeddings/about.json"])
+def test_load_refuses_a_choice_where_there_is_one_network(file, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(fgssl.UserError, match=f"{tmp_path} has one network.*Leave out network='teacher'"):
+        fgssl.load(tmp_path, network="teacher")
+    with pytest.raises(fgssl.UserError, match="timm/test_resnet has one network"):
+        fgssl.load("timm/test_resnet", network="student")
+
+
 def test_load_keeps_the_random_state(run):
     before = torch.get_rng_state()
     fgssl.load(run, device="cpu")
@@ -171,6 +197,49 @@ def test_index_finds_by_hand_computed_neighbours_and_survives_saving(run, photos
     assert [[hit.path for hit in one] for one in both] == 2 * [[hit.path for hit in found]]
     with pytest.raises(fgssl.UserError, match="already exists"):
         index.save(tmp_path / "index")
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher", None])
+def test_a_saved_index_embeds_queries_by_the_network_that_built_it(whose, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        trees.write_image(path, number)
+    torch.save(dino(Backbone("test_resnet")), tmp_path / "dino.pth")
+    model = fgssl.load(tmp_path / "dino.pth", backbone="test_resnet", network=whose, device="cpu")
+    index = fgssl.Index.build(model, paths)
+    index.save(tmp_path / "index")
+    again = fgssl.Index.load(tmp_path / "index")
+    assert [hit.cosine for hit in again.search(paths[0], k=3)] == pytest.approx(
+        [hit.cosine for hit in index.search(paths[0], k=3)], abs=1e-5
+    )
+    assert again.model.whose == whose
+
+
+def test_an_index_that_was_saved_without_its_choice_is_loaded(tmp_path):
+    trees.write_image(tmp_path / "0.png")
+    torch.save(Backbone("test_resnet").build().state_dict(), tmp_path / "weights.pth")
+    model = fgssl.load(tmp_path / "weights.pth", backbone="test_resnet", device="cpu")
+    fgssl.Index.build(model, [tmp_path / "0.png"]).save(tmp_path)
+    about = tmp_path / "embeddings" / "about.json"
+    about.write_text(json.dumps({key: value for key, value in read_json(about).items() if key != "whose"}))
+    assert fgssl.Index.load(tmp_path).search(tmp_path / "0.png", k=1)[0].cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_a_saved_index_of_a_checkpoints_teacher_is_searched_with_the_teacher(run, expected, tmp_path):
+    paths, _ = expected
+    index = fgssl.Index.build(fgssl.load(run, network="teacher", device="cpu"), paths)
+    index.save(tmp_path)
+    assert fgssl.Index.load(tmp_path).search(paths[0], k=1)[0] == (paths[0], pytest.approx(1, abs=1e-6), None, 0)
+
+
+def test_a_saved_index_of_a_network_in_no_file_asks_for_it(tmp_path):
+    trees.write_image(tmp_path / "0.png")
+    model = fgssl.Model(Backbone("test_resnet").build(), fgssl.Preprocessing(32))
+    index = fgssl.Index.build(model, [tmp_path / "0.png"])
+    index.save(tmp_path)
+    with pytest.raises(fgssl.UserError, match="its network is in no file. Give it: fgssl.Index.load"):
+        fgssl.Index.load(tmp_path).search(tmp_path / "0.png", k=1)
+    assert fgssl.Index.load(tmp_path, model).search(tmp_path / "0.png", k=1)[0].cosine == pytest.approx(1, abs=1e-6)
 
 
 def test_index_of_a_list_of_paths_and_of_a_data_set(run, expected):

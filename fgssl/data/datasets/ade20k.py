@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fgssl.data.datasets.base import Published
+from fgssl.data.datasets.files import read_utf8
 from fgssl.data.datasets.masks import MaskDataSet, MaskIndex, class_table, mask_index, pairs
 from fgssl.errors import UserError
 
@@ -37,7 +38,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
         UserError: a column or a number is missing.
     """
     head, *rows = [
-        [cell.strip() for cell in line.split("\t")] for line in path.read_text().splitlines() if line.strip()
+        [cell.strip() for cell in line.split("\t")] for line in read_utf8(path).splitlines() if line.strip()
     ] or [[]]
     if not {"Idx", "Name"} <= set(head):
         raise UserError(f"{path}: the first line must name the columns Idx and Name, separated by tabs.")

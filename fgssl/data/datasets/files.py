@@ -10,6 +10,18 @@ import numpy as np
 from fgssl.errors import UserError
 
 
+def read_utf8(path: Path) -> str:
+    """Content of a text file in UTF-8, without the byte order mark that Excel and Notepad begin it with.
+
+    Raises:
+        UserError: the file is in another encoding, or no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error}). Save it as UTF-8, in Excel as CSV UTF-8.") from error
+
+
 def read_table(path: Path, columns: int, header: int = 0) -> list[list[str]]:
     """Read a text table with one row per line and columns separated by white space.
 
@@ -21,10 +33,10 @@ def read_table(path: Path, columns: int, header: int = 0) -> list[list[str]]:
         header: number of leading lines to skip.
 
     Raises:
-        UserError: a line has fewer columns; the message names it.
+        UserError: a line has fewer columns, and the message names it; or the file is not text in UTF-8.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_utf8(path).splitlines(), start=1):
         if number <= header or not line.strip():
             continue
         row = line.strip().split(maxsplit=columns - 1)

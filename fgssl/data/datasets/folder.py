@@ -1,6 +1,7 @@
 """A user's own images: a folder in any form, or a list of paths."""
 
 import csv
+import io
 import json
 import os
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fgssl.data.datasets.base import DataSet, encode, some
+from fgssl.data.datasets.files import read_utf8
 from fgssl.data.index import Index
 from fgssl.errors import UserError, did_you_mean
 
@@ -121,7 +123,8 @@ def read_list(file: Path) -> tuple[Index, bool]:
     """Index of a CSV file of paths and labels or of a text file of paths, and whether it names parts.
 
     Raises:
-        UserError: a column, part or path is wrong; the message names it and its line.
+        UserError: a column, part or path is wrong, and the message names it and its line; or the file is not text in
+            UTF-8.
     """
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_lines(file)
     if not rows:
@@ -167,35 +170,30 @@ def _boxes(file: Path, rows: list[dict[str, str]]) -> np.ndarray | None:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by column, without blanks."""
-    with file.open(newline="", encoding="utf-8-sig") as text:
-        reader = csv.DictReader(text)
-        names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = names
-        unknown = [name for name in names if name not in COLUMNS]
-        if "path" not in names or unknown:
-            hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
-            raise UserError(
-                f"{file}: the first line must name the columns: path and, optionally, label, coarse, part, "
-                f"{', '.join(BOX)}; found: {', '.join(names) or 'nothing'}.{hint}"
-            )
-        rows = []
-        for row in reader:
-            values = {name: value.strip() for name, value in row.items() if name and value}
-            if "path" not in values:
-                raise UserError(f"{file}, line {reader.line_num}: no path.")
-            if values.get("part", "train") not in PARTS:
-                raise UserError(f"{file}, line {reader.line_num}: part '{values['part']}' is not {', '.join(PARTS)}.")
-            rows.append(values)
+    reader = csv.DictReader(io.StringIO(read_utf8(file)))
+    names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
+    unknown = [name for name in names if name not in COLUMNS]
+    if "path" not in names or unknown:
+        hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
+        raise UserError(
+            f"{file}: the first line must name the columns: path and, optionally, label, coarse, part, "
+            f"{', '.join(BOX)}; found: {', '.join(names) or 'nothing'}.{hint}"
+        )
+    rows = []
+    for row in reader:
+        values = {name: value.strip() for name, value in row.items() if name and value}
+        if "path" not in values:
+            raise UserError(f"{file}, line {reader.line_num}: no path.")
+        if values.get("part", "train") not in PARTS:
+            raise UserError(f"{file}, line {reader.line_num}: part '{values['part']}' is not {', '.join(PARTS)}.")
+        rows.append(values)
     return rows
 
 
 def _read_lines(file: Path) -> list[dict[str, str]]:
     """Paths of a text file."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not a CSV or text file of paths: {error}") from error
-    return [{"path": line.strip()} for line in lines if line.strip()]
+    return [{"path": line.strip()} for line in read_utf8(file).splitlines() if line.strip()]
 
 
 def _labels(values: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -259,11 +257,11 @@ def read_coarse_map(path: Path) -> dict[str, str]:
     """Read a class -> coarse class map from a JSON object or a CSV file of two columns.
 
     Raises:
-        UserError: the file is missing or malformed, or gives a class twice.
+        UserError: the file is missing, malformed or not in UTF-8, or gives a class twice.
     """
     if not path.is_file():
         raise UserError(f"coarse map not found: {path}.")
-    text = path.read_text(encoding="utf-8")
+    text = read_utf8(path)
     if path.suffix.lower() == ".json":
         try:
             pairs = json.loads(text, object_pairs_hook=list)  # a dict would hide a class given twice

@@ -65,12 +65,19 @@ def labels_of(items: Any) -> np.ndarray:
     if values is None:
         values = [items[row][1] for row in range(len(items))]
     try:
-        labels = np.array([-1 if value is None else int(value) for value in values], dtype=np.int64)
+        labels = np.array([-1 if value is None else _whole(value) for value in values], dtype=np.int64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{type(items).__name__}: a label is not a whole number ({error}).") from error
     if len(labels) != len(items):
         raise UserError(f"{type(items).__name__}: {len(labels)} labels for {len(items)} items.")
     return labels
+
+
+def _whole(value: Any) -> int:
+    number = float(value)
+    if not number.is_integer():  # NaN and infinity are none either
+        raise ValueError(f"{number}")
+    return int(number)
 
 
 def joined(name: str, parts: dict[str, Any], labels: dict[str, np.ndarray], classes: Any) -> Index:
