@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -71,6 +72,35 @@ def test_mean_spread_and_rank_over_seeds(tmp_path, capsys):
     assert [rows[s, "recall@1"]["rank"] for s in ("model.tau=0.1", "model.tau=0.5")] == ["1", "2"]
     assert [rows["model.tau=0.1", m]["best"] for m in ("recall@1", "map")] == ["1", "0"]
     assert [rows["model.tau=0.5", m]["best"] for m in ("recall@1", "map")] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "shown"),
+    [
+        ("val/spectral_decay", (0.6479, 0.7, math.inf), "0.6479"),
+        ("train/loss", (4.4811, 5.4557, math.nan), "4.4811"),
+        ("test/recall@1", (0.6, 0.5, math.nan), "60.00"),
+    ],
+)
+def test_metric_of_any_rows_is_ranked_by_its_direction_and_shown_in_its_unit(metric, values, shown, tmp_path, capsys):
+    for tau, value in zip((0.1, 0.5, 0.7), values, strict=True):
+        write_run(tmp_path, f"tau{tau}", tau=tau, metrics={metric: value})
+    lacking = write_run(tmp_path, "lacking", tau=0.9)
+    told = json.loads((lacking / "results.json").read_text())
+    (lacking / "results.json").write_text(json.dumps(told | {"metrics": {"test/map": 0.9}}))
+    ranks = {row["settings"]: (row["rank"], row["best"]) for row in table(capsys, str(tmp_path), "--metric", metric)}
+    taus = {f"model.tau={tau}": told for tau, told in ((0.1, "1"), (0.5, "2"), (0.7, "3"), (0.9, ""))}
+    assert ranks == {tau: (rank, str(int(rank == "1"))) for tau, rank in taus.items()}
+    assert main(["compare", str(tmp_path), "--metric", metric, "--format", "markdown"]) == 0
+    assert f"| **{shown}** |" in capsys.readouterr().out
+
+
+def test_infinite_value_of_a_seed_has_no_spread_and_its_plots_are_drawn(tmp_path, capsys):
+    for seed, value in enumerate((0.5, math.inf)):
+        write_run(tmp_path / "runs", f"a{seed}", seed=seed, metrics={"test/spectral_decay": value})
+    flags = ["--metric", "spectral_decay", "--format", "markdown", "--plots", str(tmp_path / "plots")]
+    assert main(["compare", str(tmp_path / "runs"), *flags]) == 0
+    assert "| **inf** |" in capsys.readouterr().out
 
 
 def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsys):
