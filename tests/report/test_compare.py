@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -282,6 +283,60 @@ def test_another_checkpoint_of_a_run_lends_it_no_metric(tmp_path):
     write_evaluation(tmp_path, write_run(tmp_path, "run"), "best.ckpt", metrics={"test/box_knn_top1": 0.7})
     (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1", "box_knn_top1"])
     assert found.rows[0].cells["box_knn_top1"].mean is None
+
+
+@pytest.mark.parametrize("absolute_root", [False, True])
+@pytest.mark.parametrize("place", ["below", "inside", "copied", "moved", "renamed"])
+def test_table_is_the_same_wherever_the_folder_of_runs_is_and_is_read_from(
+    place, absolute_root, tmp_path, monkeypatch, capsys
+):
+    """The paths of checkpoints in it are relative to the folder in which the commands were given."""
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs")
+    for seed in range(2):
+        run = write_run(runs, f"a{seed}", seed=seed, metrics={"test/recall@1": 0.5 + 0.1 * seed})
+        written = [write_evaluation(runs, run, metrics={"test/box_knn_top1": 0.7})]
+        written.append(write_task(runs, f"a{seed}_probe", "Probe", init_from=str(run)))
+        for folder in [run, *written]:
+            told, config = json.loads((folder / "results.json").read_text()), (folder / "config.yaml").read_text()
+            told |= {"seed": seed, "experiment": "maskcon_cars", "run": folder.name}
+            (folder / "results.json").write_text(json.dumps(told))
+            if absolute_root:  # as fgssl embed and probe write it
+                (folder / "config.yaml").write_text(config.replace("root: runs", f"root: {tmp_path / 'runs'}"))
+
+    def rows(*paths: str) -> list[dict]:
+        told = table(capsys, *paths, "--metric", "recall@1", "top1", "box_knn_top1")
+        return [{name: value for name, value in row.items() if name != "runs"} for row in told]
+
+    expected, given = rows("runs"), "runs"
+    assert [(row["method"], row["metric"], row["seeds"]) for row in expected if row["mean"]] == [
+        ("MaskCon", "recall@1", "2"),
+        ("MaskCon", "box_knn_top1", "2"),
+        ("Probe", "recall@1", "2"),
+        ("Probe", "top1", "2"),
+    ]
+    if place == "below":
+        monkeypatch.chdir(tmp_path / "runs" / "maskcon_cars")
+        given = "."
+    elif place == "inside":
+        monkeypatch.chdir(tmp_path / "runs")
+        given = "maskcon_cars"
+    elif place == "copied":  # the runs that the paths name are there still
+        shutil.copytree("runs", "copy", copy_function=shutil.copy2)
+        given = "copy"
+    elif place == "moved":
+        shutil.move("runs", tmp_path / "elsewhere")
+        given = "elsewhere"
+    else:
+        shutil.move("runs/maskcon_cars", "runs/old")
+    assert rows(given) == expected
+
+
+def test_run_of_the_same_name_in_another_experiment_is_not_the_start_of_a_probe(tmp_path):
+    write_run(tmp_path, "a")
+    write_task(tmp_path, "a_probe", "Probe", init_from="runs/another/a")
+    probe = next(run for run in read_runs([str(tmp_path)])[0] if run.folder.name == "a_probe")
+    assert probe.start is None
 
 
 def test_a_seed_counts_once(tmp_path):
