@@ -107,7 +107,7 @@ def _footnotes(table: Comparison) -> list[str]:
     if EXTRA_TIME in table.metrics:
         lines.append("extra_time: % by which a training epoch takes longer than one of the baseline (-).")
     lines += [f"paper: {source}." for source in sources(table.rows)]
-    return lines + [f"{reason}." for reason in missing(table.rows)]
+    return lines + [reason if reason.endswith((".", "?")) else f"{reason}." for reason in missing(table.rows)]
 
 
 def _terminal(tables: list[Comparison]) -> None:

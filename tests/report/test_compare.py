@@ -148,11 +148,21 @@ def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
         ("Table 6, SupCee", "Did you mean 'SupCE'?"),
     ):
         (run / "config.yaml").write_text(config.replace("Table 6", told))
-        assert main(["compare", str(tmp_path)]) == 2
-        assert message in capsys.readouterr().err
-    (run / "config.yaml").write_text(config.replace("maskcon, Table 6", "mascon, Table 6"))
-    assert main(["compare", str(tmp_path)]) == 2
-    assert "no paper 'mascon'. Did you mean 'maskcon'?" in capsys.readouterr().err
+        (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
+        assert row["missing"].startswith(f"{run / 'config.yaml'}: run.paper: ")
+        assert message in row["missing"]
+
+
+def test_misspelt_paper_of_a_run_is_noted_and_the_others_have_their_numbers(tmp_path, capsys):
+    write_run(tmp_path, "a")
+    wrong = write_run(tmp_path, "b", variant="grafit") / "config.yaml"
+    wrong.write_text(wrong.read_text().replace("maskcon, Table 6", "mascon, Table 6"))
+    assert main(["compare", str(tmp_path), "--metric", "recall@1", "map", "--format", "markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "| 50.00 | 45.53 |" in said.replace("**", "")
+    assert f"No printed number beside MaskCon/grafit: {wrong}: run.paper: no paper 'mascon'. Did you mean" in said
+    assert said.count("mascon") == 1
+    assert "..\n" not in said
 
 
 def test_a_note_below_the_table_says_why_there_is_no_printed_number(tmp_path, capsys):
