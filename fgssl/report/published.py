@@ -56,8 +56,8 @@ def published(run: RunFolder, metric: str) -> Number | Missing | None:
     """
     try:
         rows = [row for row in _rows_of_task(run) if metric in metrics_of(row)]
-    except UserError as fault:  # of one run, perhaps of an older version: the others have their numbers
-        return Missing(f"{run.folder / 'config.yaml'}: {fault}")
+    except UserError as unknown:  # of one run, perhaps of an older version: the others have their numbers
+        return Missing(f"{run.folder / 'config.yaml'}: {unknown}")
     faults = [unmet(row, run) for row in rows]
     for row, fault in zip(rows, faults, strict=True):
         if not fault:

@@ -222,14 +222,14 @@ def _places(folder: Path, reader: RunFolder) -> Iterator[Path]:
     That is where it was from the other one, as both are in a copied or renamed folder; then the path itself; then its
     experiment and name in the other one's folder of all runs.
     """
-    here = Path(os.path.abspath(reader.folder))
-    was = [reader.config.get("run.root"), reader.results.get("experiment"), reader.results.get("run")]
-    if all(was):
-        yield Path(os.path.normpath(here / os.path.relpath(folder, Path(*was))))
+    here, told = Path(os.path.abspath(reader.folder)), reader.results
+    root, experiment, name = reader.config.get("run.root"), told.get("experiment"), told.get("run")
+    if root and experiment and name:
+        yield Path(os.path.normpath(here / os.path.relpath(folder, Path(root, experiment, name))))
     yield folder
-    experiment_and_name = folder.parts[-2:]
-    if len(experiment_and_name) == 2 and ".." not in experiment_and_name:  # a name alone may be another run's
-        yield here.parent.parent.joinpath(*experiment_and_name)
+    last = folder.parts[-2:]
+    if len(last) == 2 and last != here.parts[-2:] and ".." not in last:  # a name alone may be another run's
+        yield here.parent.parent.joinpath(*last)
 
 
 def read_runs(paths: Iterable[str]) -> tuple[list[RunFolder], list[str]]:

@@ -342,9 +342,11 @@ def test_table_is_the_same_wherever_the_folder_of_runs_is_and_is_read_from(
     assert rows(given) == expected
 
 
-def test_run_of_the_same_name_in_another_experiment_is_not_the_start_of_a_probe(tmp_path):
+@pytest.mark.parametrize("start", ["runs/another/a", "runs/maskcon_cars/a_probe", "a"])
+def test_run_of_the_same_name_is_not_the_start_of_a_probe(start, tmp_path):
+    """Of another experiment, the probe itself in another folder of runs, and of an unknown experiment."""
     write_run(tmp_path, "a")
-    write_task(tmp_path, "a_probe", "Probe", init_from="runs/another/a")
+    write_task(tmp_path, "a_probe", "Probe", init_from=start)
     probe = next(run for run in read_runs([str(tmp_path)])[0] if run.folder.name == "a_probe")
     assert probe.start is None
 
