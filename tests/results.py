@@ -46,7 +46,7 @@ from scipy import stats
 
 from fgssl.commands.sweep_file import SEED, command, name_of, read_sweep
 from fgssl.errors import UserError
-from fgssl.report.compare import LOWER_IS_BETTER, Cell
+from fgssl.report.compare import Cell, lower_is_better
 from fgssl.report.conditions import settings
 from fgssl.report.published import metrics_of, rows_named
 from fgssl.report.runs import RunFolder, read_run
@@ -334,7 +334,7 @@ def base(metric: str) -> str:
 def best_of(rows: list[Row], metric: str) -> float | None:
     """The best mean; None where fewer than two rows have one."""
     means = [mean for row in rows if (mean := row.cell(metric).mean) is not None]
-    choose = min if base(metric) in LOWER_IS_BETTER else max
+    choose = min if lower_is_better(base(metric)) else max
     return choose(means) if len(means) > 1 else None
 
 
@@ -440,7 +440,8 @@ def draw(points: dict[str, Any], figure: dict[str, Any], path: Path) -> None:
 def ranking_of(rows: list[Row], metric: str) -> dict[str, dict[str, Any]]:
     """Label of a row -> its labels and a value for each seed, the best mean first."""
     found = [row for row in rows if row.cell(metric).mean is not None]
-    found.sort(key=lambda row: row.cell(metric).mean, reverse=True)  # type: ignore[arg-type, return-value]
+    largest_first = not lower_is_better(base(metric))
+    found.sort(key=lambda row: row.cell(metric).mean, reverse=largest_first)  # type: ignore[arg-type, return-value]
     return {row.label: {"labels": row.labels, "values": list(row.by_seed(metric).values())} for row in found}
 
 

@@ -52,6 +52,7 @@ from fgssl.methods.base import Method
 from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.compiled import compile_networks, to_channels_last
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
+from fgssl.report.published import rows_named
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
 from fgssl.run import Run, default_name, folder_of_checkpoint, shown
@@ -194,6 +195,8 @@ class Application(LightningCLI):
         options = self.options
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING if options.quiet else logging.INFO)
+        if self.config.subcommand == "fit" and options.run.paper:
+            rows_named(options.run.paper)  # refuses a table that there is not, which would be missed after the training
         self.checkpoint = None
         if self.config.subcommand == "fit" and options.run.resume and not options.get("ckpt_path"):
             options.ckpt_path = self._last_checkpoint()

@@ -8,7 +8,7 @@ from fgssl.cli.command_parser import CommandParser
 from fgssl.commands.compare import add_runs
 from fgssl.errors import UserError
 from fgssl.report.compare import chosen_metrics, compare
-from fgssl.report.runs import read_runs
+from fgssl.report.runs import TASKS, RunFolder, read_runs
 
 POINTS = 10_000  # images in a map: t-SNE takes about 10 s for 3,000 and a minute for 8,000
 
@@ -23,18 +23,18 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no finished run at {', '.join(args.runs)}. {' '.join(faults)}".strip())
     metrics = chosen_metrics(runs, args.metric)
 
-    from fgssl.report.browser import gathered, write_report
+    from fgssl.report.browser import check_place, gathered, write_report
 
+    check_place(Path(args.out))
+    without: list[str] = []
     if args.embed:
-        missing = [shown.run for shown in gathered(runs) if shown.embedded is None]
-        for run in missing:
-            embed(run.folder)
+        without = [fault for shown in gathered(runs) if shown.embedded is None and (fault := embed(shown.run))]
         runs, faults = read_runs(args.runs)
     tables, notes = compare(runs, metrics)
     page = write_report(
         runs,
         tables,
-        notes + [f"left out: {fault}" for fault in faults],
+        notes + [f"left out: {fault}" for fault in faults] + without,
         Path(args.out),
         command=shlex.join(["fgssl", "report", *argv]),
         points=args.points,
@@ -44,16 +44,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def embed(folder: Path) -> None:
-    """Write the embeddings of a run by ``fgssl embed``, if it has a checkpoint."""
+def embed(run: RunFolder) -> str | None:
+    """Write the embeddings of a run by ``fgssl embed``, if it can have any; says why not if that is refused."""
     from fgssl.checkpoint import checkpoint_file
     from fgssl.commands.embed import main as embed_main
 
+    if run.results["method"] in TASKS:
+        return None
     try:
-        checkpoint_file(str(folder))
+        checkpoint_file(str(run.folder))
     except UserError:
-        return  # the page says that the run has no embeddings
-    embed_main(["--ckpt_path", str(folder)])
+        return None  # the page says that the run has no embeddings
+    try:
+        embed_main(["--ckpt_path", str(run.folder), "--run.resume", "true"])  # or else it refuses unfinished ones
+    except UserError as fault:
+        return f"no embeddings of {run.folder}: {fault}"
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from fgssl.cli.command_parser import CommandParser
 from fgssl.errors import UserError
 
 RERANK = ("query_expansion", "database_augmentation", "alpha", "k_reciprocal", "k1", "k2", "lam")
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 class Query(NamedTuple):
@@ -30,6 +31,9 @@ class Query(NamedTuple):
 def main(argv: list[str]) -> int:
     """Run ``fgssl search <argv>``."""
     args = _parser().parse_args(argv)
+    out = Path(args.out)
+    if out.suffix.lower() not in PICTURES:
+        raise UserError(f"--out is {out}; it must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
     if not args.images and not args.row:
         raise UserError("no query is given. Give image files, or --row with rows of the embedded data set.")
     for image in args.images:
@@ -45,6 +49,7 @@ def main(argv: list[str]) -> int:
     most = len(index) - bool(args.row)
     if not 1 <= args.k <= most:
         raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {args.folder} holds {len(index)} images.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     stored, image_at = index.stored, pictures_of(index, Path(args.folder))
     queries = [Query(image, *read(image)) for image in args.images]
     queries += [Query(str(stored.paths[p]), image_at(p), int(stored.fine[p])) for p in positions]
@@ -55,8 +60,8 @@ def main(argv: list[str]) -> int:
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
     order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
-    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, Path(args.out))
-    print(f"picture: {args.out}")
+    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, out)
+    print(f"picture: {out}")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fgssl.cli.compose import read_yaml
 from fgssl.errors import UserError
+from fgssl.report.compare import lower_is_better
 
 RUN = "${run}"  # the run folder of the fit, in a command that follows it
 FOLLOWING = ("fit", "probe", "embed")  # commands that may follow a fit; each takes --run.resume
@@ -81,7 +82,12 @@ def read_sweep(path: Path) -> Sweep:
     then: dict[str, Step] = {}
     for name, step in (content.get("then") or {}).items():
         then |= read_steps(path, name, step)
-    return Sweep(path.stem, fit, axes, (content.get("metric") or {}).get("name", "test/recall@1"), then)
+    chosen = content.get("metric") or {}
+    metric = chosen.get("name", "test/recall@1")
+    goal = "minimize" if lower_is_better(metric) else "maximize"
+    if chosen.get("goal", goal) != goal:
+        raise UserError(f"{path}: metric.goal is {chosen['goal']}; of {metric} it must be {goal}.")
+    return Sweep(path.stem, fit, axes, metric, then)
 
 
 def read_steps(path: Path, name: str, step: Any) -> dict[str, Step]:

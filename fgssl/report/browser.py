@@ -4,6 +4,7 @@ import glob
 import importlib
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def write_report(
     runs: list[RunFolder], tables: Sequence[Comparison], notes: list[str], out: Path, *, command: str, points: int,
     say: Callable[[str], None],
 ) -> Path:  # fmt: skip
-    """Write the report; an earlier one in the folder is replaced.
+    """Write the report; an earlier one in the folder is replaced when the new one is complete.
 
     Args:
         runs: finished runs.
@@ -81,38 +82,42 @@ def write_report(
     Raises:
         UserError: ``out`` holds something that is not a report.
     """
-    clear(out)
-    (out / "assets").mkdir(parents=True)
-    for name in ASSETS:
-        shutil.copyfile(PAGE / name, out / "assets" / name)
-    indexes = Indexes()
-    sections = [section(shown, number, out, indexes, points, say) for number, shown in enumerate(gathered(runs))]
-    page = render(
-        "index.html",
-        title=heading(runs),
-        version=fgssl.__version__,
-        command=command,
-        tables=[table_facts(table, number, out) for number, table in enumerate(tables)],
-        words=("method", "settings", "backbone"),
-        notes=notes,
-        runs=sections,
-        sheets=sheets(runs, out, indexes),
-    )
-    path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    check_place(out)
+    place = out.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}_") as beside:
+        built = Path(beside) / place.name
+        (built / "assets").mkdir(parents=True)
+        for name in ASSETS:
+            shutil.copyfile(PAGE / name, built / "assets" / name)
+        indexes = Indexes()
+        sections = [section(shown, number, built, indexes, points, say) for number, shown in enumerate(gathered(runs))]
+        page = render(
+            "index.html",
+            title=heading(runs),
+            version=fgssl.__version__,
+            command=command,
+            tables=[table_facts(table, number, built) for number, table in enumerate(tables)],
+            words=("method", "settings", "backbone"),
+            notes=notes,
+            runs=sections,
+            sheets=sheets(runs, built, indexes),
+        )
+        (built / "index.html").write_text(page, encoding="utf-8")
+        if place.exists():
+            shutil.rmtree(place)
+        built.rename(place)
+    return out / "index.html"
 
 
-def clear(out: Path) -> None:
-    """Remove an earlier report.
+def check_place(out: Path) -> None:
+    """Refuse a folder that holds anything but an earlier report.
 
     Raises:
-        UserError: the folder holds other files.
+        UserError: it does.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "assets" / "explorer.js").is_file())):
         raise UserError(f"--out: {out} exists and is no report of fgssl. Choose another folder.")
-    if out.exists():
-        shutil.rmtree(out)
 
 
 def render(template: str, **values: Any) -> str:
@@ -215,7 +220,7 @@ def known_metrics(run: RunFolder) -> dict[str, float]:
 
 def hint(run: RunFolder) -> str:
     """The command that writes the embeddings that an explorer needs; empty where a run has none."""
-    if run.results["method"] in TASKS:
+    if run.results["method"] in TASKS or "data.dataset" not in run.config:  # a result of fgssl davis has no checkpoint
         return ""
     return f"No explorer: the run has no embeddings. Write them with: fgssl embed --ckpt_path {run.folder}"
 
@@ -265,8 +270,10 @@ class Indexes:
         self._read: dict[str, Index | None] = {}
 
     def of(self, folder: Path) -> Index | None:
-        """Data set of a run folder."""
-        section = yaml.safe_load((folder / "config.yaml").read_text())["data"]["dataset"]
+        """Data set of a run folder; None for that of ``fgssl davis``, which is videos."""
+        section = (yaml.safe_load((folder / "config.yaml").read_text()).get("data") or {}).get("dataset")
+        if section is None:
+            return None
         key = yaml.safe_dump(section)
         if key not in self._read:
             self._read[key] = read_index(section)

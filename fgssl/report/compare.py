@@ -4,6 +4,7 @@ One table for each protocol: runs share a column only if they were trained and e
 data set. A row is one configuration with all of its seeds.
 """
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from fgssl.report.runs import SECONDS, RunFolder
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5", "box_knn_top1", "ap_box", "ap_mask", "miou", "jf_mean")
 OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
 EXTRA_TIME = "extra_time"  # share by which an epoch takes longer than one of the baseline
-LOWER_IS_BETTER = ("spectral_decay", SECONDS, EXTRA_TIME)
+LOWER_IS_BETTER = ("spectral_decay", SECONDS, EXTRA_TIME)  # and the losses
 KIND = ("model", "start.model")  # class of the run, and of the run that it starts from: they decide which options exist
 
 
@@ -43,8 +44,9 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over the seeds; None for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Sample standard deviation over the seeds; None for one seed, or if a value is infinite or nan."""
+        finite = all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if finite and len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -301,8 +303,9 @@ def _timed(rows: list[Row], baseline: str, dataset: str, notes: list[str]) -> li
 
 def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:
     """The rows sorted by the first metric, equal means with equal ranks, and the best of each metric marked."""
-    best = {metric: max((_score(row, metric) for row in rows), default=-1e9) for metric in metrics}
-    ordered = sorted(rows, key=lambda row: (-_score(row, metrics[0]), row.label))
+    best = {metric: max(_score(row, metric) for row in rows) for metric in metrics}
+    ordered = sorted(rows, key=lambda row: row.label)
+    ordered.sort(key=lambda row: _score(row, metrics[0]), reverse=True)  # rows of equal score stay in order
     ranked = []
     for row in ordered:
         place = 1 + sum(_score(other, metrics[0]) > _score(row, metrics[0]) for other in rows)
@@ -315,11 +318,22 @@ def _ranked(rows: list[Row], metrics: list[str]) -> list[Row]:
     return ranked
 
 
-def _score(row: Row, metric: str) -> float:
+def _score(row: Row, metric: str) -> tuple[int, float]:
+    """Orders the rows by a metric, the best one largest; below all others nan, then rows without the metric."""
     mean = row.cells[metric].mean
-    if mean is None:
-        return -1e9
-    return -mean if metric in LOWER_IS_BETTER else mean
+    if mean is None or math.isnan(mean):
+        return -2 if mean is None else -1, 0.0
+    return 0, -mean if lower_is_better(metric) else mean
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the smallest value of a metric is the best: of losses and ``LOWER_IS_BETTER``, with any prefix."""
+    return bare(metric) in LOWER_IS_BETTER or "loss" in bare(metric)
+
+
+def bare(metric: str) -> str:
+    """A metric without the part that it is of: ``spectral_decay`` of ``val/spectral_decay``."""
+    return metric.rpartition("/")[2]
 
 
 def leaf(option: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
-from fgssl.report.compare import LOWER_IS_BETTER, Comparison, Row
+from fgssl.report.compare import Comparison, Row, lower_is_better
 from fgssl.report.tables import is_share, number
 
 SHOWN = 12  # most rows of a chart; the best ones are shown
@@ -56,7 +56,7 @@ def bars(table: Comparison) -> Figure:
     for axis, metric in zip(axes, table.metrics, strict=True):
         for place, row in enumerate(rows):
             cell = row.cells[metric]
-            if cell.mean is None:
+            if cell.mean is None or not np.isfinite(cell.mean):
                 continue
             axis.barh(place, cell.mean, xerr=cell.spread, color=COLOURS[place], alpha=0.85, error_kw={"capsize": 3})
             end = cell.mean + (cell.spread or 0)
@@ -201,7 +201,7 @@ def curve(
         axis.plot(evenly, printed[order], linestyle="", marker="D", color="black", label="paper")
         axis.legend(fontsize=8, frameon=False)
     if mark_best and np.isfinite(values).any():
-        best = (np.nanargmin if metric in LOWER_IS_BETTER else np.nanargmax)(values[order])
+        best = (np.nanargmin if lower_is_better(metric) else np.nanargmax)(values[order])
         axis.plot(best, values[order][best], marker="o", markersize=12, fillstyle="none", color="#d1352b")
     axis.set_xticks(evenly, [f"{places[place]:g}" for place in order])
     axis.set_xlabel(name)
@@ -234,11 +234,12 @@ def heat_map(
     figure = Figure((2.6 + 0.85 * len(ticks[1]), 1.9 + 0.5 * len(ticks[0])), dpi=120, layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(values, cmap="viridis", aspect="auto")
-    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 1.0)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     for (row, column), value in np.ndenumerate(values):
         words = "-" if np.isnan(value) else number(metric, value)
         dark = np.isfinite(value) and value < (low + high) / 2
-        best = mark_best and value == (low if metric in LOWER_IS_BETTER else high)
+        best = mark_best and value == (low if lower_is_better(metric) else high)
         axis.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else "black",
                   fontweight="bold" if best else "normal")  # fmt: skip
         if best:

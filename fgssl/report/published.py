@@ -51,10 +51,13 @@ def published(run: RunFolder, metric: str) -> Number | Missing | None:
     a run look where the run itself says.
 
     Returns:
-        The number; what is amiss where every row of this metric has a condition that does not hold; None where the
-        experiment names no paper, or the tables do not have this metric.
+        The number; what is amiss where every row of this metric has a condition that does not hold, or where there is
+        no such table; None where the experiment names no paper, or the tables do not have this metric.
     """
-    rows = [row for row in _rows_of_task(run) if metric in metrics_of(row)]
+    try:
+        rows = [row for row in _rows_of_task(run) if metric in metrics_of(row)]
+    except UserError as unknown:  # of one run, perhaps of an older version: the others have their numbers
+        return Missing(f"{run.folder / 'config.yaml'}: {unknown}")
     faults = [unmet(row, run) for row in rows]
     for row, fault in zip(rows, faults, strict=True):
         if not fault:

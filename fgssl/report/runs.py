@@ -78,13 +78,13 @@ class RunFolder:
         """The fit that trained the weights: this run, or the run of the evaluated checkpoint."""
         if "epochs" in self.results:
             return self
-        return run_of(self.results.get("ckpt_path")) or self
+        return run_of(self.results.get("ckpt_path"), self) or self
 
     @cached_property
     def start(self) -> "RunFolder | None":
         """The run whose weights a probe, a fine-tuned network or a detector started from, or None."""
         given = (self.config.get(option) for option in STARTS)
-        return next((run for path in given if (run := run_of(path))), None)
+        return next((run for path in given if (run := run_of(path, self))), None)
 
     @property
     def seed(self) -> int:
@@ -114,7 +114,7 @@ class RunFolder:
         own = trained.results["train_s"] / trained.results["timed_epochs"]
         if not trained.config.get(TEACHER):
             return own
-        teacher = run_of(trained.config[TEACHER])
+        teacher = run_of(trained.config[TEACHER], trained)
         seconds = teacher and teacher.machine == trained.machine and teacher.seconds_an_epoch
         return own + seconds * (teacher.epochs or 0) / trained.epochs if teacher and seconds else None
 
@@ -198,13 +198,38 @@ class RunFolder:
         }
 
 
-def run_of(path: str | None) -> RunFolder | None:
-    """The run of a checkpoint file or run folder; None if it does not exist or is not one of ours."""
-    folder = Path(path or "")
-    folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
-    if not path or not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
+def run_of(path: str | None, reader: RunFolder | None = None) -> RunFolder | None:
+    """The run of a checkpoint file or run folder; None if it does not exist or is not one of ours.
+
+    Args:
+        path: the file or folder.
+        reader: the run that names it; both may have been moved or copied since, and the path may be relative to
+            another working directory.
+    """
+    if not path:
         return None
-    return RunFolder(folder, _read_json(folder / "results.json"), _read_config(folder / "config.yaml"))
+    folder = Path(path)
+    folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
+    for place in _places(folder, reader) if reader else [folder]:
+        if (place / "results.json").is_file() and (place / "config.yaml").is_file():
+            return RunFolder(place, _read_json(place / "results.json"), _read_config(place / "config.yaml"))
+    return None
+
+
+def _places(folder: Path, reader: RunFolder) -> Iterator[Path]:
+    """Where a run may be that another one names, the likeliest place first.
+
+    That is where it was from the other one, as both are in a copied or renamed folder; then the path itself; then its
+    experiment and name in the other one's folder of all runs.
+    """
+    here, told = Path(os.path.abspath(reader.folder)), reader.results
+    root, experiment, name = reader.config.get("run.root"), told.get("experiment"), told.get("run")
+    if root and experiment and name:
+        yield Path(os.path.normpath(here / os.path.relpath(folder, Path(root, experiment, name))))
+    yield folder
+    last = folder.parts[-2:]
+    if len(last) == 2 and last != here.parts[-2:] and ".." not in last:  # a name alone may be another run's
+        yield here.parent.parent.joinpath(*last)
 
 
 def read_runs(paths: Iterable[str]) -> tuple[list[RunFolder], list[str]]:

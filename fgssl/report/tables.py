@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.compare import EXTRA_TIME, Cell, Comparison, Row, leaf, missing, sources
+from fgssl.report.compare import EXTRA_TIME, Cell, Comparison, Row, bare, leaf, missing, sources
 from fgssl.report.published import PLAIN
 from fgssl.report.runs import SECONDS
 
@@ -35,12 +35,12 @@ def number(metric: str, value: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a fraction, which is shown in percent."""
-    return not is_count(metric) and metric not in (*PLAIN, SECONDS) and "loss" not in metric
+    return not is_count(metric) and bare(metric) not in (*PLAIN, SECONDS) and "loss" not in metric
 
 
 def is_count(metric: str) -> bool:
     """Whether a metric is a number of images or epochs."""
-    return metric in COUNTS or metric.startswith("best_epoch_of_")
+    return bare(metric) in COUNTS or bare(metric).startswith("best_epoch_of_")
 
 
 def mean_and_spread(metric: str, cell: Cell, runs: int) -> str:
@@ -107,7 +107,7 @@ def _footnotes(table: Comparison) -> list[str]:
     if EXTRA_TIME in table.metrics:
         lines.append("extra_time: % by which a training epoch takes longer than one of the baseline (-).")
     lines += [f"paper: {source}." for source in sources(table.rows)]
-    return lines + [f"{reason}." for reason in missing(table.rows)]
+    return lines + [reason if reason.endswith((".", "?")) else f"{reason}." for reason in missing(table.rows)]
 
 
 def _terminal(tables: list[Comparison]) -> None:

@@ -66,6 +66,7 @@ def test_wrong_option_suggests_the_one_that_was_meant(flags, meant, capsys):
         (["fit", "--config", "experiments/maskcon_cup.yaml"], "Did you mean 'maskcon_cub.yaml'?"),
         (["sweep", "sweeps/maskcon_digit"], "Did you mean 'sweeps/maskcon_digits'?"),
         (["fit", "--config", "maskcon_digits", "--model", "DINO"], "fgssl list experiments DINO"),
+        (["fit", "--config", "maskcon_digits", "--run.paper", "maskcon, Tabel 6"], "Did you mean 'Table 6'?"),
         (["fit"], "no data set is named"),
         (["fit", "--config"], "--config needs a file"),
         (["fit", "--config", "maskcon_digits", "--model.tau"], "--model.tau needs a value"),

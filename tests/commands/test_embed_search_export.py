@@ -163,7 +163,7 @@ def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, 
     given, row = 17, int(stored.index[30])
     picture = tmp_path / "given.png"
     Image.fromarray(ALL["digits"]().index().pixels[stored.index[given]]).save(picture)
-    flags = ["--row", str(row), "-k", "3", "--out", str(tmp_path / "found.png")]
+    flags = ["--row", str(row), "-k", "3", "--out", str(tmp_path / "new" / "found.png")]
     assert main(["search", str(embedded), str(picture), *flags]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "digit" in line]
     first = next(line for line in lines if line[0] == str(picture))
@@ -175,7 +175,7 @@ def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, 
     del cosine[stored.paths[30]]
     found = [cosine[" ".join(line[-2:])] for line in lines[3:6]]
     assert found == pytest.approx(sorted(cosine.values(), reverse=True)[:3], abs=1e-8)  # near-ties may change places
-    assert (tmp_path / "found.png").stat().st_size > 5000
+    assert (tmp_path / "new" / "found.png").stat().st_size > 5000
 
 
 def test_search_and_test_rerank_on_demand(run, embedded, tmp_path, capsys):
@@ -214,6 +214,7 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
         ([str(embedded), "--row", "100000"], "100000 is not one of the 450"),
         ([str(embedded), "--row", "1", "-k", "450"], "-k is 450"),
         ([str(embedded), "--row", "1", "--k_reciprocal", "--query_expansion", "2"], "cannot be combined"),
+        ([str(embedded), "--row", "1", "--out", "found.txt"], "--out is found.txt; it must end in .png,"),
         ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
     ):
         assert main(["search", *arguments]) == 2

@@ -195,6 +195,22 @@ def test_only_a_validation_metric_marks_the_best_cell_of_a_heat_map(metric, fram
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.0", "inf"]
 
 
+@pytest.mark.parametrize(("metric", "best"), [("val/spectral_decay", "0.6479"), ("val/recall@1", "70.00")])
+def test_best_cell_of_a_sweep_is_that_of_the_metrics_direction(metric, best, tmp_path, monkeypatch):
+    values = {"val/spectral_decay": (0.7, math.inf, 0.6479), "val/recall@1": (0.7, 0.2, 0.6)}[metric]
+    cells = [(0.5, 0.1), (0.5, 0.5), (1.0, 0.1)]
+    for (weight, tau), value in zip(cells, values, strict=True):
+        write_run(tmp_path, f"weight{weight}_tau{tau}", weight=weight, tau=tau, metrics={metric: value})
+    for tau, value in zip((0.3, 0.5, 0.7), values, strict=True):
+        write_run(tmp_path, f"tau{tau}", weight=0.2, tau=tau, metrics={metric: value})
+    sweep = Sweep("s", [], {"model.weight": [0.5, 1.0], "model.tau": [0.1, 0.5]}, metric)
+    (axis, _) = drawn(monkeypatch, "heat_map", sweep, tmp_path).axes
+    assert [text.get_text() for text in axis.texts if text.get_fontweight() == "bold"] == [best]
+    (axis,) = drawn(monkeypatch, "curve", Sweep("s", [], {"model.tau": [0.3, 0.5, 0.7]}, metric), tmp_path).axes
+    (circle,) = [line for line in axis.get_lines() if line.get_markersize() == 12]
+    assert circle.get_xdata() == [0 if metric == "val/recall@1" else 2]
+
+
 def drawn(monkeypatch, kind: str, sweep: Sweep, root: Path):
     """The last picture of a kind that the report of a sweep draws."""
     from fgssl.report import plots
@@ -356,12 +372,14 @@ def test_command_that_cannot_follow_a_fit_is_refused(command, tmp_path, capsys):
         ({"parameters": {"model.tau": {"min": 0, "max": 1}}}, "parameters.model.tau has neither"),
         ({"parameters": None}, "'parameters' is missing"),
         ({"command": ["python", "train.py", "${args}"]}, "it must be [fgssl, fit"),
+        ({"metric": {"name": "val/spectral_decay", "goal": "maximize"}}, "metric.goal is maximize"),
+        ({"metric": {"name": "val/recall@1", "goal": "minimize"}}, "of val/recall@1 it must be maximize"),
     ],
 )
 def test_other_sweeps_are_refused(tmp_path, change, message, capsys):
     path = tmp_path / "other.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(DIGITS.read_text()) | change))
-    assert main(["sweep", str(path)]) == 2
+    assert main(["sweep", str(path), "--dry_run"]) == 2
     assert message in capsys.readouterr().err
 
 

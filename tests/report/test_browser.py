@@ -232,6 +232,64 @@ def test_an_earlier_report_is_replaced_and_another_folder_is_not(tmp_path, capsy
     assert (tmp_path / "mine" / "thesis.tex").is_file()
 
 
+def test_an_earlier_report_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs", "a")
+    line = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main(line) == 0
+    earlier = (tmp_path / "out" / "index.html").read_text()
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fgssl.report.browser.sheets", full)
+        with pytest.raises(OSError, match="no space left"):
+            main(line)
+    assert (tmp_path / "out" / "index.html").read_text() == earlier
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+def write_davis(root: Path, name: str) -> Path:
+    """A result of ``fgssl davis`` of a public network: its configuration has no data section."""
+    run = write_run(root, name, data={"dataset": "davis2017"}, results={"method": "Frozen", "epochs": None})
+    results = json.loads((run / "results.json").read_text()) | {"metrics": {"test/jf_mean": 0.6}}
+    (run / "results.json").write_text(json.dumps(results))
+    backbone = {"class_path": "Frozen", "init_args": {"backbone": {"name": "vit_small_patch16_224"}}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"davis": {"topk": 5}, "model": backbone}))
+    return run
+
+
+def test_a_result_of_davis_stands_in_the_report(tmp_path):
+    write_run(tmp_path / "runs", "a")
+    davis = write_davis(tmp_path / "runs", "vit_small")
+    assert main(["report", str(tmp_path / "runs"), "--metric", "jf_mean", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "60.00" in page
+    assert f"--ckpt_path {davis}" not in page
+
+
+def test_embed_passes_over_tasks_and_notes_a_run_that_is_refused(tmp_path, monkeypatch):
+    for name in ("refused", "embedded"):
+        checkpoints = write_run(tmp_path / "runs", name, tau={"refused": 0.1, "embedded": 0.5}[name]) / "checkpoints"
+        checkpoints.mkdir()
+        (checkpoints / "last.ckpt").touch()
+    detector = write_run(tmp_path / "runs", "detector", results={"method": "Detect", "variant": None})
+    shutil.copytree(checkpoints, detector / "checkpoints")
+    lines = []
+
+    def embed(line: list[str]) -> None:
+        lines.append(line)
+        if "refused" in line[1]:
+            raise UserError("data.dataset.root: the data are not here.")
+
+    monkeypatch.setattr("fgssl.commands.embed.main", embed)
+    assert main(["report", str(tmp_path / "runs"), "--embed", "--out", str(tmp_path / "out")]) == 0
+    runs = tmp_path / "runs" / "maskcon_cars"
+    assert lines == [["--ckpt_path", str(runs / name), "--run.resume", "true"] for name in ("embedded", "refused")]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert f"no embeddings of {runs / 'refused'}: data.dataset.root: the data are not here." in page
+
+
 def test_images_in_memory_and_the_sample_sheet_come_from_the_data_set(tmp_path, monkeypatch):
     """The digits: 40 of them, with the paths that the data set gives them."""
     monkeypatch.setattr(explorer, "has_umap", lambda: False)

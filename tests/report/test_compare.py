@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -73,6 +75,35 @@ def test_mean_spread_and_rank_over_seeds(tmp_path, capsys):
     assert [rows["model.tau=0.5", m]["best"] for m in ("recall@1", "map")] == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "shown"),
+    [
+        ("val/spectral_decay", (0.6479, 0.7, math.inf), "0.6479"),
+        ("train/loss", (4.4811, 5.4557, math.nan), "4.4811"),
+        ("test/recall@1", (0.6, 0.5, math.nan), "60.00"),
+    ],
+)
+def test_metric_of_any_rows_is_ranked_by_its_direction_and_shown_in_its_unit(metric, values, shown, tmp_path, capsys):
+    for tau, value in zip((0.1, 0.5, 0.7), values, strict=True):
+        write_run(tmp_path, f"tau{tau}", tau=tau, metrics={metric: value})
+    lacking = write_run(tmp_path, "lacking", tau=0.9)
+    told = json.loads((lacking / "results.json").read_text())
+    (lacking / "results.json").write_text(json.dumps(told | {"metrics": {"test/map": 0.9}}))
+    ranks = {row["settings"]: (row["rank"], row["best"]) for row in table(capsys, str(tmp_path), "--metric", metric)}
+    taus = {f"model.tau={tau}": told for tau, told in ((0.1, "1"), (0.5, "2"), (0.7, "3"), (0.9, ""))}
+    assert ranks == {tau: (rank, str(int(rank == "1"))) for tau, rank in taus.items()}
+    assert main(["compare", str(tmp_path), "--metric", metric, "--format", "markdown"]) == 0
+    assert f"| **{shown}** |" in capsys.readouterr().out
+
+
+def test_infinite_value_of_a_seed_has_no_spread_and_its_plots_are_drawn(tmp_path, capsys):
+    for seed, value in enumerate((0.5, math.inf)):
+        write_run(tmp_path / "runs", f"a{seed}", seed=seed, metrics={"test/spectral_decay": value})
+    flags = ["--metric", "spectral_decay", "--format", "markdown", "--plots", str(tmp_path / "plots")]
+    assert main(["compare", str(tmp_path / "runs"), *flags]) == 0
+    assert "| **inf** |" in capsys.readouterr().out
+
+
 def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsys):
     for seed in range(2):
         write_run(tmp_path, f"a{seed}", seed=seed, metrics={"test/recall@1": 0.8 + 0.1 * seed})
@@ -117,11 +148,21 @@ def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):
         ("Table 6, SupCee", "Did you mean 'SupCE'?"),
     ):
         (run / "config.yaml").write_text(config.replace("Table 6", told))
-        assert main(["compare", str(tmp_path)]) == 2
-        assert message in capsys.readouterr().err
-    (run / "config.yaml").write_text(config.replace("maskcon, Table 6", "mascon, Table 6"))
-    assert main(["compare", str(tmp_path)]) == 2
-    assert "no paper 'mascon'. Did you mean 'maskcon'?" in capsys.readouterr().err
+        (row,) = table(capsys, str(tmp_path), "--metric", "recall@1")
+        assert row["missing"].startswith(f"{run / 'config.yaml'}: run.paper: ")
+        assert message in row["missing"]
+
+
+def test_misspelt_paper_of_a_run_is_noted_and_the_others_have_their_numbers(tmp_path, capsys):
+    write_run(tmp_path, "a")
+    wrong = write_run(tmp_path, "b", variant="grafit") / "config.yaml"
+    wrong.write_text(wrong.read_text().replace("maskcon, Table 6", "mascon, Table 6"))
+    assert main(["compare", str(tmp_path), "--metric", "recall@1", "map", "--format", "markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "| 50.00 | 45.53 |" in said.replace("**", "")
+    assert f"No printed number beside MaskCon/grafit: {wrong}: run.paper: no paper 'mascon'. Did you mean" in said
+    assert said.count("mascon") == 1
+    assert "..\n" not in said
 
 
 def test_a_note_below_the_table_says_why_there_is_no_printed_number(tmp_path, capsys):
@@ -252,6 +293,62 @@ def test_another_checkpoint_of_a_run_lends_it_no_metric(tmp_path):
     write_evaluation(tmp_path, write_run(tmp_path, "run"), "best.ckpt", metrics={"test/box_knn_top1": 0.7})
     (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1", "box_knn_top1"])
     assert found.rows[0].cells["box_knn_top1"].mean is None
+
+
+@pytest.mark.parametrize("absolute_root", [False, True])
+@pytest.mark.parametrize("place", ["below", "inside", "copied", "moved", "renamed"])
+def test_table_is_the_same_wherever_the_folder_of_runs_is_and_is_read_from(
+    place, absolute_root, tmp_path, monkeypatch, capsys
+):
+    """The paths of checkpoints in it are relative to the folder in which the commands were given."""
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs")
+    for seed in range(2):
+        run = write_run(runs, f"a{seed}", seed=seed, metrics={"test/recall@1": 0.5 + 0.1 * seed})
+        written = [write_evaluation(runs, run, metrics={"test/box_knn_top1": 0.7})]
+        written.append(write_task(runs, f"a{seed}_probe", "Probe", init_from=str(run)))
+        for folder in [run, *written]:
+            told, config = json.loads((folder / "results.json").read_text()), (folder / "config.yaml").read_text()
+            told |= {"seed": seed, "experiment": "maskcon_cars", "run": folder.name}
+            (folder / "results.json").write_text(json.dumps(told))
+            if absolute_root:  # as fgssl embed and probe write it
+                (folder / "config.yaml").write_text(config.replace("root: runs", f"root: {tmp_path / 'runs'}"))
+
+    def rows(*paths: str) -> list[dict]:
+        told = table(capsys, *paths, "--metric", "recall@1", "top1", "box_knn_top1")
+        return [{name: value for name, value in row.items() if name != "runs"} for row in told]
+
+    expected, given = rows("runs"), "runs"
+    assert [(row["method"], row["metric"], row["seeds"]) for row in expected if row["mean"]] == [
+        ("MaskCon", "recall@1", "2"),
+        ("MaskCon", "box_knn_top1", "2"),
+        ("Probe", "recall@1", "2"),
+        ("Probe", "top1", "2"),
+    ]
+    if place == "below":
+        monkeypatch.chdir(tmp_path / "runs" / "maskcon_cars")
+        given = "."
+    elif place == "inside":
+        monkeypatch.chdir(tmp_path / "runs")
+        given = "maskcon_cars"
+    elif place == "copied":  # the runs that the paths name are there still
+        shutil.copytree("runs", "copy", copy_function=shutil.copy2)
+        given = "copy"
+    elif place == "moved":
+        shutil.move("runs", tmp_path / "elsewhere")
+        given = "elsewhere"
+    else:
+        shutil.move("runs/maskcon_cars", "runs/old")
+    assert rows(given) == expected
+
+
+@pytest.mark.parametrize("start", ["runs/another/a", "runs/maskcon_cars/a_probe", "a"])
+def test_run_of_the_same_name_is_not_the_start_of_a_probe(start, tmp_path):
+    """Of another experiment, the probe itself in another folder of runs, and of an unknown experiment."""
+    write_run(tmp_path, "a")
+    write_task(tmp_path, "a_probe", "Probe", init_from=start)
+    probe = next(run for run in read_runs([str(tmp_path)])[0] if run.folder.name == "a_probe")
+    assert probe.start is None
 
 
 def test_a_seed_counts_once(tmp_path):
