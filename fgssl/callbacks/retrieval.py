@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import from_rank_zero, is_distributed
-from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
+from fgssl.evaluation.embedding import Embeddings, collect, embed_rows, with_label
 from fgssl.evaluation.reranking import Rerank, expanded, reranked_keys
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
@@ -121,16 +121,15 @@ def extra_metrics(
 
 def labelled(rows: Embeddings, part: str) -> Embeddings | None:
     """The rows with a class label; None if there are none. Says what is left out."""
-    has_label = rows.fine >= 0
-    count, images = int(has_label.sum()), {"val": "validation images", "test": "test images"}[part]
+    kept, images = with_label(rows), {"val": "validation images", "test": "test images"}[part]
+    count = len(kept.fine)
     if count == 0:
         rank_zero_info(f"No retrieval metrics: none of the {len(rows.fine):,} {images} has a single class label.")
         return None
-    if count == len(rows.fine):
-        return rows  # no copy
     left_out = len(rows.fine) - count
-    rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
-    return Embeddings(*(column[has_label] for column in rows))
+    if left_out:
+        rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
+    return kept
 
 
 def statistics_over_ranks(
