@@ -76,7 +76,8 @@ class Retrieval(Evaluation):
                 train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
             metrics |= from_rank_zero(lambda: extra_metrics(self.extra, queries, train, self.clusters))
         log_exactly(method, part, metrics)
-        if part == "test" and self.folder and self.grid:
+        has_neighbours = gallery is not None or len(queries.fine) > 1
+        if part == "test" and self.folder and self.grid and has_neighbours:
             from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
 
             index, title = trainer.datamodule.parts.index, title_of(self.folder, metrics)
@@ -137,6 +138,8 @@ def statistics_over_ranks(
 ) -> dict:
     """Retrieval statistics, summed over the ranks, each of which searches for its share of the queries.
 
+    Where there are fewer queries than ranks, the ranks without one search for a query of another, and add nothing.
+
     Args:
         queries: embeddings of all queries.
         gallery: embeddings to search; None: the queries, without the query itself.
@@ -144,7 +147,8 @@ def statistics_over_ranks(
         rerank: re-ranking.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
-    mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)
+    number = len(queries.fine)
+    mine = torch.arange(rank % number, number, world, device=queries.fine.device)
     searched = gallery or queries
     own = torch.arange(len(queries.fine), device=mine.device) if gallery is None else None
     query_rows, gallery_rows, keys = queries.embedding, searched.embedding, None
@@ -164,5 +168,5 @@ def statistics_over_ranks(
     )
     if is_distributed():
         for value in statistics.values():
-            dist.all_reduce(value)
+            dist.all_reduce(value if rank < number else value.zero_())
     return statistics
