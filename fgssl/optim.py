@@ -52,7 +52,8 @@ class Optim:
             to ``min_lr``, or a polynomial with ``power``. ``steps``: multiply by ``gamma`` at each milestone.
         power: exponent of the ``linear`` schedule, above 0; 1: a line (mmsegmentation's poly: 0.9).
         length: length of the ``cosine`` or ``linear`` schedule, in ``unit``, where the run ends before it (LCR's BYOL:
-            800 epochs, of which 100 are trained); null: that of the run.
+            800 epochs, of which 100 are trained); null: that of the run, the fewer of ``trainer.max_epochs`` and
+            ``trainer.max_steps``.
         milestones: times of the steps, in ``unit``, for ``schedule: steps``.
         unit: unit of ``warmup`` and ``milestones``: ``epoch`` or optimiser ``step``.
         gamma: factor at each milestone, for ``schedule: steps``.
@@ -260,7 +261,7 @@ def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
         torch._foreach_mul_(gradients, list((longest / (norms + 1e-6)).clamp(max=1.0)))
 
 
-def cosine(step: int, total: int, start: float, end: float) -> float:
+def cosine(step: int, total: float, start: float, end: float) -> float:
     """Half a cosine from ``start`` at step 0 to ``end`` at step ``total``; constant afterwards."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
 
@@ -275,7 +276,7 @@ def warmup_steps(step: int, warmup: int, milestones: Sequence[int], gamma: float
     return gamma ** sum(step >= milestone for milestone in milestones)
 
 
-def warmup_linear(step: int, total: int, warmup: int, floor: float, power: float) -> float:
+def warmup_linear(step: int, total: float, warmup: int, floor: float, power: float) -> float:
     """Factor of the peak learning rate at an optimiser step, counted from 0.
 
     Linear from 0 to 1 over ``warmup`` steps, then from 1 to ``floor`` at step ``total`` as (1 - t) ** ``power``.
@@ -285,7 +286,7 @@ def warmup_linear(step: int, total: int, warmup: int, floor: float, power: float
     return floor + (1 - floor) * (1 - min(1.0, (step - warmup) / max(1, total - warmup))) ** power
 
 
-def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
+def warmup_cosine(step: int, total: float, warmup: int, floor: float = 0.0) -> float:
     """Factor of the peak learning rate at an optimiser step, counted from 0.
 
     Linear from 0 to 1 over ``warmup`` steps, then half a cosine from 1 to ``floor`` at step ``total``.

@@ -1,16 +1,21 @@
 """The learning rate's schedule and the parameter groups."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from torch import nn
 
 from fgssl.errors import UserError
+from fgssl.methods import BYOL
+from fgssl.methods.base import Method, StepResult
 from fgssl.nn.backbones import Backbone
 from fgssl.optim import Group, Optim, own_groups, parameter_groups, warmup_cosine, warmup_linear, warmup_steps
+from tests.tiny import BACKBONE, blob_loader, tiny_trainer
 
 SCHEDULE = json.loads((Path(__file__).parent / "golden" / "maskcon.json").read_text())["lr_schedule"]
 
@@ -33,6 +38,60 @@ def test_linear_schedule_falls_from_the_peak_to_the_floor_also_where_all_steps_a
     factors = [warmup_linear(step, 12, 2, floor=0.1, power=2.0) for step in (0, 1, 2, 7, 12, 15)]
     assert factors == pytest.approx([0, 0.5, 1, 0.1 + 0.9 / 4, 0.1, 0.1])
     assert warmup_linear(10, 10, 10, floor=0.1, power=1.0) == 1
+
+
+class Line(Method):
+    """A regression on the mean colour, without data module, teacher and evaluation."""
+
+    default_views, embeds = None, False
+
+    def __init__(self, **optim):
+        super().__init__(Optim(warmup=0, **optim))
+        self.line = nn.Linear(3, 1)
+
+    def step(self, batch):
+        return StepResult(self.line(batch.views[0].mean((2, 3))).pow(2).mean())
+
+
+class Look(Callback):
+    """Keeps learning rate and weight decay of each step, and stops after ``most`` steps."""
+
+    def __init__(self, most: int = 10):
+        self.most, self.rates, self.decays = most, [], []
+
+    def on_train_batch_end(self, trainer, method, *_):
+        (group,) = trainer.optimizers[0].param_groups
+        self.rates.append(group["lr"])
+        self.decays.append(group["weight_decay"])
+        trainer.should_stop = trainer.global_step == self.most
+
+
+@pytest.mark.parametrize("limits", [(2, -1), (2, 5000), (5000, 8), (-1, 8)])
+def test_schedules_end_with_the_run_whichever_limit_ends_it(limits):
+    epochs, steps = limits
+    look = Look()
+    method = Line(lr=0.1, schedule="linear", weight_decay=0.0, weight_decay_end=0.2)
+    tiny_trainer(max_epochs=epochs, max_steps=steps, callbacks=[look]).fit(method, blob_loader(32, 8))
+    assert look.rates == pytest.approx([0.1 * (1 - step / 8) for step in range(1, 9)])
+    assert look.decays == pytest.approx([0.1 * (1 - math.cos(math.pi * step / 8)) for step in range(8)])
+
+
+def test_a_run_without_a_length_is_refused_where_something_depends_on_it():
+    endless = {"max_epochs": -1, "max_time": {"hours": 1}}
+    for optim, what in (({}, "the learning rate"), ({"length": 4, "weight_decay_end": 0.2}, "the weight decay")):
+        look = Look()
+        with pytest.raises(UserError, match=f"are both -1, but the length of the run sets {what}"):
+            tiny_trainer(callbacks=[look], **endless).fit(Line(**optim), blob_loader())
+        assert not look.rates
+    for optim in ({"length": 2, "schedule": "linear"}, {"schedule": "steps", "milestones": [1]}):
+        look = Look(most=10)
+        tiny_trainer(callbacks=[look], **endless).fit(Line(**optim), blob_loader())
+        assert len(look.rates) == 10
+
+
+def test_a_teachers_momentum_depends_on_the_length_of_the_run_where_it_grows():
+    assert BYOL(BACKBONE, optim=Optim(length=9)).follows_length() == ["the momentum of the teacher"]
+    assert not BYOL(BACKBONE, momentum=1.0, optim=Optim(length=9)).follows_length()
 
 
 def test_sgd_of_a_configuration_file_is_sgd_without_nesterov_momentum():

@@ -10,7 +10,7 @@ from fgssl.callbacks.online import evaluating
 from fgssl.callbacks.retrieval import extra_metrics, statistics_over_ranks
 from fgssl.distributed import from_rank_zero
 from fgssl.errors import UserError, at_least
-from fgssl.evaluation.embedding import Embeddings, embed_rows
+from fgssl.evaluation.embedding import Embeddings, embed_rows, with_label
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.retrieval import finish
 
@@ -66,7 +66,7 @@ class BestOnTest(Callback):
         loader, limit = trainer.datamodule.test_dataloader(), trainer.limit_test_batches  # type: ignore[attr-defined]
         batches = limit if isinstance(limit, int) else int(len(loader) * limit)  # as many as the test at the end takes
         with evaluating(method):
-            rows = embed_rows(trainer, method, islice(loader, batches))
+            rows = with_label(embed_rows(trainer, method, islice(loader, batches)))
         measured = self._measure(trainer, rows)
         for name, value in measured.items():
             if name not in self.best or value > self.best[name][0]:

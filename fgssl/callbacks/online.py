@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import any_rank, from_rank_zero, mean_over_ranks
 from fgssl.errors import UserError, above, at_least
-from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
+from fgssl.evaluation.embedding import Embeddings, collect, embed_rows, with_label
 from fgssl.evaluation.knn import knn_accuracy
 from fgssl.metrics.classification import topk_accuracy
 
@@ -44,10 +44,13 @@ def embed_view(trainer: Trainer, method: Any, images: Tensor) -> Tensor:
 
 
 class OnlineEvaluation(Evaluation):
-    """Base of both: measures the embeddings of the validation rows and of the final test, and logs the figures."""
+    """Base of both: measures the embeddings of the validation rows and of the final test, and logs the figures.
+
+    Rows without a class label are left out.
+    """
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
-        """Figures of the evaluated rows, the same on every rank."""
+        """Figures of the evaluated rows, of which there are some, the same on every rank."""
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
@@ -66,8 +69,9 @@ class OnlineEvaluation(Evaluation):
             )
 
     def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
-        figures = self.measure(trainer, method, collect(outputs))
-        log_exactly(method, part, figures)
+        rows = with_label(collect(outputs))
+        if len(rows.fine):
+            log_exactly(method, part, self.measure(trainer, method, rows))
 
 
 class OnlineProbe(OnlineEvaluation):
@@ -117,7 +121,7 @@ class OnlineProbe(OnlineEvaluation):
         return self.classifier
 
     def measure(self, trainer: Trainer, method, rows: Embeddings) -> dict[str, float]:
-        if self.classifier is None or (rows.fine < 0).any():
+        if self.classifier is None:
             return {}  # a test without training
         with torch.no_grad():
             scores = self.classifier(rows.embedding.to(self.classifier.weight))

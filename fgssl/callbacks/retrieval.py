@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.distributed import from_rank_zero, is_distributed
-from fgssl.evaluation.embedding import Embeddings, collect, embed_rows
+from fgssl.evaluation.embedding import Embeddings, collect, embed_rows, with_label
 from fgssl.evaluation.reranking import Rerank, expanded, reranked_keys
 from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
@@ -76,7 +76,8 @@ class Retrieval(Evaluation):
                 train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
             metrics |= from_rank_zero(lambda: extra_metrics(self.extra, queries, train, self.clusters))
         log_exactly(method, part, metrics)
-        if part == "test" and self.folder and self.grid:
+        has_neighbours = gallery is not None or len(queries.fine) > 1
+        if part == "test" and self.folder and self.grid and has_neighbours:
             from fgssl.report.pictures import draw_retrieval, title_of  # imports matplotlib
 
             index, title = trainer.datamodule.parts.index, title_of(self.folder, metrics)
@@ -121,22 +122,23 @@ def extra_metrics(
 
 def labelled(rows: Embeddings, part: str) -> Embeddings | None:
     """The rows with a class label; None if there are none. Says what is left out."""
-    has_label = rows.fine >= 0
-    count, images = int(has_label.sum()), {"val": "validation images", "test": "test images"}[part]
+    kept, images = with_label(rows), {"val": "validation images", "test": "test images"}[part]
+    count = len(kept.fine)
     if count == 0:
         rank_zero_info(f"No retrieval metrics: none of the {len(rows.fine):,} {images} has a single class label.")
         return None
-    if count == len(rows.fine):
-        return rows  # no copy
     left_out = len(rows.fine) - count
-    rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
-    return Embeddings(*(column[has_label] for column in rows))
+    if left_out:
+        rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
+    return kept
 
 
 def statistics_over_ranks(
     queries: Embeddings, gallery: Embeddings | None, ks: list[int], rerank: Rerank = Rerank()
 ) -> dict:
     """Retrieval statistics, summed over the ranks, each of which searches for its share of the queries.
+
+    Where there are fewer queries than ranks, the ranks without one search for a query of another, and add nothing.
 
     Args:
         queries: embeddings of all queries.
@@ -145,7 +147,8 @@ def statistics_over_ranks(
         rerank: re-ranking.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
-    mine = torch.arange(rank, len(queries.fine), world, device=queries.fine.device)
+    number = len(queries.fine)
+    mine = torch.arange(rank % number, number, world, device=queries.fine.device)
     searched = gallery or queries
     own = torch.arange(len(queries.fine), device=mine.device) if gallery is None else None
     query_rows, gallery_rows, keys = queries.embedding, searched.embedding, None
@@ -165,5 +168,5 @@ def statistics_over_ranks(
     )
     if is_distributed():
         for value in statistics.values():
-            dist.all_reduce(value)
+            dist.all_reduce(value if rank < number else value.zero_())
     return statistics

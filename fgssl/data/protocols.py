@@ -119,9 +119,9 @@ class Protocol:
 
     def _hold_out(self, index: Index, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation rows: by images where test classes are trained on, else by whole classes."""
-        labels = np.unique(index.fine[train])
-        known = np.isin(index.fine[test], labels)
-        if known.any() or len(test) == 0:  # test shows known classes: so does validation
+        labels, shown = (np.unique(index.fine[rows]) for rows in (train, test))
+        labels, shown = labels[labels >= 0], shown[shown >= 0]  # -1 is no class
+        if np.isin(shown, labels).any() or min(len(labels), len(shown)) == 0:  # test shows known classes: so does val
             kept = stratified(train, index.fine, 1 - self.val_fraction, self._draw(VALIDATION, len(index)))
         else:
             count = min(max(1, round(self.val_fraction * len(labels))), len(labels) - 1)

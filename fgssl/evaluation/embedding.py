@@ -15,7 +15,7 @@ class Embeddings(NamedTuple):
 
     Attributes:
         embedding: [N, F] float32 features.
-        fine: [N] int64 labels.
+        fine: [N] int64 labels; -1: none.
         index: [N] int64 data-set rows.
     """
 
@@ -49,6 +49,12 @@ def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
         start += len(batch) // len(place)
     assert embedding is not None
     return Embeddings(embedding, fine[chosen], torch.from_numpy(rows).to(index))
+
+
+def with_label(rows: Embeddings) -> Embeddings:
+    """The rows that have a class label; the same object if all have."""
+    has_label = rows.fine >= 0
+    return rows if has_label.all() else Embeddings(*(column[has_label] for column in rows))
 
 
 @torch.no_grad()

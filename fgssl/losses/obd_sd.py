@@ -89,7 +89,7 @@ def relation_distillation(student_similarity: Tensor, targets: Tensor, *, tau: f
     return F.kl_div(log_student_BB, targets.detach().to(log_student_BB.dtype), reduction="batchmean")
 
 
-def distillation_weight(epoch: int, max_epochs: int, *, lam: float, tau: float) -> float:
+def distillation_weight(epoch: int, max_epochs: float, *, lam: float, tau: float) -> float:
     """Weight tau^2 (t / T) lambda of Eq. 2 and 7 in epoch t = ``epoch`` of T = ``max_epochs``, counted from 0.
 
     The first epoch has weight 0, the last (T - 1) / T of the whole.

@@ -317,6 +317,7 @@ class Method(LightningModule):
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
         if stage == "fit":
+            self._check_length()
             self.check_precision(self.trainer.precision)
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, DataModule):
@@ -326,6 +327,20 @@ class Method(LightningModule):
                 self._check_labels(datamodule)
         if stage == "fit" and self.default_views is not None and datamodule is not None:
             self.check_views(datamodule.views.crops)
+
+    def _check_length(self) -> None:
+        """Refuse a run of unknown length, such as one of ``max_time`` alone, where something depends on the length.
+
+        Raises:
+            UserError: says what does.
+        """
+        follows = self.follows_length()
+        if follows and self.trainer.max_epochs < 0 and self.trainer.max_steps < 0:
+            raise UserError(
+                f"trainer.max_epochs and trainer.max_steps are both -1, but the length of the run sets "
+                f"{', '.join(follows)} of {type(self).__name__}. Set one of the two; trainer.max_time may still end "
+                "the run earlier."
+            )
 
     def _check_labels(self, data: DataModule) -> None:
         """Refuse training images without the labels that the method needs.
@@ -437,11 +452,23 @@ class Method(LightningModule):
         """Optimiser steps in an epoch."""
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
-    def total_steps(self) -> int:
-        """Optimiser steps of the run."""
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        return self.trainer.max_epochs * self.steps_per_epoch()
+    def total_steps(self) -> float:
+        """Optimiser steps of the run, the fewer of ``max_epochs`` and ``max_steps``; infinite without both."""
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        by_epochs = epochs * self.steps_per_epoch() if epochs > 0 else math.inf
+        return min(by_epochs, steps if steps > 0 else math.inf)
+
+    def follows_length(self) -> list[str]:
+        """What changes until the end of the run, and so needs its number of steps; a subclass adds its own."""
+        follows = []
+        if self.optim.schedule != "steps" and self.optim.length is None:
+            follows.append("the learning rate (unless model.optim.length is given)")
+        if self.optim.weight_decay_end is not None:
+            follows.append("the weight decay (model.optim.weight_decay_end)")
+        moving = any(pair.every == "step" for pair in self.teachers())
+        if moving and self.teacher_momentum(1, 2) != self.teacher_momentum(2, 2):
+            follows.append("the momentum of the teacher")
+        return follows
 
     def global_batch(self) -> int:
         """Images per optimiser step, over all processes and accumulated batches."""

@@ -102,12 +102,17 @@ class OBDSD(MetricLearning):
             targets.append(self.distillation.targets(similarity(z_BK)))
         return (dml + torch.stack(losses).mean()) / 2, targets
 
-    def epochs(self) -> int:
-        """Number of epochs T of the run."""
+    def epochs(self) -> float:
+        """Number of epochs T of the run; infinite if it has no end."""
         if self._trainer is None:
             return 1
-        epochs = self.trainer.max_epochs
-        return epochs if epochs and epochs > 0 else math.ceil(self.total_steps() / self.steps_per_epoch())
+        total = self.total_steps()
+        return math.ceil(total / self.steps_per_epoch()) if math.isfinite(total) else total
+
+    def follows_length(self) -> list[str]:
+        grows = self.distillation.dynamic and self.distillation.teacher != "none"
+        own = ["the weight of the distillation (model.distillation.dynamic)"] if grows else []
+        return super().follows_length() + own
 
     # ---- diffusion over all training images (Sec. 5.5) ----------------------------------------------------------
 

@@ -77,7 +77,7 @@ class Distillation:
             "heads": "+S2SD-MSD" + diffused,
         }[self.teacher]
 
-    def weight(self, epoch: int, epochs: int) -> float:
+    def weight(self, epoch: int, epochs: float) -> float:
         """Factor of the distillation loss in an epoch counted from 0 (Eq. 7); 0 while there is no teacher yet."""
         if self.teacher == "none" or (self.teacher == "epoch" and epoch == 0):
             return 0.0

@@ -41,7 +41,7 @@ def retrieval_grid(
 
     Args:
         queries: the evaluated set; rows point into ``index``.
-        gallery: where they are searched; None: among themselves, each left out.
+        gallery: where they are searched; None: among themselves, each left out, so that there have to be two.
         index: the data set, for the images and the class names.
         path: picture to write; as .jpg it takes less than 500 KB.
         title: first line of the picture, such as the run and its metrics.
@@ -52,7 +52,7 @@ def retrieval_grid(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(queries.fine))[:count])
     positions = torch.from_numpy(chosen).to(queries.fine.device)
     searched, exclude = (queries, positions) if gallery is None else (gallery, None)
-    k = min(neighbours, len(searched.fine) - 1)
+    k = min(neighbours, len(searched.fine) - (gallery is None))
     cosine, ids = search(queries.embedding[positions], searched.embedding, k, exclude=exclude)
     lines = []
     for query, cosine_k, near_k in zip(chosen, cosine.tolist(), ids.cpu(), strict=True):

@@ -19,6 +19,7 @@ from fgssl.data.datamodule import DataModule
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Crop, Views
 from fgssl.errors import UserError
+from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.knn import knn_accuracy
 from fgssl.methods import MaskCon
 from fgssl.tasks import Finetune
@@ -101,6 +102,25 @@ def test_the_probe_learns_separable_classes():
     assert metrics["test/online_top1"] == 1
     assert metrics["test/top1"] < 0.6
     assert probe.state_dict()["classifier"]["weight"].shape == (4, 8)
+
+
+@pytest.mark.parametrize("callback", [OnlineProbe(), OnlineKNN(k=1)])
+def test_evaluated_images_without_a_label_are_left_out(callback, monkeypatch):
+    monkeypatch.setattr(
+        "fgssl.callbacks.online.embed_rows", lambda *_: Embeddings(torch.eye(3), torch.arange(3), torch.arange(3))
+    )
+    callback.classifier = nn.Linear(3, 3, bias=False)
+    callback.classifier.weight.data = torch.eye(3)
+    datamodule = SimpleNamespace(gallery_loader=lambda: None)
+    trainer = SimpleNamespace(validating=False, testing=True, state=SimpleNamespace(fn="test"), datamodule=datamodule)
+    logged: dict[str, torch.Tensor] = {}
+    method = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
+    for fine, share in (([0, -1, 2, 1, -1], 2 / 3), ([-1] * 5, None)):
+        outputs = {"embedding": torch.eye(3)[[0, 1, 2, 2, 1]], "fine": torch.tensor(fine), "index": torch.arange(5)}
+        logged.clear()
+        callback.evaluate(trainer, method, [outputs], "test")
+        top1 = [float(value) for name, value in logged.items() if name.endswith("top1")]
+        assert top1 == ([] if share is None else [share])
 
 
 def test_the_training_accuracy_is_the_share_of_right_answers(monkeypatch):

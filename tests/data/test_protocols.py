@@ -99,6 +99,31 @@ def test_validation_of_unlabelled_images():
     assert parts.describe()["train"]["classes"] == 0
 
 
+def test_test_images_without_a_label_say_nothing_of_the_classes_that_are_held_out():
+    index = make_index()
+    fine, test = index.fine.copy(), index.rows("test")
+    fine[test] = -1
+    parts = Protocol(val_fraction=0.2).apply(replace(index, fine=fine))
+    assert set(per_class(index, parts.val)) == {6}  # images of each class, as with labels
+    assert (parts.val == Protocol(val_fraction=0.2).apply(index).val).all()
+    fine[test[:5]] = index.fine[test[:5]]
+    parts = Protocol(val_fraction=0.2).apply(replace(index, fine=fine))
+    assert set(per_class(index, parts.val)) == {6}
+
+
+def test_images_without_a_label_are_no_class_to_hold_out():
+    index = make_index(9)
+    fine, first = index.fine.copy(), np.where(index.fine < 3, "train", "test")
+    fine[::4] = -1  # in both parts
+    for seed in range(4):
+        parts = Protocol(val_fraction=0.34, seed=seed).apply(replace(index, fine=fine, split=first))
+        assert len(set(fine[parts.val])) == 1
+        assert -1 not in fine[parts.val]
+    fine[index.fine < 3] = -1  # no training image has a label
+    parts = Protocol(val_fraction=0.25).apply(replace(index, fine=fine, split=first))
+    assert (len(parts.train), len(parts.val)) == (90, 30)
+
+
 def test_label_fraction_is_stratified_and_nested():
     index = make_index(train=30)
     half, fifth = (set(Protocol(label_fraction=share).apply(index).train) for share in (0.5, 0.2))

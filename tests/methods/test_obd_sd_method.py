@@ -188,8 +188,19 @@ def test_distillation_weight_grows_linearly_with_the_epoch():
     fit(obd_sd(Distillation(lam=10.0, tau=2.0)), callbacks=(Log(),), epochs=4)
     assert logged == pytest.approx([0, 10, 20, 30])
     logged.clear()
+    fit(obd_sd(Distillation(lam=10.0, tau=2.0)), callbacks=(Log(),), epochs=50, max_steps=16)  # of 4 steps each
+    assert logged == pytest.approx([0, 10, 20, 30])
+    logged.clear()
     fit(obd_sd(Distillation(lam=10.0, dynamic=False)), callbacks=(Log(),))
     assert logged == pytest.approx([0, 10, 10])
+
+
+def test_the_growing_weight_needs_a_run_of_known_length():
+    (grows,) = obd_sd().follows_length()
+    assert "weight of the distillation" in grows
+    assert not obd_sd(replace(SETTINGS, dynamic=False)).follows_length()
+    assert not obd_sd(replace(SETTINGS, teacher="none")).follows_length()
+    fit(obd_sd(replace(SETTINGS, dynamic=False)), epochs=-1, callbacks=(StopAt(5),))
 
 
 class StopAt(Callback):

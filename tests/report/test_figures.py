@@ -174,6 +174,16 @@ def test_retrieval_grid_states_title_and_similarity_of_each_neighbour(tmp_path, 
         assert [name.split("\n")[1] for _, name, _ in line[1:]] == expected
 
 
+def test_retrieval_grid_shows_the_whole_of_a_small_gallery(tmp_path, monkeypatch):
+    fine = np.arange(12) % 3
+    whole, seen = embeddings_of(fine), []
+    monkeypatch.setattr(figures, "picture_rows", lambda lines, *_: seen.extend(len(line) - 1 for line in lines))
+    for count in (1, 4):
+        gallery = Embeddings(*(column[:count] for column in whole))
+        figures.retrieval_grid(whole, gallery, index_of(fine), tmp_path / "r.jpg", count=1)
+    assert seen == [1, 4]
+
+
 def test_lines_of_a_title_are_wrapped_to_the_picture_each_by_itself(tmp_path, monkeypatch):
     titles = []
     from matplotlib.figure import Figure

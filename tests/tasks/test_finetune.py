@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from fgssl.callbacks.online import evaluating
 from fgssl.callbacks.retrieval import Retrieval
 from fgssl.checkpoint import read_backbone
 from fgssl.cli.main import main
@@ -247,6 +248,36 @@ def test_rows_without_a_label_are_refused():
     dataset.partial = True
     with pytest.warns(UserWarning, match="classes without"), pytest.raises(UserError, match="label for each training"):
         fit(finetune(), data(dataset))
+
+
+class Mixed(Colours):
+    """16 training, 16 validation and 32 test images, of which some rows have no label."""
+
+    def __init__(self, *unlabelled: int):
+        super().__init__()
+        self.unlabelled = list(unlabelled)
+
+    def _read(self) -> Index:
+        index = super()._read()
+        index.fine[self.unlabelled] = -1
+        return replace(index, split=np.repeat(["train", "val", "test"], [16, 16, 32]))
+
+
+def test_evaluated_images_without_a_label_are_left_out():
+    method, datamodule = finetune(), data(Mixed(20, 25, 40, 50))
+    trainer = fit(method, datamodule)
+    assert "val/top1" in trainer.callback_metrics
+    with evaluating(method):
+        batches = [datamodule.on_after_batch_transfer(batch, 0) for batch in datamodule.test_dataloader()]
+        right = torch.cat([method.classifier(method.embed(b.views[0])).argmax(dim=1) == b.fine for b in batches])
+    assert 0 < int(right.sum()) < 30
+    assert measured(method, datamodule)["test/top1"] == int(right.sum()) / 30
+
+
+def test_without_any_label_nothing_is_measured():
+    method, datamodule = finetune(), data(Mixed(*range(16, 64)))
+    assert not any(name.startswith("val/") for name in fit(method, datamodule).callback_metrics)
+    assert measured(method, datamodule) == {}
 
 
 def test_voc_validates_by_average_precision_and_keeps_the_best(tmp_path):

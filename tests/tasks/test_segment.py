@@ -133,7 +133,9 @@ def test_segment_learns_four_images(backbone, head, ade, tmp_path):
 
 def test_the_learning_rate_falls_in_a_line():
     method = segment(optim=Optim(warmup=2, unit="step", schedule="linear"))
-    method._trainer = SimpleNamespace(max_steps=10, world_size=1, accumulate_grad_batches=1, datamodule=None)
+    method._trainer = SimpleNamespace(
+        max_epochs=-1, max_steps=10, world_size=1, accumulate_grad_batches=1, datamodule=None
+    )
     factors = [method.lr_factor(step) for step in (0, 1, 2, 6, 10)]
     assert factors == pytest.approx([0, 0.5, 1, 0.5, 0])
 
@@ -141,7 +143,9 @@ def test_the_learning_rate_falls_in_a_line():
 def test_the_learning_rate_falls_as_a_polynomial():
     """mmsegmentation's poly: (peak - min) (1 - step / total) ** power + min."""
     method = segment(optim=Optim(lr=0.01, warmup=0, unit="step", schedule="linear", power=0.9, min_lr=1e-4))
-    method._trainer = SimpleNamespace(max_steps=40, world_size=1, accumulate_grad_batches=1, datamodule=None)
+    method._trainer = SimpleNamespace(
+        max_epochs=-1, max_steps=40, world_size=1, accumulate_grad_batches=1, datamodule=None
+    )
     rates = [0.01 * method.lr_factor(step) for step in (0, 10, 39, 40)]
     expected = [(0.01 - 1e-4) * (1 - step / 40) ** 0.9 + 1e-4 for step in (0, 10, 39, 40)]
     assert rates == pytest.approx(expected)
