@@ -57,6 +57,30 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
+def refuse_overwriting(folder: Path, command: str) -> None:
+    """Refuse to start a command in the folder of a trained run or of a finished evaluation.
+
+    A run that ended before its first checkpoint, and an evaluation that did not finish, may be started again there.
+
+    Args:
+        folder: run folder of the command.
+        command: fit, validate, test or predict.
+
+    Raises:
+        UserError: the folder holds results.
+    """
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        if command == "fit":
+            raise UserError(
+                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
+                "another run with this configuration."
+            )
+        raise UserError(f"{folder} already holds a run. --run.name NAME writes to a folder of its own.")
+    results = folder / "results.json"
+    if command != "fit" and results.is_file() and read_json(results).get("status") in (*DONE, "validated"):
+        raise UserError(f"{folder} already holds the results of a run. --run.name NAME writes to a folder of its own.")
+
+
 def folder_of(loggers: Sequence[Any]) -> Path:
     """Folder of a run for the files of its callbacks: that of the first logger, which writes ``metrics.csv``."""
     return Path(loggers[0].log_dir or ".")

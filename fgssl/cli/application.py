@@ -54,7 +54,7 @@ from fgssl.nn.compiled import compile_networks, to_channels_last
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
-from fgssl.run import Run, default_name, folder_of_checkpoint, shown
+from fgssl.run import Run, default_name, folder_of_checkpoint, refuse_overwriting, shown
 
 
 class Application(LightningCLI):
@@ -249,11 +249,7 @@ class Application(LightningCLI):
             return resumed
         name = options.run.name or default_name(options.seed_everything, command)
         folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
-        if command == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
-            raise UserError(
-                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
-                "another run with this configuration."
-            )
+        refuse_overwriting(folder, command)
         return folder
 
     def after_instantiate_classes(self) -> None:
