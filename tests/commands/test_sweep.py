@@ -349,6 +349,32 @@ def test_command_that_cannot_follow_a_fit_is_refused(command, tmp_path, capsys):
     assert "then.probe.command is" in capsys.readouterr().err
 
 
+def test_names_of_experiments_keep_what_follows_a_dot(tmp_path, capsys):
+    """A value's last digits are no ending of a file."""
+    values = ["cmd_ablations/table6_lambda_0.001", "cmd_ablations/table6_lambda_0.01", "mine/lambda_0.1.yaml"]
+    assert main(["sweep", str(grid(tmp_path, config=values)), "--runs", str(tmp_path), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    names = [words[words.index("--run.name") + 1] for words in map(str.split, lines)]
+    assert names == ["table6_lambda_0.001", "table6_lambda_0.01", "lambda_0.1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "then", "name"),
+    [
+        (["theirs/lr.yaml", "mine/lr.yaml"], {}, "lr"),
+        (["lr", "lr_probe"], {"then": {"probe": {"command": ["fgssl", "probe", "${run}"]}}}, "lr_probe"),
+    ],
+    ids=["two files", "a fit and what follows another"],
+)
+def test_cells_of_the_same_name_are_refused(values, then, name, tmp_path, capsys):
+    path = grid(tmp_path, config=values)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | then))
+    assert main(["sweep", str(path), "--runs", str(tmp_path), "--dry_run"]) == 2
+    said = capsys.readouterr().err
+    assert f"two cells of the sweep have the same name '{name}'" in said
+    assert said.count("\n  fgssl ") == 2  # both are shown
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
