@@ -14,7 +14,8 @@ from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
 from fgssl.run import GOING_ON, SignsOfLife, provenance, read_json, write_json
 
-KEPT = ("metrics", "epochs", "steps", "train_s", "timed_epochs")  # of an earlier start of the run
+# Of an earlier start of the run.
+KEPT = ("command", "resumed_by", "metrics", "epochs", "steps", "train_s", "timed_epochs")
 
 
 class Record(Callback):
@@ -22,6 +23,8 @@ class Record(Callback):
 
     ``train_s`` is the time of the ``timed_epochs`` whole epochs, each from its start to its last batch, in seconds:
     without validation, tests and set-up, which ``duration_s`` includes.
+
+    A resumed run keeps the ``command`` that started it; those that resumed it are in ``resumed_by``.
 
     Args:
         folder: The run folder.
@@ -50,7 +53,7 @@ class Record(Callback):
             self._started = True
             for logger in trainer.loggers:
                 logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
-            self.results |= provenance() | {"processes": trainer.world_size}
+            self._say_where(trainer)
             self._write()
             self._signs = SignsOfLife(self.folder / "results.json")
 
@@ -60,6 +63,14 @@ class Record(Callback):
         earlier = read_json(path) if path.is_file() else {}
         self.results |= {name: earlier[name] for name in KEPT if name in earlier}
         self._began -= earlier.get("duration_s", 0)
+
+    def _say_where(self, trainer: Trainer) -> None:
+        """Take command, versions and hardware of this start; a resumed run stays that of its first command."""
+        said = provenance() | {"processes": trainer.world_size}
+        if "command" in self.results:
+            resumed_by = [*self.results.get("resumed_by", []), said.pop("command")]
+            said["resumed_by"] = list(dict.fromkeys(resumed_by))
+        self.results |= said
 
     def on_fit_start(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()

@@ -56,3 +56,15 @@ def test_time_of_training_is_that_of_whole_epochs_without_validation(tmp_path, c
     epoch(resumed, clock, [3.0])
     assert resumed.results["train_s"] == pytest.approx(12.0)
     assert resumed.results["timed_epochs"] == 3
+
+
+def test_resumed_run_keeps_the_command_that_started_it(tmp_path, monkeypatch):
+    """A sweep knows its cells by it."""
+    for command in ("first", "second", "third", "second"):
+        monkeypatch.setattr(record, "provenance", lambda command=command: {"command": command})
+        recorder = Record(tmp_path, "", {})
+        recorder._go_on()
+        recorder._say_where(SimpleNamespace(world_size=1))
+        recorder._write()
+    assert recorder.results["command"] == "first"
+    assert recorder.results["resumed_by"] == ["second", "third"]
