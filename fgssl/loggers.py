@@ -37,8 +37,8 @@ class Wandb:
 class MetricsLogger(Logger):
     """Writes ``metrics.csv``: one row per logged step, one column per metric.
 
-    A resumed run appends, after it has removed the rows of steps after its checkpoint; a run that starts anew in a folder
-    removes all rows.
+    A resumed run appends, after it has removed the rows of steps after its checkpoint; a run that starts anew in its
+    folder removes all rows.
     """
 
     def __init__(self, folder: Path):

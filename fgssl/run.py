@@ -104,7 +104,7 @@ def default_name(seed: int, subcommand: str) -> str:
     return f"{name}_{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else name
 
 
-def unnamed_folder(parent: Path, name: str, makes: bool = True) -> tuple[Path, list[Path]]:
+def unnamed_folder(parent: Path, name: str, makes: bool) -> tuple[Path, list[Path]]:
     """Make the folder of a run without a name. The same on all local ranks.
 
     Args:

@@ -346,10 +346,21 @@ class Application(LightningCLI):
         last = LastCheckpoint(where, options.every_n_epochs, options.every_n_train_steps)
         if not self.datamodule.has_validation:
             return [last]
+        self._check_monitor()
         best = ModelCheckpoint(
             where, filename="best", monitor=options.monitor, mode="max", enable_version_counter=False
         )
         return [last, best]
+
+    def _check_monitor(self) -> None:
+        """Refuse to choose best.ckpt by a Recall@K that is not measured; Lightning would after the first epoch."""
+        monitor, ks = self.options.checkpoint.monitor, self.retrieval.ks
+        recall = re.fullmatch(r"val/recall@(\d+)", monitor)
+        if recall and self.model.embeds and int(recall[1]) not in ks:
+            raise UserError(
+                f"checkpoint.monitor is {monitor}, and retrieval.ks is {ks}. Add {recall[1]} to --retrieval.ks, or set "
+                "--checkpoint.monitor to a metric that is measured, such as val/map."
+            )
 
     def _loggers(self) -> list[Logger]:
         options = self.options

@@ -249,6 +249,14 @@ def test_mistakes_are_one_line_that_suggests_the_right_name(flags, message, tmp_
     assert not (tmp_path / "maskcon_digits").exists()
 
 
+def test_best_checkpoint_by_a_recall_that_is_not_measured_is_refused_before_the_run(tmp_path, capsys):
+    held_out = ("--data.protocol.val_fraction", "0.3", "--data.protocol.label_fraction", "0.1")
+    assert fgssl("fit", tmp_path, *held_out, "--retrieval.ks", "[2, 4]") == 2
+    said = capsys.readouterr().err
+    assert "checkpoint.monitor is val/recall@1, and retrieval.ks is [2, 4]. Add 1 to --retrieval.ks, or" in said
+    assert not (tmp_path / "maskcon_digits").exists()
+
+
 def test_commands_and_help(capsys):
     assert main([]) == 0
     assert "fgssl fit --config maskcon_digits" in capsys.readouterr().out

@@ -77,15 +77,15 @@ def alone(monkeypatch):
 
 def test_runs_without_a_name_that_start_in_the_same_second_have_folders_of_their_own(alone, tmp_path, monkeypatch):
     parent = tmp_path / "runs" / "digits"
-    folders, made = zip(*(runs.unnamed_folder(parent, "now") for _ in range(3)), strict=True)
+    folders, made = zip(*(runs.unnamed_folder(parent, "now", True) for _ in range(3)), strict=True)
     assert [folder.name for folder in folders] == ["now", "now_2", "now_3"]
     assert [len(each) for each in made] == [3, 1, 1]  # runs and digits too
     monkeypatch.setenv("LOCAL_RANK", "1")  # a process that the last of them starts
-    assert runs.unnamed_folder(parent, "a second later") == (folders[-1], [])
+    assert runs.unnamed_folder(parent, "a second later", True) == (folders[-1], [])
 
 
 def test_rank_that_is_not_the_first_makes_no_folder(alone, tmp_path):
-    assert runs.unnamed_folder(tmp_path, "now", makes=False) == (tmp_path / "now", [])
+    assert runs.unnamed_folder(tmp_path, "now", False) == (tmp_path / "now", [])
     assert not list(tmp_path.iterdir())
 
 
@@ -93,7 +93,7 @@ def test_rank_that_is_not_the_first_makes_no_folder(alone, tmp_path):
 def test_folder_that_cannot_be_made_is_left_to_the_start_of_the_run(kind, alone, tmp_path):
     parent = tmp_path / "runs"
     parent.touch() if kind == "file" else parent.symlink_to(tmp_path / "absent")
-    assert runs.unnamed_folder(parent / "digits", "now") == (parent / "digits" / "now", [])
+    assert runs.unnamed_folder(parent / "digits", "now", True) == (parent / "digits" / "now", [])
 
 
 def test_files_of_callbacks_stand_beside_metrics_csv():
