@@ -37,7 +37,8 @@ class Wandb:
 class MetricsLogger(Logger):
     """Writes ``metrics.csv``: one row per logged step, one column per metric.
 
-    A resumed run appends, after it has removed the rows of steps after its checkpoint.
+    A resumed run appends, after it has removed the rows of steps after its checkpoint; a run that starts anew in its
+    folder removes all rows.
     """
 
     def __init__(self, folder: Path):
@@ -78,8 +79,10 @@ class MetricsLogger(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Remove the rows of ``step`` and later steps, which a resumed fit writes again."""
-        if self.path.is_file():
+        """Remove the rows of ``step`` and later steps, which a resumed fit writes again; 0: all rows."""
+        if step == 0:
+            self.path.unlink(missing_ok=True)
+        elif self.path.is_file():
             self._rewrite([row for row in self._read() if int(row["step"]) < step])
 
     @rank_zero_only

@@ -5,6 +5,7 @@
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -57,6 +58,30 @@ def folder_of_checkpoint(ckpt_path: str | None) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
+def refuse_overwriting(folder: Path, command: str) -> None:
+    """Refuse to start a command in the folder of a trained run or of a finished evaluation.
+
+    A run that ended before its first checkpoint, and an evaluation that did not finish, may be started again there.
+
+    Args:
+        folder: run folder of the command.
+        command: fit, validate, test or predict.
+
+    Raises:
+        UserError: the folder holds results.
+    """
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        if command == "fit":
+            raise UserError(
+                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
+                "another run with this configuration."
+            )
+        raise UserError(f"{folder} already holds a run. --run.name NAME writes to a folder of its own.")
+    results = folder / "results.json"
+    if command != "fit" and results.is_file() and read_json(results).get("status") in (*DONE, "validated"):
+        raise UserError(f"{folder} already holds the results of a run. --run.name NAME writes to a folder of its own.")
+
+
 def folder_of(loggers: Sequence[Any]) -> Path:
     """Folder of a run for the files of its callbacks: that of the first logger, which writes ``metrics.csv``."""
     return Path(loggers[0].log_dir or ".")
@@ -68,17 +93,48 @@ def shown(path: Path) -> str:
 
 
 def default_name(seed: int, subcommand: str) -> str:
-    """``2026-01-31_120000_seed0``; the subcommand is appended unless it is fit. The same on all local ranks.
+    """``2026-01-31_120000_seed0``; the subcommand is appended unless it is fit.
 
-    The runs of a W&B agent have W&B's run id appended.
+    The runs of a W&B agent have W&B's run id appended, those of a SLURM job its number: jobs on several machines may
+    start runs in the same second.
+    """
+    name = f"{datetime.now():%Y-%m-%d_%H%M%S}_seed{seed}" + ("" if subcommand == "fit" else f"_{subcommand}")
+    if "WANDB_SWEEP_ID" in os.environ:
+        return f"{name}_{os.environ.get('WANDB_RUN_ID', os.getpid())}"
+    return f"{name}_{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else name
+
+
+def unnamed_folder(parent: Path, name: str, makes: bool) -> tuple[Path, list[Path]]:
+    """Make the folder of a run without a name. The same on all local ranks.
+
+    Args:
+        parent: folder of the experiment.
+        name: as of ``default_name``. Where there is such a folder, ``_2``, ``_3``, ... is appended.
+        makes: whether this process makes the folder; false for a rank other than the first.
+
+    Returns:
+        The folder, and all folders that were made, the innermost first.
     """
     if "LOCAL_RANK" in os.environ and "FGSSL_RUN_NAME" in os.environ:
-        return os.environ["FGSSL_RUN_NAME"]  # set by local rank 0, which starts the others
-    name = f"{datetime.now():%Y-%m-%d_%H%M%S}_seed{seed}" + ("" if subcommand == "fit" else f"_{subcommand}")
-    if "WANDB_SWEEP_ID" in os.environ:  # agents on several machines may start runs in the same second
-        name += f"_{os.environ.get('WANDB_RUN_ID', os.getpid())}"
-    os.environ["FGSSL_RUN_NAME"] = name
-    return name
+        return parent / os.environ["FGSSL_RUN_NAME"], []  # set by local rank 0, which starts the others
+    folder, made = make_unique(parent, name) if makes else (parent / name, [])
+    os.environ["FGSSL_RUN_NAME"] = folder.name
+    return folder, made
+
+
+def make_unique(parent: Path, name: str) -> tuple[Path, list[Path]]:
+    """Make ``name``, ``name_2``, ``name_3``, ...: the first that no other process has made. As ``unnamed_folder``."""
+    made = [path for path in (parent, *parent.parents) if not path.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = parent / (name if number == 1 else f"{name}_{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder, [folder, *made]
+    except OSError:
+        pass
+    return parent / name, []  # nothing can be written there, which is said when the run begins to write
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

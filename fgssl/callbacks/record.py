@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
-from fgssl.run import GOING_ON, SignsOfLife, provenance, read_json, write_json
+from fgssl.run import GOING_ON, SignsOfLife, folder_of_checkpoint, provenance, read_json, write_json
 
-KEPT = ("metrics", "epochs", "steps", "train_s", "timed_epochs")  # of an earlier start of the run
+# Of an earlier start of the run.
+KEPT = ("command", "resumed_by", "metrics", "epochs", "steps", "train_s", "timed_epochs")
 
 
 class Record(Callback):
@@ -22,6 +23,8 @@ class Record(Callback):
 
     ``train_s`` is the time of the ``timed_epochs`` whole epochs, each from its start to its last batch, in seconds:
     without validation, tests and set-up, which ``duration_s`` includes.
+
+    A resumed run keeps the ``command`` that started it; those that resumed it are in ``resumed_by``.
 
     Args:
         folder: The run folder.
@@ -33,7 +36,7 @@ class Record(Callback):
         self.folder, self.config = Path(folder), config
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
-        self._started = self._trained = False
+        self._started = self._trained = self._tested_before = False
         self._epoch_began: float | None = None  # None: the run resumed within the epoch
         self._last_batch = 0.0
         self._signs: SignsOfLife | None = None
@@ -43,23 +46,43 @@ class Record(Callback):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 keep_config(self.folder / "config.yaml", self.config)
-                if stage == "fit" and self.results.get("ckpt_path"):
+                if stage == "fit" and folder_of_checkpoint(self.results.get("ckpt_path")) == self.folder.resolve():
                     self._go_on()
+                else:
+                    self._drop_rows(trainer, 0)  # of a start in this folder that failed before its first checkpoint
             except OSError as fault:
                 raise UserError(f"run.root: nothing can be written to {self.folder} ({fault.strerror}).") from fault
             self._started = True
             for logger in trainer.loggers:
                 logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
-            self.results |= provenance() | {"processes": trainer.world_size}
+            self._say_where(trainer)
             self._write()
             self._signs = SignsOfLife(self.folder / "results.json")
 
     def _go_on(self) -> None:
-        """Take duration and metrics of a resumed run's earlier start, which hold until they are measured again."""
+        """Take duration and metrics of a resumed run's earlier start.
+
+        They hold until they are measured again, those of the test rows until a step is trained.
+        """
         path = self.folder / "results.json"
         earlier = read_json(path) if path.is_file() else {}
         self.results |= {name: earlier[name] for name in KEPT if name in earlier}
         self._began -= earlier.get("duration_s", 0)
+        self._tested_before = True
+
+    def _drop_rows(self, trainer: Trainer, step: int) -> None:
+        """Remove the logged rows of a step and later ones, which an earlier start wrote."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLogger):
+                logger.drop_after(step)
+
+    def _say_where(self, trainer: Trainer) -> None:
+        """Take command, versions and hardware of this start; a resumed run stays that of its first command."""
+        said = provenance() | {"processes": trainer.world_size}
+        if "command" in self.results:
+            resumed_by = [*self.results.get("resumed_by", []), said.pop("command")]
+            said["resumed_by"] = list(dict.fromkeys(resumed_by))
+        self.results |= said
 
     def on_fit_start(self, trainer: Trainer, method) -> None:
         self.results["data"] = trainer.datamodule.describe()
@@ -67,9 +90,7 @@ class Record(Callback):
     def on_train_start(self, trainer: Trainer, method) -> None:
         self._trained = True
         if trainer.global_step > 0:
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsLogger):
-                    logger.drop_after(trainer.global_step)
+            self._drop_rows(trainer, trainer.global_step)
 
     def on_save_checkpoint(self, trainer: Trainer, method, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = yaml.safe_load(self.config)
@@ -79,6 +100,10 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
         self._last_batch = time.perf_counter()
+        if self._tested_before:  # with the weights of before this step
+            self._tested_before = False
+            metrics = self.results["metrics"]
+            self.results["metrics"] = {name: metrics[name] for name in metrics if not name.startswith("test/")}
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         if self._epoch_began is not None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from fgssl.nn.sync_batch_norm import SyncBatchNorm
 from fgssl.report.published import rows_named
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
-from fgssl.run import Run, default_name, folder_of_checkpoint, shown
+from fgssl.run import Run, default_name, folder_of_checkpoint, refuse_overwriting, shown, unnamed_folder
 
 
 class Application(LightningCLI):
@@ -69,21 +69,25 @@ class Application(LightningCLI):
 
     def __init__(self, args: list[str], experiment: str, method: type[Method] | None = None):
         self.command, self.experiment, self.method = args[0], experiment, method
-        super().__init__(
-            Method,
-            method.data_module if method else DataModule,
-            subclass_mode_model=True,
-            save_config_callback=None,  # Record keeps the configuration
-            seed_everything_default=0,
-            trainer_defaults={
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,  # Monitor says the size; Lightning's table counts no FLOPs for us
-            },
-            parser_class=ExperimentParser,
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        self.made: list[Path] = []  # folders that were made for a run without a name
+        try:
+            super().__init__(
+                Method,
+                method.data_module if method else DataModule,
+                subclass_mode_model=True,
+                save_config_callback=None,  # Record keeps the configuration
+                seed_everything_default=0,
+                trainer_defaults={
+                    "use_distributed_sampler": False,
+                    "num_sanity_val_steps": 0,
+                    "enable_model_summary": False,  # Monitor says the size; Lightning's table counts no FLOPs for us
+                },
+                parser_class=ExperimentParser,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+        finally:
+            self._remove_unused_folder()
 
     # ---- options ------------------------------------------------------------------------------------------------
 
@@ -250,14 +254,19 @@ class Application(LightningCLI):
                 rank_zero_warn(f"--run.name {options.run.name} is not used: a resumed run stays in {shown(resumed)}.")
             options.run.name = resumed.name
             return resumed
-        name = options.run.name or default_name(options.seed_everything, command)
-        folder = Path(options.run.root) / (options.run.experiment or self.experiment) / name
-        if command == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
-            raise UserError(
-                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
-                "another run with this configuration."
-            )
+        parent = Path(options.run.root) / (options.run.experiment or self.experiment)
+        if options.run.name:
+            refuse_overwriting(parent / options.run.name, command)
+            return parent / options.run.name
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        folder, self.made = unnamed_folder(parent, default_name(options.seed_everything, command), is_first)
         return folder
+
+    def _remove_unused_folder(self) -> None:
+        """Remove the folder that was made for a run without a name, if a mistake ended the command before it wrote."""
+        for folder in self.made:
+            with suppress(OSError):  # it is not empty: it is in use
+                folder.rmdir()
 
     def after_instantiate_classes(self) -> None:
         if self.config.subcommand == "validate" and not self.datamodule.has_validation:
@@ -340,10 +349,21 @@ class Application(LightningCLI):
         last = LastCheckpoint(where, options.every_n_epochs, options.every_n_train_steps)
         if not self.datamodule.has_validation:
             return [last]
+        self._check_monitor()
         best = ModelCheckpoint(
             where, filename="best", monitor=options.monitor, mode="max", enable_version_counter=False
         )
         return [last, best]
+
+    def _check_monitor(self) -> None:
+        """Refuse to choose best.ckpt by a Recall@K that is not measured; Lightning would after the first epoch."""
+        monitor, ks = self.options.checkpoint.monitor, self.retrieval.ks
+        recall = re.fullmatch(r"val/recall@(\d+)", monitor)
+        if recall and self.model.embeds and int(recall[1]) not in ks:
+            raise UserError(
+                f"checkpoint.monitor is {monitor}, and retrieval.ks is {ks}. Add {recall[1]} to --retrieval.ks, or set "
+                "--checkpoint.monitor to a metric that is measured, such as val/map."
+            )
 
     def _loggers(self) -> list[Logger]:
         options = self.options

@@ -18,7 +18,6 @@ from fgssl.commands.networks import (
     take_backbone,
 )
 from fgssl.errors import UserError, did_you_mean
-from fgssl.run import DONE, read_json
 
 POINTS = 3_000  # images in a map: about 10 s of t-SNE; 8,000 take a minute
 ROWS = 50_000  # images per file: 400 MB of ResNet-50 features
@@ -100,13 +99,11 @@ def make_room(run: Path, resume: bool) -> None:
         resume: ``--run.resume``.
 
     Raises:
-        UserError: there are embeddings, and they are finished or ``resume`` is false.
+        UserError: there are embeddings, and ``resume`` is false.
     """
-    folder, results = run / "embeddings", run / "results.json"
+    folder = run / "embeddings"
     if not folder.exists():
         return
-    if results.is_file() and read_json(results).get("status") in DONE:
-        raise UserError(f"{folder} already exists. Choose another --run.name.")
     if not resume:
         raise UserError(f"{folder} is unfinished. --run.resume true writes it anew; or choose another --run.name.")
     from lightning.pytorch.utilities.rank_zero import rank_zero_only

@@ -31,7 +31,7 @@ TRAINER = {
 def main(argv: list[str]) -> int:
     """Run ``fgssl init <argv>``."""
     args = _parser().parse_args(argv)
-    path = Path(args.name).with_suffix(".yaml") if not args.name.endswith(".yaml") else Path(args.name)
+    path = Path(args.name if args.name.endswith((".yaml", ".yml")) else f"{args.name}.yaml")
     if path.exists():
         raise UserError(f"{path} exists already. Choose another name, or delete it.")
     prefix, dataset = prefix_of(args.method), dataset_of(args.data)
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a commented experiment file to begin with. It holds every setting that differs from a "
         "method's defaults, each with its explanation.",
     )
-    parser.add_argument("name", help="file to write; .yaml is added")
+    parser.add_argument("name", help="file to write; .yaml is added where it is missing")
     parser.add_argument("--method", required=True, help=f"one of {', '.join(METHODS)}")
     parser.add_argument(
         "--data",

@@ -15,9 +15,12 @@ command with the seeds 0 to 4, ``<cell>_<name>_seed0`` and so on.
 
 import argparse
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +36,11 @@ from fgssl.errors import UserError
 from fgssl.run import DONE, GOING_ON, read_json, write_json
 
 LINES = 8  # of a failed cell's log, shown at the end
+CONTINUED = re.compile(r"fit --ckpt_path[ =]\S+")  # what a stopped run says goes on with it, by its own options
 REFUSED = 2  # exit status of a command with a mistake of the user
+
+running: set[subprocess.Popen] = set()  # the processes of cells
+ended = threading.Event()  # set by SIGTERM: no further cell is run
 
 
 def main(argv: list[str]) -> int:
@@ -116,18 +123,20 @@ def is_finished(run: Path, arguments: Sequence[str]) -> bool:
     """Whether a cell has finished.
 
     Raises:
-        UserError: the run was started with other options.
+        UserError: the run was started, or resumed, with other options.
     """
     path = run / "results.json"
     if not path.is_file():
         return False
     results = read_json(path)
-    theirs, ours = results.get("command", "").partition(" ")[2], " ".join(arguments)
-    if theirs != ours:
-        raise UserError(
-            f"{run} was started with other options:\n  {theirs}\n  {ours}\n"
-            "Give the sweep another --name, or the same options as before."
-        )
+    ours = " ".join(arguments)
+    first, *later = (told.partition(" ")[2] for told in (results.get("command", ""), *results.get("resumed_by", [])))
+    for theirs in (first, *(told for told in later if not CONTINUED.fullmatch(told))):
+        if theirs != ours:
+            raise UserError(
+                f"{run} was started with other options:\n  {theirs}\n  {ours}\n"
+                "Give the sweep another --name, or the same options as before."
+            )
     return results.get("status") in DONE
 
 
@@ -162,6 +171,9 @@ def run_one(commands: Mapping[str, Command], folder: Path, args: argparse.Namesp
 def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[str] | None) -> list[str]:
     """Run the cells, one at a time or one per GPU; returns the names of those that failed.
 
+    Ctrl-C reaches the running cells too, SIGTERM is sent on to them: they write their checkpoints, no further cell is
+    started, and this process ends after them.
+
     Raises:
         UserError: the first cell was refused before it began, such as for a misspelt option, which all cells have.
     """
@@ -173,7 +185,7 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
     refused: list[str] = []
 
     def run(numbered: tuple[int, str]) -> None:
-        if refused:
+        if refused or ended.is_set():
             return
         number, name = numbered
         device, began = free.get(), time.monotonic()
@@ -190,6 +202,7 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
             refused.append(name)
 
     pool = ThreadPoolExecutor(len(places))
+    before = signal.signal(signal.SIGTERM, end_cells)
     try:
         list(pool.map(run, enumerate(commands, 1)))
     except KeyboardInterrupt:  # the running cells receive it too, and write their checkpoints
@@ -197,10 +210,22 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
+    if ended.is_set():
+        ended.clear()
+        print("SIGTERM: no further cell is started. The same command goes on with the sweep.", flush=True)
+        raise SystemExit(128 + signal.SIGTERM)
     if refused:
         reason = "\n".join(last_lines(folder / "logs" / f"{refused[0]}.txt"))
         raise UserError(f"the first cell was refused, so that no further one was started:\n{reason}")
     return failed
+
+
+def end_cells(*_) -> None:
+    """Handler of SIGTERM, which clusters and service managers send to this process alone: end the running cells."""
+    ended.set()
+    for process in list(running):
+        process.terminate()
 
 
 def run_cell(arguments: Sequence[str], log: Path, device: str | None) -> int:
@@ -208,8 +233,14 @@ def run_cell(arguments: Sequence[str], log: Path, device: str | None) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
     with log.open("a") as file:
-        done = subprocess.run([sys.executable, "-m", "fgssl", *arguments], env=environment, stdout=file, stderr=file)
-    return done.returncode
+        line = [sys.executable, "-m", "fgssl", *arguments]
+        process = subprocess.Popen(line, env=environment, stdout=file, stderr=file)
+        running.add(process)
+        if ended.is_set():  # SIGTERM came between the two lines before
+            process.terminate()
+        status = process.wait()
+    running.discard(process)
+    return status
 
 
 def last_lines(log: Path, count: int = LINES) -> list[str]:

@@ -1,6 +1,7 @@
 """The files that ``fgssl sweep`` reads, and the commands of their cells."""
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,11 +116,16 @@ def read_steps(path: Path, name: str, step: Any) -> dict[str, Step]:
 def name_of(cell: Mapping[str, Any]) -> str:
     """Folder name of a cell, such as ``weight0.5_tau0.1``; of an experiment file its name."""
     words = [
-        Path(str(value)).stem if option == "config" else f"{option.rsplit('.', 1)[-1]}{value}"
+        experiment_name(value) if option == "config" else f"{option.rsplit('.', 1)[-1]}{value}"
         for option, value in cell.items()
         if not option.startswith("run.")
     ]
     return "_".join(words).replace("/", "-").replace(" ", "")
+
+
+def experiment_name(file: Any) -> str:
+    """Name of an experiment file without its folder: ``lambda_0.01`` for ``mine/lambda_0.01`` with or without .yaml."""
+    return Path(str(file)).name.removesuffix(".yaml").removesuffix(".yml")
 
 
 @dataclass(frozen=True)
@@ -145,13 +151,26 @@ def commands_of(
         folder: folder of its runs.
         flags: further options of each fit of the grid.
         later_flags: further options of what follows a fit.
+
+    Raises:
+        UserError: two cells have the same name.
     """
-    fits = {name_of(cell): Command(command(sweep, folder, cell, flags)) for cell in sweep.cells()}
-    later = {}
-    for fit, (name, step) in itertools.product(fits, sweep.then.items()):
+    fits = [(name_of(cell), Command(command(sweep, folder, cell, flags))) for cell in sweep.cells()]
+    later = []
+    for (fit, _), (name, step) in itertools.product(fits, sweep.then.items()):
         told = [word.replace(RUN, str(folder / fit)) for word in step.arguments]
-        later[f"{fit}_{name}"] = Command([*told, *placed(folder, f"{fit}_{name}"), *later_flags], follows=fit)
-    return fits | later
+        own = [*told, *placed(folder, f"{fit}_{name}"), *later_flags]
+        later.append((f"{fit}_{name}", Command(own, follows=fit)))
+    commands: dict[str, Command] = {}
+    for name, each in fits + later:
+        if name in commands:
+            raise UserError(
+                f"two cells of the sweep have the same name '{name}', which is that of their run folder:\n"
+                f"  fgssl {shlex.join(commands[name].arguments)}\n  fgssl {shlex.join(each.arguments)}\n"
+                "Rename an experiment file or a step of 'then', or remove a value that is given twice."
+            )
+        commands[name] = each
+    return commands
 
 
 def command(sweep: Sweep, folder: Path, cell: Mapping[str, Any], flags: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 
 from fgssl.callbacks import record
 from fgssl.callbacks.record import Record
+from fgssl.loggers import MetricsLogger
 
 
 @pytest.fixture
@@ -56,3 +57,46 @@ def test_time_of_training_is_that_of_whole_epochs_without_validation(tmp_path, c
     epoch(resumed, clock, [3.0])
     assert resumed.results["train_s"] == pytest.approx(12.0)
     assert resumed.results["timed_epochs"] == 3
+
+
+def test_resumed_run_keeps_the_command_that_started_it(tmp_path, monkeypatch):
+    """A sweep knows its cells by it."""
+    for command in ("first", "second", "third", "second"):
+        monkeypatch.setattr(record, "provenance", lambda command=command: {"command": command})
+        recorder = Record(tmp_path, "", {})
+        recorder._go_on()
+        recorder._say_where(SimpleNamespace(world_size=1))
+        recorder._write()
+    assert recorder.results["command"] == "first"
+    assert recorder.results["resumed_by"] == ["second", "third"]
+
+
+def start(recorder: Record, logger: MetricsLogger) -> None:
+    recorder.setup(SimpleNamespace(is_global_zero=True, loggers=[logger], world_size=1), None, "fit")
+    recorder._signs.stop()
+
+
+def test_run_that_starts_anew_in_its_folder_has_no_rows_of_the_dead_start(tmp_path):
+    """It failed before its first checkpoint; curves would be the means of both."""
+    for loss in (9.0, 1.0):
+        logger = MetricsLogger(tmp_path)
+        start(Record(tmp_path, "{}", {"ckpt_path": None}), logger)
+        logger.log_metrics({"train/loss": loss}, step=0)
+        logger.save()
+    assert [row["train/loss"] for row in logger._read()] == ["1.0"]
+    (tmp_path / "checkpoints").mkdir()
+    start(Record(tmp_path, "{}", {"ckpt_path": str(tmp_path / "checkpoints" / "last.ckpt")}), logger)
+    assert [row["train/loss"] for row in logger._read()] == ["1.0"], "a resumed run keeps its rows"
+
+
+def test_results_of_the_test_are_dropped_when_a_finished_run_is_trained_further(tmp_path):
+    before = {"test/map": 0.5, "test/best_epoch_recall@1": 0.6, "test_each_epoch/recall@1": 0.6, "val/map": 0.4}
+    record.write_json(tmp_path / "results.json", {"metrics": before, "epochs": 2})
+    resumed = Record(tmp_path, "", {"ckpt_path": "last.ckpt"})
+    resumed._go_on()
+    assert resumed.results["metrics"] == before, "nothing is trained yet, or ever"
+    resumed.on_train_batch_end(None, None, None, None, 0)
+    assert resumed.results["metrics"] == {"test_each_epoch/recall@1": 0.6, "val/map": 0.4}
+    resumed.results["metrics"]["test/map"] = 0.7  # a callback may test during training
+    resumed.on_train_batch_end(None, None, None, None, 1)
+    assert resumed.results["metrics"]["test/map"] == 0.7

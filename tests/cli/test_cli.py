@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from fgssl.cli.main import main
+from fgssl.run import refuse_overwriting
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +152,31 @@ def test_a_run_is_never_overwritten(run, capsys):
     assert results(run)["status"] == "finished"
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_an_evaluation_never_overwrites_the_run_it_evaluates(command, run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert fgssl(command, run.parents[1], "--ckpt_path", str(run), "--run.name", run.name) == 2
+    assert f"{run} already holds a run. --run.name NAME writes to a folder of its own." in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("status", ["finished", "predicted", "validated"])
+def test_a_finished_evaluation_is_never_overwritten(status, tmp_path, capsys):
+    folder = tmp_path / "maskcon_digits" / "done"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"status": status}))
+    assert fgssl("test", tmp_path, "--run.name", "done", "--run.resume", "true") == 2
+    assert f"{folder} already holds the results of a run. --run.name NAME" in capsys.readouterr().err
+    assert results(folder) == {"status": status}
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "running"])
+def test_an_evaluation_that_did_not_finish_may_be_started_again(status, tmp_path):
+    """Another process of the evaluation may look at the folder when the first one has begun to write."""
+    (tmp_path / "results.json").write_text(json.dumps({"status": status}))
+    refuse_overwriting(tmp_path, "test")
+
+
 def test_what_the_user_says_wins_over_the_checkpoint(run, tmp_path, capsys, caplog):
     flags = ("--model.tau", "0.5", "--ckpt_path", str(run), "--run.name", "t")
     assert fgssl("test", tmp_path, *flags) == 0
@@ -220,6 +246,14 @@ def test_mistakes_are_one_line_that_suggests_the_right_name(flags, message, tmp_
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "Traceback" not in error
+    assert not (tmp_path / "maskcon_digits").exists()
+
+
+def test_best_checkpoint_by_a_recall_that_is_not_measured_is_refused_before_the_run(tmp_path, capsys):
+    held_out = ("--data.protocol.val_fraction", "0.3", "--data.protocol.label_fraction", "0.1")
+    assert fgssl("fit", tmp_path, *held_out, "--retrieval.ks", "[2, 4]") == 2
+    said = capsys.readouterr().err
+    assert "checkpoint.monitor is val/recall@1, and retrieval.ks is [2, 4]. Add 1 to --retrieval.ks, or" in said
     assert not (tmp_path / "maskcon_digits").exists()
 
 

@@ -112,7 +112,7 @@ def test_mistakes_in_embed(arguments, message, tmp_path, capsys):
 def test_embeddings_are_never_overwritten(run, embedded, capsys):
     again = ["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", *QUIET]
     assert main([*again, "--run.resume", "true"]) == 2
-    assert "already exists" in capsys.readouterr().err
+    assert "already holds the results of a run" in capsys.readouterr().err
     path = embedded / "results.json"
     finished = path.read_text()
     path.write_text(json.dumps(json.loads(finished) | {"status": "running"}))

@@ -149,6 +149,13 @@ def test_init_for_images_without_labels(folder, capsys):
     assert not (folder / "other.yaml").exists()
 
 
+@pytest.mark.parametrize(("name", "file"), [("v0.2", "v0.2.yaml"), ("mine.yml", "mine.yml"), ("a.yaml", "a.yaml")])
+def test_init_adds_yaml_to_any_other_name(name, file, folder, capsys):
+    assert main(["init", name, "--method", "mls"]) == 0
+    assert f"fgssl fit --config {file}\n" in capsys.readouterr().out
+    assert (folder / file).is_file()
+
+
 def test_init_overwrites_nothing(folder, capsys):
     (folder / "mine.yaml").write_text("precious")
     assert main(["init", "mine", "--method", "mls"]) == 2

@@ -1,8 +1,11 @@
 """Sweeps on this machine: the grid, what is skipped, what is refused, the picture."""
 
+import json
 import math
 import shlex
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,12 @@ from fgssl.cli.main import main
 from fgssl.commands import sweep as sweeps
 from fgssl.commands.sweep_file import Step, Sweep, command, read_sweep
 from fgssl.commands.sweep_report import cell_means, numbers_of, report
+from fgssl.errors import UserError
 from fgssl.evaluation.store import read_embeddings
 from fgssl.report.published import rows_named
 from fgssl.report.runs import flatten
 from tests.cli.test_cli import SMALL, results
+from tests.methods.runs import PATIENCE
 from tests.report.test_compare import write_run
 
 pytestmark = pytest.mark.slow
@@ -78,6 +83,27 @@ def test_finished_cells_are_skipped_and_the_grid_is_drawn(tmp_path, started, cap
     assert run(path, tmp_path, "--model.dim", "8") == 2
     assert "was started with other options" in capsys.readouterr().err
     assert len(started) == 6
+
+
+ADVISED = "fgssl fit --ckpt_path runs/sweep_grid/tau0.1"
+
+
+@pytest.mark.parametrize(
+    ("command", "resumed_by", "taken"),
+    [
+        ("fgssl fit --tau 0.1", [ADVISED, "fgssl fit --tau 0.1"], True),
+        ("fgssl fit --tau 0.1", [ADVISED, f"{ADVISED} --tau 0.5", ADVISED], False),
+        (ADVISED, [], False),  # of a version that kept the last command alone: nobody knows the first one's options
+    ],
+)
+def test_cell_that_was_continued_as_it_advises_is_the_sweeps(command, resumed_by, taken, tmp_path):
+    content = {"status": "finished", "command": command, "resumed_by": resumed_by}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    if taken:
+        assert sweeps.is_finished(tmp_path, ["fit", "--tau", "0.1"])
+    else:
+        with pytest.raises(UserError, match="was started with other options"):
+            sweeps.is_finished(tmp_path, ["fit", "--tau", "0.1"])
 
 
 def test_cells_that_choose_on_held_out_rows_are_finished_without_a_test(tmp_path, started):
@@ -159,6 +185,40 @@ def test_ctrl_c_starts_no_further_cell(tmp_path, monkeypatch, capsys):
     assert run(grid(tmp_path, **{"model.weight": [0.2, 0.5, 0.8, 1.0]}), tmp_path) == 130
     assert "The same command goes on with the sweep" in capsys.readouterr().out
     assert len(begun) < 4
+
+
+@pytest.mark.parametrize("moment", ["start", "wait"])
+def test_sigterm_ends_the_running_cell_and_starts_no_further_one(moment, tmp_path, monkeypatch, capsys):
+    begun = []
+
+    class Cell:
+        """A process that runs until it is told to end; SIGTERM comes when it has been started or is waited for."""
+
+        def __init__(self, line, **_):
+            begun.append(line)
+            self.told = threading.Event()
+            self.send("start")
+
+        def send(self, now):
+            if now == moment:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+        def terminate(self):
+            self.told.set()
+
+        def wait(self):
+            self.send("wait")
+            assert self.told.wait(PATIENCE)
+            return 128 + signal.SIGTERM
+
+    monkeypatch.setattr(sweeps.subprocess, "Popen", Cell)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        run(grid(tmp_path, **{"model.weight": [0.2, 0.5, 0.8, 1.0]}), tmp_path)
+    assert stop.value.code == 143
+    assert len(begun) == 1
+    assert "SIGTERM: no further cell is started. The same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_cell_is_a_process_of_its_own_on_its_device(tmp_path):
@@ -363,6 +423,32 @@ def test_command_that_cannot_follow_a_fit_is_refused(command, tmp_path, capsys):
     path.write_text(yaml.safe_dump(content))
     assert main(["sweep", str(path)]) == 2
     assert "then.probe.command is" in capsys.readouterr().err
+
+
+def test_names_of_experiments_keep_what_follows_a_dot(tmp_path, capsys):
+    """A value's last digits are no ending of a file."""
+    values = ["cmd_ablations/table6_lambda_0.001", "cmd_ablations/table6_lambda_0.01", "mine/lambda_0.1.yaml"]
+    assert main(["sweep", str(grid(tmp_path, config=values)), "--runs", str(tmp_path), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    names = [words[words.index("--run.name") + 1] for words in map(str.split, lines)]
+    assert names == ["table6_lambda_0.001", "table6_lambda_0.01", "lambda_0.1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "then", "name"),
+    [
+        (["theirs/lr.yaml", "mine/lr.yaml"], {}, "lr"),
+        (["lr", "lr_probe"], {"then": {"probe": {"command": ["fgssl", "probe", "${run}"]}}}, "lr_probe"),
+    ],
+    ids=["two files", "a fit and what follows another"],
+)
+def test_cells_of_the_same_name_are_refused(values, then, name, tmp_path, capsys):
+    path = grid(tmp_path, config=values)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | then))
+    assert main(["sweep", str(path), "--runs", str(tmp_path), "--dry_run"]) == 2
+    said = capsys.readouterr().err
+    assert f"two cells of the sweep have the same name '{name}'" in said
+    assert said.count("\n  fgssl ") == 2  # both are shown
 
 
 @pytest.mark.parametrize(

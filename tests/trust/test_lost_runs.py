@@ -63,6 +63,39 @@ def test_runs_of_wandb_agents_that_start_in_the_same_second_have_names_of_their_
     assert names[1].endswith("_seed0_b2")
 
 
+def test_runs_of_jobs_of_a_cluster_have_names_of_their_own(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert runs.default_name(3, "test").endswith("_seed3_test_77")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A process that nothing has told a rank or a name."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("FGSSL_RUN_NAME", "of an earlier run of this process")
+
+
+def test_runs_without_a_name_that_start_in_the_same_second_have_folders_of_their_own(alone, tmp_path, monkeypatch):
+    parent = tmp_path / "runs" / "digits"
+    folders, made = zip(*(runs.unnamed_folder(parent, "now", True) for _ in range(3)), strict=True)
+    assert [folder.name for folder in folders] == ["now", "now_2", "now_3"]
+    assert [len(each) for each in made] == [3, 1, 1]  # runs and digits too
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that the last of them starts
+    assert runs.unnamed_folder(parent, "a second later", True) == (folders[-1], [])
+
+
+def test_rank_that_is_not_the_first_makes_no_folder(alone, tmp_path):
+    assert runs.unnamed_folder(tmp_path, "now", False) == (tmp_path / "now", [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_folder_that_cannot_be_made_is_left_to_the_start_of_the_run(kind, alone, tmp_path):
+    parent = tmp_path / "runs"
+    parent.touch() if kind == "file" else parent.symlink_to(tmp_path / "absent")
+    assert runs.unnamed_folder(parent / "digits", "now", True) == (parent / "digits" / "now", [])
+
+
 def test_files_of_callbacks_stand_beside_metrics_csv():
     ours, other = SimpleNamespace(log_dir="run"), SimpleNamespace(log_dir="elsewhere")
     assert folder_of([ours, other]) == Path("run")
