@@ -19,9 +19,9 @@ HEAD = """\
 What the five papers print, and the commands that make it. Written by `python -m tests.tables` from
 `tests/golden/tables.yaml`; the test suite resolves every command.
 
-- **made data**: the commands run, on made data in the official layout; no run at full scale yet. On photographs, at the scale
-  of one CPU core, [Results](results.md) has MaskCon's Tables 1 and 12, OBD-SD's Tables 1, 3 and 8, CMD's Table IV and Figs. 6
-  and 7, and FLSL's Tables 5 and 11 to 14.
+- **made data**: the commands run, on made data in the official layout; no run at full scale yet. On photographs, at the
+  scale of one CPU core, [Results](results.md) has MaskCon's Tables 1 and 12, OBD-SD's Tables 1, 3 and 8, CMD's Table IV
+  and Figs. 6 and 7, and FLSL's Tables 5 and 11 to 14.
 - **real data**: seen on the real data, or on the real lists where the table is of lists alone.
 - **not to be had**, **not yet**: with the reason.
 
