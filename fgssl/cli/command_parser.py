@@ -2,9 +2,12 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fgssl.errors import UserError, did_you_mean
+
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -32,3 +35,19 @@ class SubcommandParser(CommandParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+
+def picture(name: str) -> Path:
+    """``type`` of an option that names a picture to write: refuses other endings, and makes the folder.
+
+    Raises:
+        argparse.ArgumentTypeError: the file cannot be written as a picture.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{name} is no picture: it must end in {', '.join(PICTURES)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise argparse.ArgumentTypeError(f"nothing can be written to {path.parent} ({fault.strerror})") from fault
+    return path

@@ -109,9 +109,9 @@ def read_yaml(path: Path, asked_by: Path | None = None) -> Any:
         near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"config file not found: {path}{named}.{did_you_mean(path.name, near)}")
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             return yaml.load(file, _Loader)
-    except yaml.YAMLError as fault:
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise UserError(f"{path}{named} is not valid YAML: {fault}") from None
 
 

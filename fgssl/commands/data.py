@@ -1,13 +1,14 @@
 """``fgssl data list`` and ``fgssl data check``: the known data sets, and a check of a copy on disk."""
 
 import argparse
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.cli.command_parser import CommandParser
+from fgssl.cli.command_parser import CommandParser, picture
 from fgssl.data.check import SHOWN, Seen, check, list_table
 from fgssl.data.datasets import ALL, DataSet
 from fgssl.data.sheet import write_pairs
@@ -57,9 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, cls in ALL.items():
         options = names.add_parser(name, help=cls.folder)
         _add_options(options, cls)
-        options.add_argument("--sheet", metavar="FILE.png", help="picture to write: images of some classes")
+        options.add_argument(
+            "--sheet", type=picture, metavar="FILE.png", help="picture to write: images of some classes"
+        )
         options.add_argument(
             "--chart",
+            type=picture,
             metavar="FILE.png",
             help="picture to write: classes by number of images, and classes of each coarse class",
         )
@@ -70,18 +74,21 @@ def _parser() -> argparse.ArgumentParser:
             help="look for test images that are also training images, or nearly",
         )
         options.add_argument(
-            "--duplicate_sheet", metavar="FILE.png", help="picture to write: the first pairs of duplicates"
+            "--duplicate_sheet",
+            type=picture,
+            metavar="FILE.png",
+            help="picture to write: the first pairs of duplicates",
         )
     return parser
 
 
-def show_duplicates(seen: Seen, console: Console, sheet: str | None) -> None:
+def show_duplicates(seen: Seen, console: Console, sheet: Path | None) -> None:
     """Print the test images that are also training images, and draw the first pairs.
 
     Args:
         seen: hashes and thumbnails of the images.
         console: console to print on.
-        sheet: PNG file for the pairs, or None.
+        sheet: picture of the pairs to write, or None.
     """
     index = seen.index
     if not {"train", "test"} <= set(index.split):

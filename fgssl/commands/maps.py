@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fgssl.cli.command_parser import CommandParser
+from fgssl.cli.command_parser import CommandParser, picture
 from fgssl.cli.compose import assign
 from fgssl.commands.networks import (
     add_network_flags,
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         lines = [a._replace(panels=a.panels + b.panels) for a, b in zip(lines, found, strict=True)] if lines else found
     names = [name_of(flags) for flags in asked]
     title = f"{args.kind}: {names[0]}" if len(names) == 1 else f"{args.kind}\nA: {names[0]}\nB: {names[1]}"
-    draw_panels(lines, title, Path(args.out))
+    draw_panels(lines, title, args.out)
     print(f"picture: {args.out}")
     return 0
 
@@ -105,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN|timm/NAME[=FILE]",
         help="second network, drawn to the right: run folder, .ckpt file, or public network with weights FILE",
     )
-    parser.add_argument("--out", default="maps.png", metavar="FILE.png", help="picture to write; default maps.png")
+    parser.add_argument(
+        "--out", type=picture, default="maps.png", metavar="FILE.png", help="picture to write; default maps.png"
+    )
     return parser
 
 

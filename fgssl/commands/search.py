@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fgssl.cli.command_parser import CommandParser
+from fgssl.cli.command_parser import CommandParser, picture
 from fgssl.errors import UserError
 
 RERANK = ("query_expansion", "database_augmentation", "alpha", "k_reciprocal", "k1", "k2", "lam")
-PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 class Query(NamedTuple):
@@ -31,9 +30,6 @@ class Query(NamedTuple):
 def main(argv: list[str]) -> int:
     """Run ``fgssl search <argv>``."""
     args = _parser().parse_args(argv)
-    out = Path(args.out)
-    if out.suffix.lower() not in PICTURES:
-        raise UserError(f"--out is {out}; it must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
     if not args.images and not args.row:
         raise UserError("no query is given. Give image files, or --row with rows of the embedded data set.")
     for image in args.images:
@@ -49,7 +45,6 @@ def main(argv: list[str]) -> int:
     most = len(index) - bool(args.row)
     if not 1 <= args.k <= most:
         raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {args.folder} holds {len(index)} images.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     stored, image_at = index.stored, pictures_of(index, Path(args.folder))
     queries = [Query(image, *read(image)) for image in args.images]
     queries += [Query(str(stored.paths[p]), image_at(p), int(stored.fine[p])) for p in positions]
@@ -60,8 +55,8 @@ def main(argv: list[str]) -> int:
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
     order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
-    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, out)
-    print(f"picture: {out}")
+    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, args.out)
+    print(f"picture: {args.out}")
     return 0
 
 
@@ -81,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-k", type=int, default=8, help="number of neighbours; default 8")
     parser.add_argument(
-        "--out", default="neighbours.png", metavar="FILE.png", help="picture to write; default neighbours.png"
+        "--out",
+        type=picture,
+        default="neighbours.png",
+        metavar="FILE.png",
+        help="picture to write; default neighbours.png",
     )
     expand = parser.add_argument_group("re-ranking", "Off by default; the cosine decides.")
     expand.add_argument(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgssl.commands.sweep_file import SEED, Sweep, name_of
+from fgssl.commands.sweep_file import SEED, Sweep, experiment_name, name_of
 
 
 def report(sweep: Sweep, folder: Path) -> None:
@@ -73,7 +73,7 @@ def draw(sweep: Sweep, axes: dict[str, list], found: dict[str, list], metric: st
 
 def numbers_of(values: Sequence[Any]) -> list[float]:
     """Values of an axis as numbers: themselves, or those at the end of the files' names; empty if they are neither."""
-    texts = [Path(str(value)).stem if isinstance(value, str) else str(value) for value in values]
+    texts = [experiment_name(value) for value in values]
     found = [re.fullmatch(r"(.*?_)?(-?[\d.]+(?:e-?\d+)?)", text) for text in texts]
     if not all(found) or len({match[1] for match in found if match}) > 1:
         return []

@@ -5,6 +5,7 @@ import os
 import warnings
 from functools import partial
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -64,13 +65,13 @@ def _counts(published: Published | None) -> str:
     return "\n".join(lines + ([f"{published.coarse} coarse"] if published.coarse else []))
 
 
-def check(dataset: DataSet, console: Console, sheet: str | None = None) -> Seen:
+def check(dataset: DataSet, console: Console, sheet: Path | None = None) -> Seen:
     """Read the label files of a data set, decode every image and print a summary.
 
     Args:
         dataset: the data set.
         console: console to print on.
-        sheet: PNG file for a sheet of sample images, or None.
+        sheet: picture of sample images to write, or None.
 
     Returns:
         Faults, hashes and thumbnails of the images.

@@ -1,5 +1,7 @@
 """Sheet of sample images, one row for each class."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -14,7 +16,7 @@ GAP = 4  # px between images
 LABEL_WIDTH = 260  # px
 
 
-def write_sheet(index: Index, file: str) -> None:
+def write_sheet(index: Index, file: Path) -> None:
     """Write a sheet of up to 12 classes with up to 8 images each.
 
     Classes and images are evenly spaced in their lists, so that equal data give equal sheets. Bounding boxes are drawn
@@ -34,7 +36,7 @@ def write_sheet(index: Index, file: str) -> None:
     _save(sheet, file)
 
 
-def write_pairs(index: Index, pairs: list[tuple[int, int]], file: str) -> None:
+def write_pairs(index: Index, pairs: list[tuple[int, int]], file: Path) -> None:
     """Write a sheet of up to 48 pairs of rows, four pairs in a line, with a line around each pair."""
     pairs, tile = pairs[: ROWS * PAIRS], TILE + GAP
     width, height = 2 * tile + GAP, tile + GAP
@@ -48,7 +50,7 @@ def write_pairs(index: Index, pairs: list[tuple[int, int]], file: str) -> None:
     _save(sheet, file)
 
 
-def _save(sheet: Image.Image, file: str) -> None:
+def _save(sheet: Image.Image, file: Path) -> None:
     try:
         sheet.save(file)
     except (OSError, ValueError) as error:

@@ -306,6 +306,6 @@ def sheets(runs: list[RunFolder], out: Path, indexes: Indexes) -> list[dict[str,
         index = None if name in written else indexes.of(run.folder)
         if index is not None:
             (out / "data").mkdir(exist_ok=True)
-            write_sheet(index, str(out / "data" / f"{name}.jpg"))
+            write_sheet(index, out / "data" / f"{name}.jpg")
             written[name] = {"name": name, "path": f"data/{name}.jpg"}
     return list(written.values())

@@ -91,6 +91,12 @@ def test_mistakes_name_the_file_and_the_key(write, text, message):
         compose([write("a.yaml", text)])
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_bytes("# café\n".encode("cp1252"))
+    with pytest.raises(UserError, match="a.yaml is not valid YAML: 'utf-8' codec"):
+        compose([tmp_path / "a.yaml"])
+
+
 def test_a_missing_experiment_suggests_the_nearest(write):
     write("maskcon_cub.yaml", "")
     path = write("x.yaml", "").with_name("maskcon_cubs.yaml")

@@ -214,7 +214,10 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
         ([str(embedded), "--row", "100000"], "100000 is not one of the 450"),
         ([str(embedded), "--row", "1", "-k", "450"], "-k is 450"),
         ([str(embedded), "--row", "1", "--k_reciprocal", "--query_expansion", "2"], "cannot be combined"),
-        ([str(embedded), "--row", "1", "--out", "found.txt"], "--out is found.txt; it must end in .png,"),
+        (
+            [str(embedded), "--row", "1", "--out", "found.txt"],
+            "argument --out: found.txt is no picture: it must end in .png,",
+        ),
         ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
     ):
         assert main(["search", *arguments]) == 2

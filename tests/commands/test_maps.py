@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fgssl.cli.command_parser import picture
 from fgssl.cli.main import main
 from fgssl.commands.maps import Net, activated, gradcam, load, name_of, network_of
 from fgssl.commands.networks import parse_network
@@ -110,6 +111,12 @@ def test_a_gradcam_that_is_0_everywhere_says_so(maskcon, images):
         assert panel.title == "GradCAM: 0 everywhere"
         assert not panel.heat_HW.any()
     assert gradcam(network_of(maskcon, "teacher"), images)[0][0][0].title == "GradCAM"
+
+
+def test_out_has_to_be_a_picture_and_its_folder_is_made(tmp_path, capsys):
+    assert main(["maps", "gradcam", "bird.jpg", "--out", str(tmp_path / "found.txt")]) == 2
+    assert "found.txt is no picture: it must end in .png," in capsys.readouterr().err
+    assert picture(str(tmp_path / "new" / "maps.png")).parent.is_dir()
 
 
 def test_maps_of_a_run(tmp_path, capsys):

@@ -311,6 +311,7 @@ def test_axis_is_numeric_by_its_values_or_by_the_ends_of_its_files_names():
     assert numbers_of([2, 4, 12]) == [2, 4, 12]
     assert numbers_of([0.001, 1e-06, math.inf])[:2] == []  # infinity has no place on an axis
     assert numbers_of(["a/fig5_size_2.yaml", "a/fig5_size_16.yaml"]) == [2, 16]
+    assert numbers_of(["a/lambda_0.001", "a/lambda_0.01.yaml"]) == [0.001, 0.01]
     assert numbers_of(["a/size_2.yaml", "a/crops_4.yaml"]) == []
     assert numbers_of(["grafit", "coins"]) == []
 
