@@ -21,7 +21,7 @@ from fgssl.data.datasets.base import DataSet
 from fgssl.data.index import Index
 from fgssl.data.sheet import write_sheet
 from fgssl.errors import UserError
-from fgssl.evaluation.embedding import Embeddings
+from fgssl.evaluation.embedding import Embeddings, with_label
 from fgssl.evaluation.store import Stored, read_embeddings
 from fgssl.report.compare import Comparison
 from fgssl.report.confusion import Pair, whole_percent
@@ -245,10 +245,10 @@ def pictures(
             found.setdefault(path.stem, path)
     (out / folder).mkdir(parents=True)
     evaluated = shown.run.results.get("gallery") == "evaluated"
-    if "retrieval" not in found and stored is not None and evaluated and (stored.fine >= 0).any():
+    if "retrieval" not in found and stored is not None and evaluated:
         index = indexes.of(shown.run.folder)
-        if index is not None:
-            queries = Embeddings(*(torch.from_numpy(c) for c in (stored.embedding, stored.fine, stored.index)))
+        queries = with_label(Embeddings(*map(torch.from_numpy, (stored.embedding, stored.fine, stored.index))))
+        if index is not None and len(queries.fine) > 1:
             title = title_of(shown.run.folder, known_metrics(shown.run))
             draw_retrieval(queries, None, index, out / folder, [], QUERIES, title)
             found |= {path.stem: path for path in (out / folder).iterdir()}

@@ -374,6 +374,15 @@ def test_images_without_labels_are_trained_on_and_embedded(unlabelled, tmp_path,
 
 
 @pytest.mark.slow
+def test_validation_images_without_labels_choose_no_checkpoint(unlabelled, tmp_path, caplog):
+    place = ["--data.dataset.root", str(unlabelled), "--run.root", str(tmp_path), "--run.name", "a"]
+    flags = ["--model.memory", "16", "--data.dataset.test_fraction", "0.25", "--data.protocol.val_fraction", "0.25"]
+    assert main(["fit", "--model", "MLS", *flags, *SMALL, *place]) == 0
+    assert "No best.ckpt is chosen: no validation image has a label" in caplog.text
+    assert [path.name for path in (tmp_path / "fgssl" / "a" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "message"),
     [

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
+from fgssl.data.index import Index
 from fgssl.errors import UserError
 from fgssl.evaluation.store import COLUMNS, read_embeddings, write_shard
 from fgssl.report import explorer
@@ -290,20 +291,39 @@ def test_embed_passes_over_tasks_and_notes_a_run_that_is_refused(tmp_path, monke
     assert f"no embeddings of {runs / 'refused'}: data.dataset.root: the data are not here." in page
 
 
-def test_images_in_memory_and_the_sample_sheet_come_from_the_data_set(tmp_path, monkeypatch):
-    """The digits: 40 of them, with the paths that the data set gives them."""
-    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+def digits_run(folder: Path, number: int, labels: int) -> tuple[Index, np.ndarray]:
+    """A run on the digits with the embeddings of ``number`` images, of which the first ``labels`` have their label."""
     index = ALL["digits"]().index()
-    run = write_run(tmp_path / "runs", "a", data={"dataset": "digits"})
+    run = write_run(folder, "a", data={"dataset": "digits"})
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["dataset"] = {"class_path": "fgssl.data.datasets.Digits"}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = index.rows("test")[:40]
-    columns = {"embedding": index.pixels[rows].reshape(40, -1).astype(np.float32), "fine": index.fine[rows]}
+    results = json.loads((run / "results.json").read_text()) | {"gallery": "evaluated"}
+    (run / "results.json").write_text(json.dumps(results))
+    rows = index.rows("test")[:number]
+    fine = np.where(np.arange(number) < labels, index.fine[rows], -1)
+    columns = {"embedding": index.pixels[rows].reshape(number, -1).astype(np.float32), "fine": fine}
     columns |= {"coarse": index.coarse[rows], "index": rows, "paths": np.asarray(index.paths)[rows]}
     write_shard(run / "embeddings", "test-0-00000", columns)
     about = {"dataset": "digits", "part": "test", "fine_names": list(index.fine_names)}
     (run / "embeddings" / "about.json").write_text(json.dumps(about | {"coarse_names": list(index.coarse_names)}))
+    return index, rows
+
+
+@pytest.mark.parametrize(("labels", "drawn"), [(40, [40]), (7, [7]), (1, [])])
+def test_neighbours_are_drawn_of_images_with_a_label(labels, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+    digits_run(tmp_path / "runs", 40, labels)
+    found = []
+    monkeypatch.setattr("fgssl.report.browser.draw_retrieval", lambda queries, *_: found.append(len(queries.fine)))
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert found == drawn
+
+
+def test_images_in_memory_and_the_sample_sheet_come_from_the_data_set(tmp_path, monkeypatch):
+    """The digits: 40 of them, with the paths that the data set gives them."""
+    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+    index, rows = digits_run(tmp_path / "runs", 40, labels=40)
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     side = SHEETS["large"][0]
     sheet = Image.open(tmp_path / "out" / "explorers" / "0" / "large-0.jpg").crop((0, 0, side, side))
