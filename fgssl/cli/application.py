@@ -349,7 +349,8 @@ class Application(LightningCLI):
         last = LastCheckpoint(where, options.every_n_epochs, options.every_n_train_steps)
         if not self.datamodule.has_validation:
             return [last]
-        if self.model.embeds and not (self.datamodule.parts.index.fine[self.datamodule.parts.val] >= 0).any():
+        index, val = self.datamodule.parts.index, self.datamodule.parts.val
+        if self.model.embeds and index.targets is None and not (index.fine[val] >= 0).any():
             rank_zero_info("No best.ckpt is chosen: no validation image has a label, so nothing is measured on them.")
             return [last]
         self._check_monitor()

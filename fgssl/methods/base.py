@@ -334,8 +334,8 @@ class Method(LightningModule):
         Raises:
             UserError: says what does.
         """
-        follows = self.follows_length()
-        if follows and self.trainer.max_epochs < 0 and self.trainer.max_steps < 0:
+        unknown = self.trainer.max_epochs < 0 and self.trainer.max_steps < 0
+        if unknown and (follows := self.follows_length()):
             raise UserError(
                 f"trainer.max_epochs and trainer.max_steps are both -1, but the length of the run sets "
                 f"{', '.join(follows)} of {type(self).__name__}. Set one of the two; trainer.max_time may still end "

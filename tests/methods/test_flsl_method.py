@@ -170,12 +170,13 @@ def test_other_views_than_nested_crops_are_refused():
     method = flsl(local_crops=1)
     with pytest.raises(UserError, match=r"gives 2 views.*local_crops 1.*NestedCrops"):
         method.check_views(NestedCrops(8, local_crops=0).crops)
+    trainer = {"precision": "32-true", "max_epochs": 1, "max_steps": -1}
     for views in (MultiCrop(8, local_crops=1), NestedCrops(8, local_crops=0), NestedCrops(8, teacher_views=2)):
-        method._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(views=views))
+        method._trainer = SimpleNamespace(**trainer, datamodule=SimpleNamespace(views=views))
         with pytest.raises(UserError, match="NestedCrops with teacher_views 1 and local_crops 1"):
             method.setup("fit")
     views = NestedCrops(8, local_crops=1)
-    method._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(views=views))
+    method._trainer = SimpleNamespace(**trainer, datamodule=SimpleNamespace(views=views))
     method.setup("fit")
 
 
