@@ -1,4 +1,4 @@
-"""Base class of the methods: optimiser, schedule, logging, checkpoints, and the interface for callbacks.
+"""Base class of the methods: steps, logging, checkpoints, and the interface for callbacks.
 
 A subclass builds its networks in ``__init__`` and implements ``step`` and ``embed``. With a teacher it also implements
 ``teachers`` and ``teacher_momentum``; with a memory it fills ``StepResult.enqueue`` and implements ``prefill``.
@@ -8,17 +8,14 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse._parameter_resolvers import get_signature_parameters
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.object_boxes import ObjectBoxes
@@ -33,11 +30,12 @@ from fgssl.data.views import ContrastiveCrop, Crop
 from fgssl.distributed import AnyRank
 from fgssl.errors import UserError
 from fgssl.methods.arguments import NOT_PLAIN, build, plain, trained_normalisation
+from fgssl.methods.schedule import Scheduled
 from fgssl.nn.backbones import first_backbone, from_checkpoint
 from fgssl.nn.feature_map import last_features
 from fgssl.nn.memory import Memory
 from fgssl.nn.teacher import Pair
-from fgssl.optim import Optim, clip_each, cosine, set_weight_decay, warmup_cosine, warmup_linear, warmup_steps
+from fgssl.optim import Optim
 
 Keys = tuple[Tensor, Tensor, Tensor]  # keys [B, D], labels [B], data-set rows [B]
 
@@ -56,7 +54,7 @@ class StepResult(NamedTuple):
     enqueue: dict[str, Keys] = {}
 
 
-class Method(LightningModule):
+class Method(Scheduled):
     """Base class of methods and tasks.
 
     Args:
@@ -92,10 +90,10 @@ class Method(LightningModule):
     _check: AnyRank | None = None
 
     def __init__(self, optim: Optim = Optim(), max_skips: int = 0):
-        super().__init__()
+        super().__init__(optim)
         self.save_hyperparameters(logger=False)  # those of the subclass too
         self.preprocessing: dict[str, Any] | None = None  # of the checkpoint that the weights were loaded from
-        self.optim, self.max_skips = optim, max_skips
+        self.max_skips = max_skips
 
     # ---- implemented by subclasses ------------------------------------------------------------------------------
 
@@ -150,6 +148,11 @@ class Method(LightningModule):
     def teacher_momentum(self, step: int, total: int) -> float:
         """Momentum of the teachers' moving average after optimiser step ``step`` (from 1) of ``total``."""
         raise NotImplementedError
+
+    def follows_length(self) -> list[str]:
+        moving = any(pair.every == "step" for pair in self.teachers())
+        changes = moving and self.teacher_momentum(1, 2) != self.teacher_momentum(2, 2)
+        return super().follows_length() + (["the momentum of the teacher"] if changes else [])
 
     def prefill(self, batch: Batch) -> dict[str, Keys]:
         """Rows that ``step`` would enqueue, without training. Fills the memories before the first epoch."""
@@ -312,12 +315,12 @@ class Method(LightningModule):
         return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         # DDP would broadcast the buffers of rank 0 before each step; memories are already equal on all ranks.
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}" for name, memory in self.memories().items() for buffer, _ in memory.named_buffers()
         ]
         if stage == "fit":
-            self._check_length()
             self.check_precision(self.trainer.precision)
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, DataModule):
@@ -327,20 +330,6 @@ class Method(LightningModule):
                 self._check_labels(datamodule)
         if stage == "fit" and self.default_views is not None and datamodule is not None:
             self.check_views(datamodule.views.crops)
-
-    def _check_length(self) -> None:
-        """Refuse a run of unknown length, such as one of ``max_time`` alone, where something depends on the length.
-
-        Raises:
-            UserError: says what does.
-        """
-        unknown = self.trainer.max_epochs < 0 and self.trainer.max_steps < 0
-        if unknown and (follows := self.follows_length()):
-            raise UserError(
-                f"trainer.max_epochs and trainer.max_steps are both -1, but the length of the run sets "
-                f"{', '.join(follows)} of {type(self).__name__}. Set one of the two; trainer.max_time may still end "
-                "the run earlier."
-            )
 
     def _check_labels(self, data: DataModule) -> None:
         """Refuse training images without the labels that the method needs.
@@ -359,6 +348,25 @@ class Method(LightningModule):
                 )
 
     # ---- steps --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self._skips, self._has_gradient = 0, False
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
+        rank_zero_info(self._start_line())
+        super().on_train_start()
+
+    def _start_line(self) -> str:
+        """Global batch, learning rate and seed, for the log."""
+        trainer, optim = self.trainer, self.optim
+        accumulated, processes, batch = trainer.accumulate_grad_batches, trainer.world_size, self.global_batch()
+        lr = f"{optim.lr:g}"
+        if optim.reference_batch:
+            lr = f"{optim.lr:g} x {batch} / {optim.reference_batch} = {optim.peak(batch):g}"
+        return (
+            f"Images per optimiser step: {batch // processes // accumulated} x {processes} processes x {accumulated} "
+            f"accumulated = {batch}. Learning rate {lr}. Seed {self._seed}: order and crops do not depend on the "
+            "number of processes, dropout does."
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and other random layers by seed, rank, epoch and batch; so no random state is saved."""
@@ -435,9 +443,7 @@ class Method(LightningModule):
         if not self._has_gradient:  # all batches of this step were skipped: no weight decay and no momentum either
             optimizer.zero_grad(set_to_none=True)
         self._has_gradient = False
-        if self.optim.weight_decay_end is not None:
-            start, end = self.optim.weight_decay, self.optim.weight_decay_end
-            set_weight_decay(optimizer, cosine(self.global_step, self.total_steps(), start, end))
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         _check_preprocessed(batch)
@@ -445,94 +451,6 @@ class Method(LightningModule):
 
     test_step = validation_step
     predict_step = validation_step
-
-    # ---- optimiser and schedule ---------------------------------------------------------------------------------
-
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch."""
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-
-    def total_steps(self) -> float:
-        """Optimiser steps of the run, the fewer of ``max_epochs`` and ``max_steps``; infinite without both."""
-        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-        by_epochs = epochs * self.steps_per_epoch() if epochs > 0 else math.inf
-        return min(by_epochs, steps if steps > 0 else math.inf)
-
-    def follows_length(self) -> list[str]:
-        """What changes until the end of the run, and so needs its number of steps; a subclass adds its own."""
-        follows = []
-        if self.optim.schedule != "steps" and self.optim.length is None:
-            follows.append("the learning rate (unless model.optim.length is given)")
-        if self.optim.weight_decay_end is not None:
-            follows.append("the weight decay (model.optim.weight_decay_end)")
-        moving = any(pair.every == "step" for pair in self.teachers())
-        if moving and self.teacher_momentum(1, 2) != self.teacher_momentum(2, 2):
-            follows.append("the momentum of the teacher")
-        return follows
-
-    def global_batch(self) -> int:
-        """Images per optimiser step, over all processes and accumulated batches."""
-        datamodule = self.trainer.datamodule
-        return (datamodule.batch_size if datamodule is not None else 1) * self.trainer.accumulate_grad_batches
-
-    def lr_factor(self, step: int) -> float:
-        """Learning rate at an optimiser step (from 0), relative to its peak."""
-        if step == 0:
-            # total_steps() would start the loaders before the position of a checkpoint is restored.
-            return 0.0 if self.optim.warmup else 1.0
-        unit = 1 if self.optim.unit == "step" else self.steps_per_epoch()
-        warmup = round(self.optim.warmup * unit)
-        if self.optim.schedule == "steps":
-            milestones = [milestone * unit for milestone in self.optim.milestones]
-            return warmup_steps(step, warmup, milestones, self.optim.gamma)
-        floor = self.optim.min_lr / self.optim.peak(self.global_batch())
-        total = self.total_steps() if self.optim.length is None else round(self.optim.length * unit)
-        if self.optim.schedule == "linear":
-            return warmup_linear(step, total, warmup, floor=floor, power=self.optim.power)
-        return warmup_cosine(step, total, warmup, floor=floor)
-
-    def lr_factors(self, settings: list[dict[str, Any]]) -> list[Callable[[int], float]]:
-        """``lr_factor`` for each parameter group; 1 at every step for those with a constant learning rate."""
-        return [_one if group.get("constant") else self.lr_factor for group in settings]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optim.build(self, self.global_batch())
-        self._group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        scheduler = {"scheduler": LambdaLR(optimizer, self.lr_factors(self._group_settings)), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *kind: Any, **options: Any) -> None:
-        super().configure_gradient_clipping(optimizer, *kind, **options)
-        if self.optim.clip_each is not None:
-            clip_each(self.parameters(), self.optim.clip_each)
-
-    def on_train_start(self) -> None:
-        """Apply the configured learning rate, weight decay and momentum, also after a checkpoint was restored."""
-        self._skips, self._has_gradient = 0, False
-        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # seed_everything
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]
-        rank_zero_info(self._start_line())
-        restored = zip(optimizer.param_groups, self._group_settings, self.lr_factors(self._group_settings), strict=True)
-        for group, settings, factor in restored:
-            group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * factor(scheduler.last_epoch))
-
-    def _start_line(self) -> str:
-        """Global batch, learning rate and seed, for the log."""
-        trainer, optim = self.trainer, self.optim
-        accumulated, processes, batch = trainer.accumulate_grad_batches, trainer.world_size, self.global_batch()
-        lr = f"{optim.lr:g}"
-        if optim.reference_batch:
-            lr = f"{optim.lr:g} x {batch} / {optim.reference_batch} = {optim.peak(batch):g}"
-        return (
-            f"Images per optimiser step: {batch // processes // accumulated} x {processes} processes x {accumulated} "
-            f"accumulated = {batch}. Learning rate {lr}. Seed {self._seed}: order and crops do not depend on the "
-            "number of processes, dropout does."
-        )
-
-
-def _one(step: int) -> float:
-    return 1.0
 
 
 def class_of_path(class_path: str, path: str) -> type[Method]:
