@@ -87,27 +87,34 @@ def write_report(
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}_") as beside:
         built = Path(beside) / place.name
-        (built / "assets").mkdir(parents=True)
-        for name in ASSETS:
-            shutil.copyfile(PAGE / name, built / "assets" / name)
-        indexes = Indexes()
-        sections = [section(shown, number, built, indexes, points, say) for number, shown in enumerate(gathered(runs))]
-        page = render(
-            "index.html",
-            title=heading(runs),
-            version=fgssl.__version__,
-            command=command,
-            tables=[table_facts(table, number, built) for number, table in enumerate(tables)],
-            words=("method", "settings", "backbone"),
-            notes=notes,
-            runs=sections,
-            sheets=sheets(runs, built, indexes),
-        )
-        (built / "index.html").write_text(page, encoding="utf-8")
+        build(built, runs, tables, notes, command, points, say)
         if place.exists():
             shutil.rmtree(place)
         built.rename(place)
     return out / "index.html"
+
+
+def build(
+    out: Path, runs: list[RunFolder], tables: Sequence[Comparison], notes: list[str], command: str, points: int,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Write the page and all that it shows into a new folder; arguments as of ``write_report``."""
+    (out / "assets").mkdir(parents=True)
+    for name in ASSETS:
+        shutil.copyfile(PAGE / name, out / "assets" / name)
+    indexes = Indexes()
+    page = render(
+        "index.html",
+        title=heading(runs),
+        version=fgssl.__version__,
+        command=command,
+        tables=[table_facts(table, number, out) for number, table in enumerate(tables)],
+        words=("method", "settings", "backbone"),
+        notes=notes,
+        runs=[section(shown, number, out, indexes, points, say) for number, shown in enumerate(gathered(runs))],
+        sheets=sheets(runs, out, indexes),
+    )
+    (out / "index.html").write_text(page, encoding="utf-8")
 
 
 def check_place(out: Path) -> None:
@@ -167,10 +174,10 @@ def gathered(runs: list[RunFolder]) -> list[Shown]:
 
 
 def evaluates(folder: Path, run: RunFolder) -> bool:
-    """Whether a folder beside a run evaluates its checkpoint. The path of the checkpoint may be relative."""
+    """Whether a folder beside a run evaluates its checkpoint."""
     other = run_of(str(folder))
-    checkpoint = other.results.get("ckpt_path") if other else None
-    return checkpoint is not None and Path(checkpoint).parent.parent.name == run.folder.name
+    trained = run_of(other.results.get("ckpt_path"), other) if other else None
+    return trained is not None and trained.folder.resolve() == run.folder.resolve()
 
 
 def holds_embeddings(folder: Path, dataset: str) -> bool:
