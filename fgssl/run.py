@@ -78,7 +78,7 @@ def refuse_overwriting(folder: Path, command: str) -> None:
             )
         raise UserError(f"{folder} already holds a run. --run.name NAME writes to a folder of its own.")
     results = folder / "results.json"
-    if command != "fit" and results.is_file() and read_json(results).get("status") in (*DONE, "validated"):
+    if results.is_file() and read_json(results).get("status") in (*DONE, "validated"):
         raise UserError(f"{folder} already holds the results of a run. --run.name NAME writes to a folder of its own.")
 
 

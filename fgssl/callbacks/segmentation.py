@@ -38,14 +38,17 @@ class Segmentation(Callback):
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
         self._evaluate(trainer, method, "test")
 
+    def on_predict_start(self, trainer: Trainer, method) -> None:
+        # That of the first process: processes that torchrun or srun starts name an unnamed run by their own clocks.
+        self._folder = Path(trainer.strategy.broadcast(str(folder_of(trainer.loggers)))) / "masks"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
     def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
         """Write ``masks/<name of the image>.png`` in the format of the data set's masks: 8 bits a pixel."""
         index = trainer.datamodule.parts.index
-        folder = folder_of(trainer.loggers) / "masks"
-        folder.mkdir(parents=True, exist_ok=True)
         for row, predicted_HW in zip(batch.index.tolist(), outputs["predicted"], strict=True):
             name = Path(index.paths[row]).stem
-            Image.fromarray(index.values[predicted_HW.cpu().numpy()]).save(folder / f"{name}.png")
+            Image.fromarray(index.values[predicted_HW.cpu().numpy()]).save(self._folder / f"{name}.png")
 
     def _count(self, trainer: Trainer, images: int, predicted: list, masks: list) -> None:
         first = trainer.global_rank * -(-images // trainer.world_size) + self._shown

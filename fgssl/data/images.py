@@ -12,6 +12,9 @@ from PIL import Image
 from fgssl.data.index import Index
 from fgssl.errors import UserError
 
+# What PIL raises for a file that is damaged or no image.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
 
 def read_image(path: str | Path) -> Image.Image:
     """Decode a whole file, so that a truncated one is noticed, to RGB with 8 bits per channel.
@@ -62,7 +65,7 @@ def image_of_item(images: Any, row: int, name: str) -> Image.Image:
         image = images[row][0]
         if isinstance(image, Image.Image):
             image.load()  # or a view would decode an opened JPEG, an object of the user's, at a part of its size
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise UserError(f"unreadable image: {name} ({error})") from error
     if isinstance(image, Image.Image) and image.mode != "F":
         return image
@@ -89,7 +92,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise UserError(f"image not found: {path}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise UserError(f"unreadable image: {path} ({error})") from error
 
 

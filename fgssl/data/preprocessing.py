@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fgssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
-from fgssl.data.images import read_image, to_rgb
+from fgssl.data.images import DAMAGED, read_image, to_rgb
 from fgssl.data.normalisation import Trained, normalisation
 from fgssl.data.views import EvalView
 from fgssl.errors import UserError
@@ -118,7 +118,11 @@ def to_tensor(picture: Picture) -> Tensor:
     if isinstance(picture, str | Path):
         picture = read_image(picture)
     if isinstance(picture, Image.Image):
-        picture = np.array(to_rgb(picture))
+        try:
+            picture = np.array(to_rgb(picture))
+        except DAMAGED as error:  # an opened file is decoded here
+            name = getattr(picture, "filename", "") or "an opened image"
+            raise UserError(f"unreadable image: {name} ({error})") from error
     if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
     if isinstance(picture, Tensor) and picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8:

@@ -144,29 +144,29 @@ def load(source: str | Path, *, backbone: str | None = None, network: Whose | No
         UserError: nothing can be loaded from ``source``; the message says what was expected.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng():  # networks are built with random weights first
+    with torch.random.fork_rng(devices=[]):  # networks are built on the CPU, with random weights first
         return _load(source, backbone, network, device).to(device)
 
 
 def _load(source: str | Path, backbone: str | None, network: Whose | None, device: Any) -> Model:
     name, path = str(source), Path(source)
     if name.startswith("timm/"):
-        if backbone:
-            raise UserError(f"load: {name} names the network already. Leave out backbone.")
-        if "=" not in name:
-            _refuse(network, name)
+        _refuse(name, backbone, None if "=" in name else network)
         return _public(name, network)
     if (path / "fgssl.json").is_file():
-        _refuse(network, name)
+        _refuse(name, backbone, network)
         return _exported(path, device)
     if (path / "checkpoints" / "last.ckpt").is_file():
+        _refuse(name, backbone)
         return _trained(checkpoint_file(name), network)
     if (path / "embeddings" / "about.json").is_file():
-        _refuse(network, name)
+        _refuse(name, backbone, network)
         return _embedded(path / "embeddings", device)
+    if path.suffix == ".ckpt" and path.is_file() and "method" in read_checkpoint(name):
+        _refuse(name, backbone)
+        return _trained(path, network)
     if path.is_file():
-        trained_here = path.suffix == ".ckpt" and "method" in read_checkpoint(name)
-        return _trained(path, network) if trained_here else _public(f"timm/{_needed(backbone, name)}={name}", network)
+        return _public(f"timm/{_needed(backbone, name)}={name}", network)
     found = "holds nothing to load" if path.is_dir() else "is neither a file nor a folder"
     raise UserError(
         f"load: {name} {found}. Give a run folder, a checkpoint, a folder of fgssl export, timm/NAME, or a weights "
@@ -174,7 +174,10 @@ def _load(source: str | Path, backbone: str | None, network: Whose | None, devic
     )
 
 
-def _refuse(network: Whose | None, name: str) -> None:
+def _refuse(name: str, backbone: str | None, network: Whose | None = None) -> None:
+    """Refuse the choices that ``name`` leaves no place for; None: it does, or none was made."""
+    if backbone is not None:
+        raise UserError(f"load: {name} names the network already. Leave out backbone.")
     if network is not None:
         raise UserError(f"load: {name} has one network, not a student and a teacher. Leave out network='{network}'.")
 

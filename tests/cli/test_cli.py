@@ -160,12 +160,13 @@ def test_an_evaluation_never_overwrites_the_run_it_evaluates(command, run, capsy
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("command", ["test", "fit"])
 @pytest.mark.parametrize("status", ["finished", "predicted", "validated"])
-def test_a_finished_evaluation_is_never_overwritten(status, tmp_path, capsys):
+def test_a_finished_evaluation_is_never_overwritten(status, command, tmp_path, capsys):
     folder = tmp_path / "maskcon_digits" / "done"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"status": status}))
-    assert fgssl("test", tmp_path, "--run.name", "done", "--run.resume", "true") == 2
+    assert fgssl(command, tmp_path, "--run.name", "done", "--run.resume", "true") == 2
     assert f"{folder} already holds the results of a run. --run.name NAME" in capsys.readouterr().err
     assert results(folder) == {"status": status}
 

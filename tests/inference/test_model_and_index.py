@@ -88,6 +88,10 @@ def test_embed_names_an_image_that_cannot_be_read(run, tmp_path):
     for workers in (0, 1):
         with pytest.raises(fgssl.UserError, match=f"^unreadable image: {broken}"):
             model.embed([broken], num_workers=workers)
+    trees.write_image(tmp_path / "whole.jpg", 0)
+    broken.write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    with pytest.raises(fgssl.UserError, match=f"^unreadable image: {broken} .*truncated"):
+        model.embed(Image.open(broken))
     with pytest.raises(fgssl.UserError, match="image not found: absent.jpg"):
         model.embed("absent.jpg")
     with pytest.raises(fgssl.UserError, match="no image to embed"):
@@ -143,6 +147,12 @@ def test_load_says_what_it_takes(source, message, tmp_path, monkeypatch):
         fgssl.load(source)
     with pytest.raises(fgssl.UserError, match="Name their network"):
         fgssl.load("weights.pth")
+
+
+def test_load_refuses_a_backbone_for_what_names_its_own(run):
+    for source in (run, run / "checkpoints" / "last.ckpt", "timm/test_resnet"):
+        with pytest.raises(fgssl.UserError, match=f"{source} names the network already. Leave out backbone"):
+            fgssl.load(source, backbone="resnet50")
 
 
 @pytest.mark.parametrize(("source", "backbone"), [("timm/test_resnet=dino.pth", None), ("dino.pth", "test_resnet")])

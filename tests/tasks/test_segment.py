@@ -177,9 +177,12 @@ def test_predicted_masks_have_the_format_of_the_data_set(tmp_path):
     trainer.fit(method, data)
     assert {view.shape for view in next(iter(data.train_dataloader())).images} == {(3, 16, 32)}
     index, predicted = data.parts.index, torch.tensor([[0, 13], [18, 5]])
-    place = SimpleNamespace(datamodule=data, loggers=[SimpleNamespace(log_dir=str(tmp_path))])
+    strategy = SimpleNamespace(broadcast=lambda folder: str(tmp_path) if folder == "of this process" else None)
+    place = SimpleNamespace(datamodule=data, loggers=[SimpleNamespace(log_dir="of this process")], strategy=strategy)
     batch = SimpleNamespace(index=torch.tensor([0]))
-    Segmentation().on_predict_batch_end(place, method, {"predicted": [predicted]}, batch, 0)
+    callback = Segmentation()
+    callback.on_predict_start(place, method)
+    callback.on_predict_batch_end(place, method, {"predicted": [predicted]}, batch, 0)
     (path,) = (tmp_path / "masks").iterdir()
     assert path.stem == "aachen_000000_000019_leftImg8bit"
     assert np.array(Image.open(path)).tolist() == [[7, 26], [33, 17]]
