@@ -68,13 +68,17 @@ class Retrieval(Evaluation):
         queries = labelled(collect(outputs), part) if outputs else None
         if queries is None:
             return
-        gallery = embed_rows(trainer, method, trainer.datamodule.gallery_loader()) if self.gallery == "train" else None
+        extra = self.extra if self.extra_in_fit or trainer.state.fn != "fit" else []
+        needs_train = self.gallery == "train" or "cmd_code" in extra
+        train = (
+            labelled(embed_rows(trainer, method, trainer.datamodule.gallery_loader()), "train") if needs_train else None
+        )
+        if needs_train and train is None:
+            return
+        gallery = train if self.gallery == "train" else None
         metrics = finish(statistics_over_ranks(queries, gallery, self.ks, self.rerank))
-        if self.extra and (self.extra_in_fit or trainer.state.fn != "fit"):
-            train = gallery
-            if train is None and "cmd_code" in self.extra:
-                train = embed_rows(trainer, method, trainer.datamodule.gallery_loader())
-            metrics |= from_rank_zero(lambda: extra_metrics(self.extra, queries, train, self.clusters))
+        if extra:
+            metrics |= from_rank_zero(lambda: extra_metrics(extra, queries, train, self.clusters))
         log_exactly(method, part, metrics)
         has_neighbours = gallery is not None or len(queries.fine) > 1
         if part == "test" and self.folder and self.grid and has_neighbours:
@@ -122,14 +126,15 @@ def extra_metrics(
 
 def labelled(rows: Embeddings, part: str) -> Embeddings | None:
     """The rows with a class label; None if there are none. Says what is left out."""
-    kept, images = with_label(rows), {"val": "validation images", "test": "test images"}[part]
+    kept = with_label(rows)
+    images = {"val": "validation images", "test": "test images", "train": "training images"}[part]
     count = len(kept.fine)
     if count == 0:
         rank_zero_info(f"No retrieval metrics: none of the {len(rows.fine):,} {images} has a single class label.")
         return None
     left_out = len(rows.fine) - count
     if left_out:
-        rank_zero_info(f"Retrieval metrics of {count:,} {images}; {left_out:,} without a class label are left out.")
+        rank_zero_info(f"Retrieval: {left_out:,} of {len(rows.fine):,} {images} have no class label and are left out.")
     return kept
 
 

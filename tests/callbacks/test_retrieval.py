@@ -9,6 +9,8 @@ import torch
 from fgssl.callbacks.retrieval import Retrieval, labelled, statistics_over_ranks
 from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.reranking import Rerank
+from fgssl.nn.backbones import Backbone
+from fgssl.tasks.frozen import Frozen
 from tests.ddp.ranks import as_rank, seen_by_ranks
 from tests.tasks.test_finetune import Mixed, data, finetune
 from tests.tiny import tiny_trainer
@@ -39,6 +41,18 @@ def test_one_labelled_test_image_is_measured_and_drawn_if_it_has_a_neighbour(gal
     (metrics,) = trainer.test(finetune(), data(Mixed(*range(32, 63))), verbose=False)
     assert metrics["test/queries_without_match"] == (gallery == "evaluated")
     assert (tmp_path / "retrieval.jpg").is_file() == (tmp_path / "confusion.png").is_file() == pictures
+
+
+def test_training_images_without_a_class_label_are_no_gallery(caplog):
+    """As distractors, they would count as errors where they are of the query's class."""
+    retrieval = Retrieval(ks=[1], gallery="train", extra=["cmd_code"])
+    trainer, method = tiny_trainer(callbacks=[retrieval]), Frozen(Backbone("test_resnet"))
+    caplog.set_level("INFO")
+    (some,) = trainer.test(method, data(Mixed(*range(12))), verbose=False)  # 4 of 16 are left, one of each class
+    assert "Retrieval: 12 of 16 training images have no class label and are left out" in caplog.text
+    assert some["test/recall@1"] == some["test/map"] == 1
+    assert trainer.test(method, data(Mixed(*range(16))), verbose=False) == [{}]
+    assert "No retrieval metrics: none of the 16 training images has a single class label" in caplog.text
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
