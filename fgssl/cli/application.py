@@ -131,7 +131,7 @@ class Application(LightningCLI):
             type=bool | dict[str, Any],
             default=False,
             help="Compile the backbones with torch.compile: true, or a mapping of its arguments such as {mode: "
-            "max-autotune}. The first step of each image size takes minutes.",
+            "max-autotune-no-cudagraphs}. The first step of each image size takes minutes.",
         )
         parser.add_argument(
             "--trainer.channels_last",

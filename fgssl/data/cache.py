@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgssl.data.images import open_image, to_rgb
 from fgssl.data.index import Index
+from fgssl.data.workers import cores
 from fgssl.errors import UserError
 
 SIDE = 256  # px, shorter side; enough for views of 224 px
@@ -62,14 +63,14 @@ def open_cache(index: Index, root: str | Path, side: int = SIDE, workers: int | 
         index: index of the images.
         root: folder of all caches.
         side: shorter side of the cached images, px; smaller images are kept as they are.
-        workers: number of decoding processes; None: number of CPU cores.
+        workers: number of decoding processes; None: number of CPU cores that this job may use.
     """
     root = Path(root).expanduser()
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{index.name}-{side}-{fingerprint(index)}"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            _build(index, folder, side, (os.cpu_count() or 1) if workers is None else workers)
+            _build(index, folder, side, cores() if workers is None else workers)
     return Cache(folder)
 
 

@@ -9,6 +9,7 @@ from fgssl.errors import UserError
 from fgssl.nn.backbones import timm_networks
 
 ENTRIES = ("forward", "forward_features", "forward_intermediates")  # through which the methods call a timm network
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that use them on a GPU
 # Times that dynamo compiles a function anew before it gives up: student, teacher and evaluation, each for every size of
 # a crop. Dynamo's default is 8.
 RECOMPILES = 64
@@ -22,8 +23,14 @@ def compile_networks(module: nn.Module, **options: Any) -> None:
         options: arguments of ``torch.compile``, such as ``mode`` or ``backend``.
 
     Raises:
-        UserError: there is no timm network in the module.
+        UserError: there is no timm network in the module, or the options ask for CUDA graphs. A graph writes the result
+            of each call into the same memory, but teachers and evaluation keep results over several calls.
     """
+    if options.get("mode") in CUDA_GRAPHS or (options.get("options") or {}).get("triton.cudagraphs"):
+        raise UserError(
+            "trainer.compile: results of CUDA graphs are overwritten by the next call, while they are needed. Take "
+            "{mode: max-autotune-no-cudagraphs} or true."
+        )
     networks = timm_networks(module)
     if not networks:
         raise UserError(f"trainer.compile: {type(module).__name__} has no timm network to compile. Set it to false.")

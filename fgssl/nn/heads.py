@@ -72,7 +72,9 @@ class DINOHead(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """[..., features] to [..., bottleneck] of unit length: all but the last layer."""
-        return F.normalize(self.mlp(x), dim=-1)
+        # At a patch without features, the gradient is that of the result over eps. With torch's eps of 1e-12, float16
+        # has no scale at which it is finite.
+        return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
 
     def weight(self) -> Tensor:
         """[K, bottleneck] weights of the last layer, g v / |v|."""

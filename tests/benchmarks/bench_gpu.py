@@ -7,6 +7,7 @@ of everything with tiny networks on the CPU, to show that the command works; its
 """
 
 import argparse
+import gc
 import os
 import platform
 import statistics
@@ -210,14 +211,16 @@ def measure(case: Case, setting: str, paths: list[Path], smoke: bool) -> list[st
             )  # fmt: skip
             trainer.fit(method, **given)
 
-    raw, batch = batches(data(), device)
+    gc.collect()  # of the last row: a method and its trainer hold each other
     if not smoke:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     Waits.count = 0
     whole, through = Clock(warm, steps), Clock(warm, steps)
     fit(build(), whole, datamodule=data())
     peak = 0.0 if smoke else torch.cuda.max_memory_allocated() / 1e9
     waits = Waits.count / 4
+    raw, batch = batches(data(), device)  # after the peak, of which they are no part
     fit(build(), through, train_dataloaders=Resident(batch, warm + steps + 1))
     bare_s = bare_step(build().to(device), batch, precision, warm, steps)
     return [

@@ -13,7 +13,8 @@ from fgssl.data.datasets import ALL
 def machine(monkeypatch, tmp_path):
     """A machine with the given number of cores in the affinity of the process, and files of a CPU quota."""
     monkeypatch.setattr(workers, "CGROUPS", tmp_path)
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    for variable in ("SLURM_CPUS_PER_TASK", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(variable, raising=False)
 
     def of(cores: int, **files: str):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
@@ -44,10 +45,20 @@ def test_quota_of_a_container_limits_the_cores(machine, files, expected):
     assert workers.workers_of_process(1) == expected
 
 
-def test_slurms_cores_per_task_are_one_process_s(machine, monkeypatch):
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        pytest.param("4(x2)", 8, id="srun starts each process"),
+        pytest.param("1(x2)", 2, id="srun starts torchrun"),
+        pytest.param(None, 2, id="Lightning starts the processes in the script of the job"),
+    ],
+)
+def test_slurms_cores_per_task_are_shared_by_the_processes_of_a_task(tasks, expected, machine, monkeypatch):
     machine(64)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
-    assert workers.workers_of_process(4) == 8
+    if tasks:
+        monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    assert workers.workers_of_process(4) == expected
 
 
 def test_data_module_takes_auto(machine):

@@ -93,12 +93,16 @@ def views_of_the_cpu() -> Iterator[None]:
 
 
 class Waits(Callback):
-    """Counts the waits of the host for the GPU in the steps 3 to 6 of a run; ``count`` is that of the last run."""
+    """Counts the waits of the host for the GPU in the steps 3 to 6 of a run; ``count`` is that of the last run.
+
+    None of these steps is logged: a logged step waits for its figures (``trainer.log_every_n_steps``).
+    """
 
     count = 0
     places: list[str] = []
 
     def on_train_batch_start(self, trainer, method, batch, batch_idx) -> None:
+        trainer.log_every_n_steps = 50  # Monitor lowers it at the start of a short run
         if trainer.global_step == 3:
             self._recorded = warnings.catch_warnings(record=True)
             self._seen = self._recorded.__enter__()

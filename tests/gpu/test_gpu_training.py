@@ -30,12 +30,20 @@ def on_gpu(*values):
     return pytest.param(*values, "cuda", marks=ON_GPU)
 
 
+# The features of a narrow head are short. The gradients of their unit length are thousands, and the scaler of float16
+# needs many steps to find its scale. The heads of the papers have 2,048.
+WIDE = {"cmd": ("--model.hidden", "1024", "--model.bottleneck", "64"), "flsl": ("--model.hidden", "1024")}
+# CUDA draws other numbers than the CPU from one seed.
+NOT_DRAWN = {"obd_sd": ("--model.miner", "TripletMarginMiner")}
 EVERY_RUN = [on_gpu(method, precision) for method in RUNS for precision in PRECISIONS]
 
 
-@pytest.mark.parametrize(("method", "precision", "device"), [("maskcon", "bf16-mixed", "cpu"), *EVERY_RUN])
+@pytest.mark.parametrize(
+    ("method", "precision", "device"), [("maskcon", "bf16-mixed", "cpu"), ("cmd", "bf16-mixed", "cpu"), *EVERY_RUN]
+)
 def test_every_loss_is_finite_and_fewer_than_ten_steps_are_skipped(method, precision, device, tmp_path):
     skips = ("--trainer.callbacks", "tests.gpu.on_gpu.SkippedSteps", "--model.max_skips", "0")
+    skips += WIDE.get(method, ()) if precision == "16-mixed" or device == "cpu" else ()
     SkippedSteps.count = 10
     run = fit(method, tmp_path, "run", device, precision, *skips)
     assert len(loss_values(run)) == 16
@@ -46,11 +54,14 @@ def test_every_loss_is_finite_and_fewer_than_ten_steps_are_skipped(method, preci
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("64-true", 1e-6), ("32-true", 1e-4)], ids=["float64", "float32 without TF32"]
 )
-@pytest.mark.parametrize(("method", "device"), [("maskcon", "cpu"), *(on_gpu(method) for method in RUNS)])
+@pytest.mark.parametrize(
+    ("method", "device"), [("maskcon", "cpu"), ("obd_sd", "cpu"), *(on_gpu(method) for method in RUNS)]
+)
 def test_five_steps_are_those_of_the_cpu(method, device, precision, tolerance, tmp_path):
     with exact_float32(), views_of_the_cpu():
-        ours = fit(method, tmp_path, "ours", device, precision, *FIVE)
-        theirs = fit(method, tmp_path, "cpu", "cpu", precision, *FIVE)
+        flags = (*FIVE, *NOT_DRAWN.get(method, ()))
+        ours = fit(method, tmp_path, "ours", device, precision, *flags)
+        theirs = fit(method, tmp_path, "cpu", "cpu", precision, *flags)
     assert len(loss_values(ours)) == 5
     assert loss_values(ours) == pytest.approx(loss_values(theirs), rel=tolerance, abs=tolerance)
     if precision == "64-true":
@@ -92,6 +103,14 @@ def test_waits_are_counted(monkeypatch):
         warnings.filterwarnings("ignore", message="unrelated")
     assert Waits.count == 4
     assert {place.split(":")[0] for place in Waits.places} == {"test_gpu_training.py"}
+
+
+@pytest.mark.parametrize(("method", "device"), [on_gpu(method) for method in ("maskcon", "cmd", "flsl")])
+def test_compiled_networks_train_as_the_plain_ones(method, device, tmp_path):
+    with exact_float32(), views_of_the_cpu():
+        plain = fit(method, tmp_path, "plain", device, "32-true", *FIVE)
+        compiled = fit(method, tmp_path, "compiled", device, "32-true", *FIVE, "--trainer.compile", "true")
+    assert loss_values(compiled) == pytest.approx(loss_values(plain), rel=1e-3)
 
 
 @pytest.mark.parametrize(("method", "device"), [on_gpu(method) for method in RUNS])

@@ -40,10 +40,12 @@ VIT = (
 # The second epoch's centroids move; batch-softmax and the volume term see all processes.
 FLSL = ("flsl_digits", "--model.backbone.options", VIT, "--model.prototypes", "16", "--model.targets", "sinkhorn")
 
-# Instances need a map of several patches. Every term, and both kinds of clipping.
+# Instances need a map of several patches. Every term, and both kinds of clipping. No ReLU: a patch whose few channels
+# are all 0 has no direction, and the gradient of its unit length would leave nothing of the others when clipped.
 CMD_NETWORK = NETWORK.replace("norm_layer", "output_stride: 8, norm_layer")
+GELU = CMD_NETWORK.replace("norm_layer", "act_layer: gelu, norm_layer")
 CMD = (
-    "cmd_digits", "--model.backbone.options", CMD_NETWORK, "--model.prototypes", "16", "--model.hidden", "16",
+    "cmd_digits", "--model.backbone.options", GELU, "--model.prototypes", "16", "--model.hidden", "16",
     "--model.bottleneck", "8", "--model.l_ts", "0.1", "--model.koleo", "0.1", "--trainer.gradient_clip_val", "5",
 )  # fmt: skip
 

@@ -221,3 +221,13 @@ def test_the_moving_average_that_is_refused_would_stand_still():
 def test_a_method_without_a_moving_average_may_have_weights_of_16_bits(tmp_path):
     flags = ("--trainer.precision", "bf16-true", "--trainer.max_steps", "2", "--data.num_workers", "0")
     assert main(arguments("finetune", tmp_path, "run", *flags)) == 0
+
+
+def test_a_patch_without_features_has_a_gradient_that_float16_can_hold_at_some_scale():
+    """All biases are 0 at the start, so that the head of such a patch gives 0."""
+    head = DINOHead(4, prototypes=5, hidden=6, bottleneck=3)
+    x = torch.zeros(2, 4, requires_grad=True)
+    projected = head.project(x)
+    assert torch.equal(projected, torch.zeros(2, 3))
+    projected.sum().backward()
+    assert torch.equal(head.mlp[-1].bias.grad, torch.full((3,), 2e6))

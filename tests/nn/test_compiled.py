@@ -102,6 +102,21 @@ def test_method_without_a_timm_network_is_refused():
         compile_networks(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize(
+    "options", [{"mode": "max-autotune"}, {"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True}}]
+)
+def test_cuda_graphs_are_refused(options):
+    with pytest.raises(UserError, match="results of CUDA graphs are overwritten.*max-autotune-no-cudagraphs"):
+        compile_networks(build("resnet18"), **options)
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
+def test_other_modes_compile(mode):
+    network = build("resnet18")
+    compile_networks(network, mode=mode)
+    assert type(network).__name__ == "CompiledResNet"
+
+
 def test_channels_last_maps_come_out_channels_last_with_the_same_values():
     plain, ours = build("resnet18").eval(), build("resnet18").eval()
     to_channels_last(ours)
