@@ -32,6 +32,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
 import sys
@@ -149,17 +150,18 @@ def fault_of_command(results: dict[str, Any], name: str, place: Place) -> list[s
     commands = commands_of(stem, place.sweeps)
     if cell not in commands:
         return [f"{stem}.yaml has no such cell"]
-    if not f"{ran} ".startswith(commands[cell] + " "):
-        return [f"{stem}.yaml has other options now: {commands[cell]}"]
+    quoted, plain = shlex.join(commands[cell]), " ".join(commands[cell])  # the latter by versions that quoted nothing
+    if not f"{ran} ".startswith((f"{quoted} ", f"{plain} ")):
+        return [f"{stem}.yaml has other options now: {quoted}"]
     return []
 
 
 @cache
-def commands_of(sweep: str, folder: Path) -> dict[str, str]:
-    """The command of each cell of a sweep, without flags of the machine such as the place of weights."""
+def commands_of(sweep: str, folder: Path) -> dict[str, list[str]]:
+    """The words of the command of each cell of a sweep, without flags of the machine such as the place of weights."""
     read = read_sweep(folder / f"{sweep}.yaml")
     runs = Path("runs") / f"sweep_{sweep}"
-    return {name_of(cell): " ".join(["fgssl", *command(read, runs, cell, [])]) for cell in read.cells()}
+    return {name_of(cell): ["fgssl", *command(read, runs, cell, [])] for cell in read.cells()}
 
 
 def write_curves(source: Path, target: Path, metrics: set[str]) -> None:
