@@ -47,11 +47,12 @@ from scipy import stats
 
 from fgssl.commands.sweep_file import SEED, command, name_of, read_sweep
 from fgssl.errors import UserError
-from fgssl.report.compare import Cell, lower_is_better
+from fgssl.report.compare import Cell
 from fgssl.report.conditions import settings
+from fgssl.report.metric_names import is_share, lower_is_better
 from fgssl.report.published import metrics_of, rows_named
 from fgssl.report.runs import RunFolder, read_run
-from fgssl.report.tables import is_share, mean_and_spread, number
+from fgssl.report.tables import mean_and_spread, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
