@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import threading
@@ -73,8 +74,8 @@ def refuse_overwriting(folder: Path, command: str) -> None:
     if (folder / "checkpoints" / "last.ckpt").exists():
         if command == "fit":
             raise UserError(
-                f"{folder} already holds a run. fgssl fit --ckpt_path {folder} resumes it; --run.name NAME starts "
-                "another run with this configuration."
+                f"{folder} already holds a run. fgssl fit --ckpt_path {shlex.quote(str(folder))} resumes it; "
+                "--run.name NAME starts another run with this configuration."
             )
         raise UserError(f"{folder} already holds a run. --run.name NAME writes to a folder of its own.")
     results = folder / "results.json"
@@ -200,7 +201,7 @@ def provenance() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     program = Path(sys.argv[0]).name
     return {
-        "command": " ".join(["fgssl" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "command": shlex.join(["fgssl" if program == "__main__.py" else program, *sys.argv[1:]]),
         "versions": {"fgssl": __version__, **versions},
         "hardware": {"cpus": os.cpu_count(), "gpus": gpus},
         "git": git_revision(),

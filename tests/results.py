@@ -32,6 +32,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
 import sys
@@ -46,11 +47,12 @@ from scipy import stats
 
 from fgssl.commands.sweep_file import SEED, command, name_of, read_sweep
 from fgssl.errors import UserError
-from fgssl.report.compare import Cell, lower_is_better
+from fgssl.report.compare import Cell
 from fgssl.report.conditions import settings
+from fgssl.report.metric_names import is_share, lower_is_better
 from fgssl.report.published import metrics_of, rows_named
 from fgssl.report.runs import RunFolder, read_run
-from fgssl.report.tables import is_share, mean_and_spread, number
+from fgssl.report.tables import mean_and_spread, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,17 +151,18 @@ def fault_of_command(results: dict[str, Any], name: str, place: Place) -> list[s
     commands = commands_of(stem, place.sweeps)
     if cell not in commands:
         return [f"{stem}.yaml has no such cell"]
-    if not f"{ran} ".startswith(commands[cell] + " "):
-        return [f"{stem}.yaml has other options now: {commands[cell]}"]
+    quoted, plain = shlex.join(commands[cell]), " ".join(commands[cell])  # the latter by versions that quoted nothing
+    if not f"{ran} ".startswith((f"{quoted} ", f"{plain} ")):
+        return [f"{stem}.yaml has other options now: {quoted}"]
     return []
 
 
 @cache
-def commands_of(sweep: str, folder: Path) -> dict[str, str]:
-    """The command of each cell of a sweep, without flags of the machine such as the place of weights."""
+def commands_of(sweep: str, folder: Path) -> dict[str, list[str]]:
+    """The words of the command of each cell of a sweep, without flags of the machine such as the place of weights."""
     read = read_sweep(folder / f"{sweep}.yaml")
     runs = Path("runs") / f"sweep_{sweep}"
-    return {name_of(cell): " ".join(["fgssl", *command(read, runs, cell, [])]) for cell in read.cells()}
+    return {name_of(cell): ["fgssl", *command(read, runs, cell, [])] for cell in read.cells()}
 
 
 def write_curves(source: Path, target: Path, metrics: set[str]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 import statistics
 from functools import reduce
 
@@ -68,7 +67,7 @@ def test_sweep_parses_as_it_did_when_it_ran(file, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     command = next(iter(commands_of(file.stem, file.parent).values()))
     with pytest.raises(SystemExit) as stop:
-        main([*shlex.split(command)[1:], "--print_config"])
+        main([*command[1:], "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     for option, value in read_sweep(file).cells()[0].items():

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -409,7 +410,8 @@ class Application(LightningCLI):
         by = "Ctrl-C" if number == signal.SIGINT else number.name
         kept = (self.folder / "checkpoints" / "last.ckpt").is_file()
         if self.config.subcommand == "fit" and kept:
-            print(f"Stopped by {by}. To go on: fgssl fit --ckpt_path {shown(self.folder)}", flush=True)
+            folder = shlex.quote(shown(self.folder))
+            print(f"Stopped by {by}. To go on: fgssl fit --ckpt_path {folder}", flush=True)
         else:
             trained = "; no checkpoint was written yet" if self.config.subcommand == "fit" else ""
             print(f"Stopped by {by}{trained}.", flush=True)

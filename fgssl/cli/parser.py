@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from fgssl.cli.help import GROUPS, NOTES, page
 from fgssl.cli.shipped import experiments
-from fgssl.data.datasets import ALL
+from fgssl.data.datasets import ALL, DataSet
 from fgssl.data.views import Views
 from fgssl.errors import UserError, did_you_mean
 from fgssl.methods.base import Method
@@ -30,15 +30,21 @@ class ExperimentParser(LightningArgumentParser):
         method: class of the model section, whose options ``--model.*`` are; None: no model is named.
         suggests: whether errors suggest the nearest name: true for the parser of a command, false for the parsers
             that jsonargparse creates inside it for the options of one class.
+        of: the class whose options such an inner parser reads.
     """
 
     method: type[Method] | None = None
     suggests = False
+    of: type | None = None
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"formatter_class": Formatter, **options, "add_help": False})
         self.add_argument("-h", "--help", action=GroupHelp, help="Show one page, or all options of a group, and exit.")
         self.allow_abbrev = False
+
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, *args: Any, **options: Any) -> Any:
+        self.of = None if nested_key else theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **options)
 
     def format_help(self, *args: Any) -> str:
         if getattr(self, "_inner_parser", False):  # of --model.help=CMD: its usage would repeat all options
@@ -63,7 +69,8 @@ class ExperimentParser(LightningArgumentParser):
             raise UserError(suggest(str(fault), self) if self.suggests else str(fault)) from None
 
     def error(self, message: str, ex: Exception | None = None):
-        raise UserError(suggest(clean(message), self) if self.suggests else clean(message))
+        text = unknown_in_class(message, self.of, self._actions) or clean(message)
+        raise UserError(suggest(text, self) if self.suggests else text)
 
 
 WIDTH = 80  # of the help, in columns
@@ -117,6 +124,8 @@ FRAMES = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneT
 
 def clean(message: str) -> str:
     """Message of the parser in one line: the option, the expected type and the given value."""
+    if found := re.search(r"Option '\S+' is not accepted by .*", str(message)):
+        return found[0]  # of the class that was named; what other classes lack is no help
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines()]
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
     text = " ".join(line for line in lines if line and not line.startswith(FRAMES))
@@ -165,7 +174,7 @@ OTHER_NAMES = {
 
 def suggest(message: str, parser: ExperimentParser) -> str:
     """Append the nearest valid name to a message about an unknown class, choice or option."""
-    if "Did you mean" in message:  # suggested for an inner option
+    if "Did you mean" in message or " is not accepted by " in message:  # said for an inner option
         return message
     if found := re.search(r"^(?:model: )?(?:--)?([\w.]+?)(?:\.help)?: .*?unknown class '([\w.]+)'", message):
         place, name = found.groups()
@@ -181,10 +190,7 @@ def suggest(message: str, parser: ExperimentParser) -> str:
         return f"--{section} takes a YAML file or a mapping, not '{value}'.{hint}"
     if found := re.search(r"^[Uu]nrecognized arguments: ([^-\s]\S*)", message):
         return sentence(message) + option_without_dashes(found[1], known)
-    option = unknown_option(message)
-    if message.startswith("Option "):  # of a class in a section: the same option of another class is no help
-        known = {name for name in known if name.rpartition(".")[2] != option}
-    return sentence(message) + nearest_option(option, known)
+    return sentence(message) + nearest_option(unknown_option(message), known)
 
 
 def option_without_dashes(word: str, known: set[str]) -> str:
@@ -215,8 +221,7 @@ def classes_at(place: str) -> set[str]:
 def unknown_option(message: str) -> str | None:
     """The unknown option in a message, dotted (``model.optm.lr``), or None."""
     patterns = (
-        r"^(?:(?P<place>[\w.]+): )?Option '(?P<option>[\w.]+)' is not accepted",
-        r"^(?:(?P<place>[\w.]+): )?Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'",
+        r"^Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'",
         r"^Subcommand '\w+' does not accept option '(?P<option>[\w.]+)'",
         r"^(?:(?P<place>[\w.]+): )?[Uu]nrecognized arguments: --?(?P<option>[\w.-]+)",
     )
@@ -227,25 +232,53 @@ def unknown_option(message: str) -> str | None:
     return None
 
 
-def nearest_option(option: str | None, known: set[str]) -> str:
-    """``" Did you mean '--model.optim.lr'?"`` for an unknown option, or an empty string when none is near."""
+# Where a class stands among the options, by its base class.
+PLACES = ((Method, "model"), (DataSet, "data.dataset"), (Views, "data.views"), (Callback, "trainer.callbacks"))
+
+
+def unknown_in_class(message: str, cls: type | None, actions: list[argparse.Action]) -> str | None:
+    """Message on an option that a class does not have; None for another message.
+
+    Args:
+        message: message of the parser of the class.
+        cls: the class; None: the parser is of no class.
+        actions: its options.
+    """
+    option = unknown_option(message) or (re.findall(r"^Option '(\S+)' is not accepted$", message) or [None])[0]
+    if cls is None or option is None:
+        return None
+    place = next((f"--{place}." for base, place in PLACES if issubclass(cls, base)), "")
+    known = {action.dest for action in actions if action.dest != "help" and not action.dest.endswith(".help")}
+    listed = ", ".join(action.dest for action in actions if action.dest in known and "." not in action.dest)
+    hint = nearest_option(option, known, place) or (f" It has {listed}." if listed else " It has no options.")
+    return f"Option '{place}{option}' is not accepted by {cls.__name__}.{hint}"
+
+
+def nearest_option(option: str | None, known: set[str], place: str = "--") -> str:
+    """``" Did you mean '--model.optim.lr'?"`` for an unknown option, or an empty string when none is near.
+
+    Args:
+        option: the unknown option, dotted.
+        known: all options.
+        place: what stands before them: ``--model.`` for the options of a method.
+    """
     if option is None:
         return ""
     option = option.replace("-", "_")
     leaf = option.rpartition(".")[2]
-    other = OTHER_NAMES.get(leaf)
-    if other and other.split()[0] in known:
-        return f" Did you mean '--{other}'?"
+    other = f"--{OTHER_NAMES.get(leaf, '')}"
+    if other.startswith(place) and other.removeprefix(place).partition(" ")[0] in known:
+        return f" Did you mean '{other}'?"
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     begun = [name for name in known if name.startswith(option)]
     if same_leaf or begun:  # nothing is abbreviated, but it can be meant so: --trainer.max_ep
         near = difflib.get_close_matches(option, same_leaf or begun, n=1, cutoff=0.0)
     else:
-        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.75)
+        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.75 if place == "--" else 0.6)
     if not near:
         leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
         near = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
-    return f" Did you mean '--{near[0]}'?" if near else ""
+    return f" Did you mean '{place}{near[0]}'?" if near else ""
 
 
 def known_options(parser: ExperimentParser) -> set[str]:

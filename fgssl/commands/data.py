@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     if args.command == "list":
         console.print(list_table())
         return 0
+    if args.duplicate_sheet and not args.duplicates:
+        raise UserError("--duplicate_sheet shows what --no-duplicates does not look for. Leave one of them out.")
     cls = ALL[args.name]
     try:
         dataset = cls(**{option.name: getattr(args, option.name) for option in get_signature_parameters(cls, None)})
@@ -71,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
             "--duplicates",
             action=argparse.BooleanOptionalAction,
             default=True,
-            help="look for test images that are also training images, or nearly",
+            help="look for test images that are also training images, or nearly; without a test part, for images that "
+            "are there twice",
         )
         options.add_argument(
             "--duplicate_sheet",
@@ -83,40 +86,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def show_duplicates(seen: Seen, console: Console, sheet: Path | None) -> None:
-    """Print the test images that are also training images, and draw the first pairs.
+    """Print the test images that are also training images, or the images that are there twice; draw the first pairs.
 
     Args:
         seen: hashes and thumbnails of the images.
         console: console to print on.
         sheet: picture of the pairs to write, or None.
     """
-    index = seen.index
-    if not {"train", "test"} <= set(index.split):
-        return
-    from fgssl.evaluation.duplicates import find_duplicates  # imports torch
+    from fgssl.evaluation.duplicates import compares_parts, find_duplicates  # imports torch
 
-    with console.status("comparing test images with training images"):
+    index, across = seen.index, compares_parts(seen.index)
+    with console.status("comparing test images with training images" if across else "comparing the images"):
         pairs = find_duplicates(index, seen.digests, seen.thumbnails_NT)
     exact = sum(pair.exact for pair in pairs)
+    said = "test images that are also training images" if across else "pairs of equal images"
+    none = "no test image is also a training image" if across else "no image is there twice"
     console.print(
-        f"test images that are also training images: {exact:,} exact, {len(pairs) - exact:,} near (by thumbnail)"
+        f"{said}: {exact:,} exact, {len(pairs) - exact:,} near (by thumbnail)"
         if pairs
-        else "no test image is also a training image (by pixels and by thumbnail)",
+        else f"{none} (by pixels and by thumbnail)",
         soft_wrap=True,
     )
     if not pairs:
+        if sheet:
+            console.print(f"{sheet} is not written: there are no pairs to show", soft_wrap=True)
         return
-    table = Table("test image", "training image", "correlation", "classes")
+    table = Table(*(("test image", "training image") if across else ("image", "other image")), "correlation", "classes")
     for pair in pairs[:SHOWN]:
-        names = [index.fine_names[f] if (f := index.fine[row]) >= 0 else "-" for row in (pair.test, pair.train)]
+        names = [index.fine_names[f] if (f := index.fine[row]) >= 0 else "-" for row in (pair.row, pair.other)]
         classes = names[0] if names[0] == names[1] else f"{names[0]} / {names[1]}"
         value = "exact" if pair.exact else f"{pair.correlation:.4f}"
-        table.add_row(str(index.paths[pair.test]), str(index.paths[pair.train]), value, classes)
+        table.add_row(str(index.paths[pair.row]), str(index.paths[pair.other]), value, classes)
     console.print(table)
     if len(pairs) > SHOWN:
         console.print(f"and {len(pairs) - SHOWN:,} more pairs")
     if sheet:
-        write_pairs(index, [(pair.test, pair.train) for pair in pairs], sheet)
+        write_pairs(index, [(pair.row, pair.other) for pair in pairs], sheet)
         console.print(f"picture of the pairs: {sheet}", soft_wrap=True)
 
 
@@ -128,7 +133,7 @@ def _add_options(parser: argparse.ArgumentParser, cls: type[DataSet]) -> None:
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(option.annotation) is Literal:
             settings["choices"] = get_args(option.annotation)
-        elif isinstance(option.default, int):
-            settings["type"] = int
+        elif isinstance(option.default, int | float):
+            settings["type"] = type(option.default)
         spellings = dict.fromkeys((f"--{option.name}", f"--{option.name.replace('_', '-')}"))
         parser.add_argument(*spellings, **settings)

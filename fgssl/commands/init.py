@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     path.write_text(document(path, config, base, args.data), encoding="utf-8")
     for line in (f"{path}: {METHODS[prefix]} on {args.data}, from our experiment {base}", *notes):
         print(line)
-    print(f"next: fgssl fit --config {path}")
+    print(f"next: fgssl fit --config {shlex.quote(str(path))}")
     return 0
 
 
@@ -129,12 +130,14 @@ def fit_to_folder(config: dict[str, Any], dataset: Folder, path: Path) -> list[s
         )
     if config["model"]["class_path"] == "MaskCon" and not index.coarse_names:
         coarse = path.with_name(f"{path.stem}_coarse.csv")
+        note = "the coarse class of each class; your file is kept as it is"
         if not coarse.exists():
+            note = "the coarse class of each class; edit it: each class stands there for itself"
             lines = ["class,coarse", *(f"{name},{name}" for name in index.fine_names)]
             coarse.parent.mkdir(parents=True, exist_ok=True)
             coarse.write_text("\n".join(lines) + "\n", encoding="utf-8")
         config["data"]["dataset"]["init_args"]["coarse_map"] = str(coarse)
-        notes.append(f"{coarse}: the coarse class of each class; edit it: each class stands there for itself")
+        notes.append(f"{coarse}: {note}")
     return notes
 
 
@@ -155,8 +158,8 @@ def document(path: Path, config: dict[str, Any], base: str, data: str) -> str:
     name = class_of(config["model"])[0]
     head = comment(
         f"{name} on {data}. Begun by fgssl init from our experiment {base}.\n"
-        f"fgssl fit --config {path}\n"
-        f"All options: fgssl fit --config {path} --help model (or data, trainer, retrieval, run)"
+        f"fgssl fit --config {shlex.quote(str(path))}\n"
+        f"All options: fgssl fit --config {shlex.quote(str(path))} --help model (or data, trainer, retrieval, run)"
     )
     helps = {"data": DataModule, "trainer": Trainer, "retrieval": Retrieval}
     parts = [head, f"model:\n  class_path: {name}\n  init_args:\n" + options(class_of(config["model"])[1], method, 4)]

@@ -36,7 +36,8 @@ from fgssl.errors import UserError
 from fgssl.run import DONE, GOING_ON, read_json, write_json
 
 LINES = 8  # of a failed cell's log, shown at the end
-CONTINUED = re.compile(r"fit --ckpt_path[ =]\S+")  # what a stopped run says goes on with it, by its own options
+# What a stopped run says goes on with it, by its own options; the path may be quoted.
+CONTINUED = re.compile(r"""fit --ckpt_path[ =]("'"|'[^']*'|[^\s'])+""")
 REFUSED = 2  # exit status of a command with a mistake of the user
 
 running: set[subprocess.Popen] = set()  # the processes of cells
@@ -129,10 +130,11 @@ def is_finished(run: Path, arguments: Sequence[str]) -> bool:
     if not path.is_file():
         return False
     results = read_json(path)
-    ours = " ".join(arguments)
+    ours = shlex.join(arguments)
+    known = (ours, " ".join(arguments))  # of a version that quoted nothing
     first, *later = (told.partition(" ")[2] for told in (results.get("command", ""), *results.get("resumed_by", [])))
     for theirs in (first, *(told for told in later if not CONTINUED.fullmatch(told))):
-        if theirs != ours:
+        if theirs not in known:
             raise UserError(
                 f"{run} was started with other options:\n  {theirs}\n  {ours}\n"
                 "Give the sweep another --name, or the same options as before."

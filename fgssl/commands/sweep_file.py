@@ -9,7 +9,7 @@ from typing import Any
 
 from fgssl.cli.compose import read_yaml
 from fgssl.errors import UserError
-from fgssl.report.compare import lower_is_better
+from fgssl.report.metric_names import lower_is_better
 
 RUN = "${run}"  # the run folder of the fit, in a command that follows it
 FOLLOWING = ("fit", "probe", "embed")  # commands that may follow a fit; each takes --run.resume

@@ -3,6 +3,7 @@
 import glob
 import importlib
 import json
+import shlex
 import shutil
 import tempfile
 import warnings
@@ -229,7 +230,8 @@ def hint(run: RunFolder) -> str:
     """The command that writes the embeddings that an explorer needs; empty where a run has none."""
     if run.results["method"] in TASKS or "data.dataset" not in run.config:  # a result of fgssl davis has no checkpoint
         return ""
-    return f"No explorer: the run has no embeddings. Write them with: fgssl embed --ckpt_path {run.folder}"
+    folder = shlex.quote(str(run.folder))
+    return f"No explorer: the run has no embeddings. Write them with: fgssl embed --ckpt_path {folder}"
 
 
 def pair_facts(pair: Pair, names: Sequence[str]) -> dict[str, Any]:

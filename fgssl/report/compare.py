@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fgssl.errors import UserError, did_you_mean
+from fgssl.report.metric_names import EXTRA_TIME, lower_is_better
 from fgssl.report.published import Missing, Number, published
 from fgssl.report.runs import SECONDS, RunFolder
 
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5", "box_knn_top1", "ap_box", "ap_mask", "miou", "jf_mean")
 OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
-EXTRA_TIME = "extra_time"  # share by which an epoch takes longer than one of the baseline
-LOWER_IS_BETTER = ("spectral_decay", SECONDS, EXTRA_TIME)  # and the losses
 KIND = ("model", "start.model")  # class of the run, and of the run that it starts from: they decide which options exist
 
 
@@ -324,16 +323,6 @@ def _score(row: Row, metric: str) -> tuple[int, float]:
     if mean is None or math.isnan(mean):
         return -2 if mean is None else -1, 0.0
     return 0, -mean if lower_is_better(metric) else mean
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether the smallest value of a metric is the best: of losses and ``LOWER_IS_BETTER``, with any prefix."""
-    return bare(metric) in LOWER_IS_BETTER or "loss" in bare(metric)
-
-
-def bare(metric: str) -> str:
-    """A metric without the part that it is of: ``spectral_decay`` of ``val/spectral_decay``."""
-    return metric.rpartition("/")[2]
 
 
 def leaf(option: str) -> str:

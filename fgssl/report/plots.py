@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure  # instead of pyplot, which keeps figures open
 
-from fgssl.report.compare import Comparison, Row, lower_is_better
-from fgssl.report.tables import is_share, number
+from fgssl.report.compare import Comparison, Row
+from fgssl.report.metric_names import is_share, lower_is_better
+from fgssl.report.tables import number
 
 SHOWN = 12  # most rows of a chart; the best ones are shown
 COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three greys

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fgssl.errors import UserError, did_you_mean
 from fgssl.report.conditions import Row, letters, settings, task_of, unmet
+from fgssl.report.metric_names import is_share
 from fgssl.report.runs import TASKS, RunFolder
 
 NAMES = {"cmd": "CMD", "flsl": "FLSL", "maskcon": "MaskCon", "mls": "MLS", "obd_sd": "OBD-SD"}
@@ -15,8 +16,6 @@ METRICS |= {"extra_time_percent": ("extra_time",)}
 METRICS |= {name: () for name in ("params_m", "throughput")}  # properties of a network, which no run measures
 # VOC2007's mean average precision: the paper does not say which of them it takes
 VOC_MAP = ("map_11point", "map_allpoint", "map_noninterpolated")
-# Shown as they are; everything else, but for losses, in percent. nce and mls are terms of MLS's loss.
-PLAIN = ("density", "spectral_decay", "q_z_mean", "nce", "mls")
 SHOWN = 3  # unmet conditions that a note names
 
 
@@ -62,7 +61,7 @@ def published(run: RunFolder, metric: str) -> Number | Missing | None:
     for row, fault in zip(rows, faults, strict=True):
         if not fault:
             value = float(row["value"])
-            return Number(value if metric in PLAIN else value / 100, _source(row))
+            return Number(value / 100 if is_share(metric) else value, _source(row))
     if not rows:
         return None
     row, fault = min(zip(rows, faults, strict=True), key=lambda pair: _distance(pair[1]))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -282,7 +283,7 @@ def read_run(folder: Path) -> RunFolder | None:
         if status == "lost":
             reason = " (its process was killed or aborted without a message, or the machine stopped)"
         kept = (folder / "checkpoints" / "last.ckpt").is_file()
-        resume = f" To resume it: fgssl fit --ckpt_path {folder}" if kept else ""
+        resume = f" To resume it: fgssl fit --ckpt_path {shlex.quote(str(folder))}" if kept else ""
         raise UserError(f"{folder}: {status or 'no status'} after {results.get('epochs', 0)} epochs{reason}.{resume}")
     missing = {"method", "seed", "metrics", "data"} - results.keys()
     if missing:

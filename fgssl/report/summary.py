@@ -5,7 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.tables import is_share, number
+from fgssl.report.metric_names import is_share
+from fgssl.report.tables import number
 
 
 def print_summary(results: dict[str, Any], folder: str) -> None:

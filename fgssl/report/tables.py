@@ -8,11 +8,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fgssl.report.compare import EXTRA_TIME, Cell, Comparison, Row, bare, leaf, missing, sources
-from fgssl.report.published import PLAIN
+from fgssl.report.compare import Cell, Comparison, Row, leaf, missing, sources
+from fgssl.report.metric_names import EXTRA_TIME, is_count, is_share
 from fgssl.report.runs import SECONDS
 
-COUNTS = ("queries_without_match",)
 LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}"})
 
 
@@ -25,22 +24,12 @@ def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
 
 
 def number(metric: str, value: float) -> str:
-    """Format a metric: in percent, or as it is for counts, seconds, losses and ``PLAIN`` metrics."""
+    """Format a metric: shares in percent, others as they are."""
     if is_count(metric):
         return f"{value:.0f}"
     if metric == SECONDS:
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     return f"{100 * value:.2f}" if is_share(metric) else f"{value:.4f}"
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a fraction, which is shown in percent."""
-    return not is_count(metric) and bare(metric) not in (*PLAIN, SECONDS) and "loss" not in metric
-
-
-def is_count(metric: str) -> bool:
-    """Whether a metric is a number of images or epochs."""
-    return bare(metric) in COUNTS or bare(metric).startswith("best_epoch_of_")
 
 
 def mean_and_spread(metric: str, cell: Cell, runs: int) -> str:

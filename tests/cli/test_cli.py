@@ -229,7 +229,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(command, tmp_path, capsys
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.taux", "3"], "Option 'taux' is not accepted. Did you mean '--model.tau'?"),
+        (["--model.taux", "3"], "Option '--model.taux' is not accepted by MaskCon. Did you mean '--model.tau'?"),
         (["--model.tau", "abc"], "model.tau: expected float. Got value: abc"),
         (["--model", "MaskConn"], "model: unknown class 'MaskConn'. Did you mean 'MaskCon'?"),
         (["--model.variant", "grafitt"], "Did you mean 'grafit'?"),

@@ -57,6 +57,29 @@ def test_wrong_option_suggests_the_one_that_was_meant(flags, meant, capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.dataset", "Folder", "--data.dataset.root", ".", "--data.dataset.rot", "photos"],
+         "'--data.dataset.rot' is not accepted by Folder. Did you mean '--data.dataset.root'?"),
+        (["--data.dataset.test_fraction", "0.2"],
+         "'--data.dataset.test_fraction' is not accepted by Digits. It has root, partial."),
+        (["--trainer.callbacks", "[{class_path: OnlineKNN, init_args: {kk: 3}}]"],
+         "'--trainer.callbacks.kk' is not accepted by OnlineKNN. Did you mean '--trainer.callbacks.k'?"),
+        (["--trainer.callbacks+", "tests.trust.callbacks.CtrlCAtTest", "--trainer.callbacks.every", "1"],
+         "'--trainer.callbacks.every' is not accepted by CtrlCAtTest. It has no options."),
+        (["--model.optim.lrr", "3"],
+         "'--model.optim.lrr' is not accepted by MaskCon. Did you mean '--model.optim.lr'?"),
+        (["--data.views.every", "3"],
+         "'--data.views.every' is not accepted by PairViews. It has recipe, size."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)  # fmt: skip
+def test_option_that_a_class_does_not_have_names_the_class_and_suggests_its_own(flags, message, capsys):
+    assert main([*DIGITS, *flags]) == 2
+    assert capsys.readouterr().err == f"fgssl: Option {message}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train"], "Did you mean 'fit'?"),

@@ -3,10 +3,11 @@
 from collections import Counter
 
 import pytest
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fgssl.commands.data import main
+from fgssl.commands.data import _parser, main
 from fgssl.data.datasets import ALL
 from fgssl.data.datasets.cub import family
 from fgssl.errors import UserError
@@ -117,6 +118,7 @@ def test_name_of_a_data_set_in_any_case(name, tmp_path, capsys):
         (["check", "cubb"], "Did you mean 'cub'? See fgssl data check --help."),
         (["chekc", "cub"], "Did you mean 'check'? See fgssl data --help."),
         (["check", "aircraft", "--coars", "family"], "Did you mean '--coarse'?"),
+        (["check", "folder", "--test_fraction", "abc"], "--test-fraction: invalid float value: 'abc'"),
         (["check", "aircraft", "--coarse", "famly"], "Did you mean 'family'? See fgssl data check aircraft --help."),
     ],
 )
@@ -125,6 +127,24 @@ def test_mistake_is_one_line_with_the_nearest_name(arguments, hint):
         main(arguments)
     assert hint in str(mistake.value)
     assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_options_have_the_type_of_their_defaults(name):
+    """An option given as the text of its default is the default; others are of text."""
+    for option in get_signature_parameters(ALL[name], None):
+        value = option.default
+        flag = f"--{'' if value else 'no-'}{option.name}" if isinstance(value, bool) else f"--{option.name}={value}"
+        read = getattr(_parser().parse_args(["check", name, flag]), option.name)
+        assert read == value or (value is None and read == "None"), option.name
+        assert type(read) is type(value) or value is None, option.name
+
+
+def test_share_of_test_images(tmp_path, capsys):
+    for number in range(5):
+        trees.write_image(tmp_path / "bird" / f"{number}.png", number)
+    assert main(["check", "folder", "--root", str(tmp_path), "--test_fraction", "0.4"]) == 0
+    assert " 2 " in next(line for line in capsys.readouterr().out.splitlines() if "│ test " in line)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -130,6 +130,23 @@ def test_init_explains_each_option_and_fits_the_folder(folder, capsys):
     coarse = folder / "sub" / "mine_coarse.csv"
     assert str(coarse.relative_to(folder)) in said
     assert coarse.read_text().splitlines() == ["class,coarse", "cat,cat", "dog,dog", "horse,horse"]
+    assert "each class stands there for itself" in said
+
+
+def test_init_keeps_a_file_of_coarse_classes_and_says_so(folder, capsys):
+    coarse = folder / "mine_coarse.csv"
+    coarse.write_text("cat,pet\ndog,pet\nhorse,farm\n")
+    assert main(["init", "mine", "--method", "MaskCon", "--data", "photos"]) == 0
+    said = capsys.readouterr().out
+    assert "mine_coarse.csv: the coarse class of each class; your file is kept as it is" in said
+    assert "stands there for itself" not in said
+    assert coarse.read_text().startswith("cat,pet")
+
+
+def test_init_quotes_a_path_with_blanks(folder, capsys):
+    assert main(["init", "my own", "--method", "MLS", "--data", "photos"]) == 0
+    assert "next: fgssl fit --config 'my own.yaml'\n" in capsys.readouterr().out
+    assert "# fgssl fit --config 'my own.yaml'\n" in (folder / "my own.yaml").read_text()
 
 
 def test_init_sets_test_images_aside_where_there_are_no_parts(folder, capsys):

@@ -93,6 +93,9 @@ ADVISED = "fgssl fit --ckpt_path runs/sweep_grid/tau0.1"
     [
         ("fgssl fit --tau 0.1", [ADVISED, "fgssl fit --tau 0.1"], True),
         ("fgssl fit --tau 0.1", [ADVISED, f"{ADVISED} --tau 0.5", ADVISED], False),
+        ("fgssl fit --tau '{a: 1}'", ["fgssl fit --tau {a: 1}"], True),  # the latter of a version that quoted nothing
+        ("fgssl fit --tau 0.1", ["fgssl fit --ckpt_path 'my runs/a b'", "fgssl fit --tau 0.1"], True),
+        ("fgssl fit --tau 0.1", ["fgssl fit --ckpt_path 'my runs/a b' --tau 0.5"], False),
         (ADVISED, [], False),  # of a version that kept the last command alone: nobody knows the first one's options
     ],
 )
@@ -100,7 +103,7 @@ def test_cell_that_was_continued_as_it_advises_is_the_sweeps(command, resumed_by
     content = {"status": "finished", "command": command, "resumed_by": resumed_by}
     (tmp_path / "results.json").write_text(json.dumps(content))
     if taken:
-        assert sweeps.is_finished(tmp_path, ["fit", "--tau", "0.1"])
+        assert sweeps.is_finished(tmp_path, shlex.split(command)[1:])
     else:
         with pytest.raises(UserError, match="was started with other options"):
             sweeps.is_finished(tmp_path, ["fit", "--tau", "0.1"])

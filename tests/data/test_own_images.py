@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_folder_with_a_class_named_train_has_no_parts(tmp_path):
     assert labels(index) == ["plane", "train"]
 
 
+def test_folders_without_images_may_stand_beside_the_parts(tmp_path):
+    images(tmp_path, "train/a.jpg", "test/c.jpg")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("")
+    assert Folder(str(tmp_path)).index().split.tolist() == ["train", "test"]
+
+
 def test_folder_holds_out_a_share_of_each_class(tmp_path):
     images(tmp_path, *(f"{name}/{number}.jpg" for name in NAMES for number in range(5)), "rare/1.jpg")
     index = Folder(str(tmp_path), test_fraction=0.4).index()
@@ -71,6 +79,11 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
     [
         (("cat/a.jpg", "b.jpg"), {}, "b.jpg in no class folder, but others"),
         (("train/cat/a.jpg", "test/cat/b.jpg"), {"test_fraction": 0.5}, "has parts of its own"),
+        (("train/a.jpg", "test/b.jpg", "bus/c.jpg"), {}, r"images lie in bus too, which would be left out\. Move"),
+        (("train/cat/a.jpg", "test/cat/b.jpg", "old/cat/c.jpg", "bus/d.jpg"), {"labels": False}, "in bus, old too"),
+        (("train/a.jpg", "test/b.jpg", "validation/c.jpg"), {}, r"left out\. Rename validation to val, the .* part\.$"),
+        (("train/cat/a.jpg", "valid/cat/c.jpg"), {}, "the parts train, but images lie in valid too"),
+        (("train/a.jpg", "val/a.jpg", "test/b.jpg", "valid/c.jpg"), {}, "lie in valid too, .* left out. Move images"),
         (("a.txt",), {}, "holds no image"),
         (("a.jpg",), {"test_fraction": 1.0}, "must be 0 or more and below 1"),
         (("a.jpg",), {"coarse_map": "map.csv"}, "the images have no class labels"),
@@ -442,3 +455,38 @@ def test_data_check_finds_test_images_that_are_training_images(tmp_path, capsys,
 def test_data_check_says_that_there_are_no_duplicates(capsys):
     assert data_main(["check", "digits"]) == 0
     assert "no test image is also a training image" in capsys.readouterr().out
+
+
+def test_data_check_finds_equal_images_without_a_test_part(tmp_path, capsys, monkeypatch):
+    """Two copies of one image, and a smaller one of another; each pair is named once."""
+    monkeypatch.setenv("COLUMNS", "250")
+    root, sheet = tmp_path / "root", tmp_path / "pairs.png"
+    for number in range(12):
+        trees.write_image(root / "bird" / f"{number:02d}.png", number, size=(200, 150))
+    command = ["check", "folder", "--root", str(root), "--duplicate_sheet", str(sheet)]
+    assert data_main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no image is there twice (by pixels and by thumbnail)" in said
+    assert f"{sheet} is not written: there are no pairs to show" in said
+    assert not sheet.exists()
+    first, second = Image.open(root / "bird/03.png"), Image.open(root / "bird/07.png")
+    first.save(root / "bird/copy.bmp")
+    first.save(root / "bird/more.bmp")
+    second.resize((128, 96)).save(root / "bird/small.jpg", quality=50)
+    assert data_main(command) == 0
+    said = capsys.readouterr().out
+    assert "pairs of equal images: 2 exact, 1 near" in said
+    rows = [line.split() for line in said.splitlines() if "root/bird" in line and "%" not in line]
+    pairs = [{Path(word).name for word in row if "bird/" in word} for row in rows]
+    assert pairs == [{"copy.bmp", "03.png"}, {"more.bmp", "03.png"}, {"small.jpg", "07.png"}]
+    assert Image.open(sheet).size[0] > 400
+
+
+def test_data_check_of_one_image_has_no_duplicates(tmp_path, capsys):
+    assert data_main(["check", "folder", "--root", str(images(tmp_path, "a.jpg"))]) == 0
+    assert "no image is there twice" in capsys.readouterr().out
+
+
+def test_data_check_refuses_a_sheet_of_duplicates_that_it_does_not_look_for():
+    with pytest.raises(UserError, match="--no-duplicates does not look for"):
+        data_main(["check", "digits", "--no-duplicates", "--duplicate_sheet", "pairs.png"])

@@ -80,6 +80,8 @@ def test_mean_spread_and_rank_over_seeds(tmp_path, capsys):
     [
         ("val/spectral_decay", (0.6479, 0.7, math.inf), "0.6479"),
         ("train/loss", (4.4811, 5.4557, math.nan), "4.4811"),
+        ("train/l_i", (4.4811, 5.4557, math.nan), "4.4811"),
+        ("test/mean_norm", (7.586, 0.5, math.nan), "7.5860"),
         ("test/recall@1", (0.6, 0.5, math.nan), "60.00"),
     ],
 )
@@ -126,7 +128,7 @@ def test_a_metric_that_some_seeds_lack_says_how_many_have_it(tmp_path, capsys):
     main(["compare", str(tmp_path), "--format", "markdown", "--metric", "recall@1", "nmi", "f1"])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1"))
     assert "40.00 (1 seed)** |" in row
-    assert "55.00 ± 7.07 (2 seeds)** |" in row
+    assert "0.5500 ± 0.0707 (2 seeds)** |" in row
 
 
 def test_the_papers_number_is_the_one_of_the_named_table(tmp_path, capsys):

@@ -16,6 +16,7 @@ from fgssl.errors import UserError, did_you_mean
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 PARTS = ("train", "val", "test")
+MEANT_AS_VAL = ("valid", "validation")  # names that other programs have for it
 BOX = ("x0", "y0", "x1", "y1")
 COLUMNS = ("path", "label", "coarse", "part", *BOX)
 
@@ -25,7 +26,8 @@ class Folder(DataSet):
 
     ``root`` is one of these:
 
-    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts;
+    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts; other folders of images beside them
+      are refused;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
     - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
       box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
@@ -95,10 +97,13 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
         labels: take folder names as classes.
 
     Raises:
-        UserError: there is no image, or some images lie in class folders and others beside them.
+        UserError: there is no image, some images lie in class folders and others beside them, or in folders beside the
+            parts.
     """
     inner = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    has_parts = {"train", "test"} <= inner or ("train" in inner and inner <= set(PARTS))
+    has_parts = {"train", "test"} <= inner or ("train" in inner and inner <= {*PARTS, *MEANT_AS_VAL})
+    if has_parts:
+        _refuse_other_folders(root, inner)
     parts = {part: root / part for part in PARTS if part in inner} if has_parts else {"train": root}
     files = {part: images_under(folder) for part, folder in parts.items()}
     for part, paths in files.items():
@@ -117,6 +122,24 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
                 "give --data.dataset.labels false ('fgssl data check': --no-labels) to take all images without labels."
             )
     return read_class_folders("folder", parts), has_parts
+
+
+def _refuse_other_folders(root: Path, inner: set[str]) -> None:
+    """Refuse images in folders beside the parts, which would be left out.
+
+    Raises:
+        UserError: names the folders.
+    """
+    others = sorted(name for name in inner - set(PARTS) if images_under(root / name))
+    if not others:
+        return
+    val = next((name for name in others if name in MEANT_AS_VAL and "val" not in inner), None)
+    renamed = f"Rename {val} to val, the validation part. " if val else ""
+    rest = "" if others == [val] else f"Move images that belong to a part into it, and others out of {root}."
+    raise UserError(
+        f"folder: {root} has the parts {', '.join(part for part in PARTS if part in inner)}, but images lie in "
+        f"{some(others)} too, which would be left out. {renamed}{rest}".rstrip()
+    )
 
 
 def read_list(file: Path) -> tuple[Index, bool]:
