@@ -81,7 +81,8 @@ class Detect(Downstream):
         return StepResult(sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})  # type: ignore[arg-type]
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
-        return {"index": batch.index, "detections": [compact(output) for output in self.detector(batch.images)]}
+        # One image at a time: images of a batch are padded to a common size, and the padding enters the features.
+        return {"index": batch.index, "detections": [compact(*self.detector([image])) for image in batch.images]}
 
     test_step = validation_step  # type: ignore[assignment]
     predict_step = validation_step  # type: ignore[assignment]

@@ -7,12 +7,13 @@ import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from fgssl.cli.compose import read_yaml
 from fgssl.cli.main import main
-from fgssl.data.detection import DetectionData
+from fgssl.data.detection import DetectionBatch, DetectionData
 from fgssl.errors import UserError
 from fgssl.methods import FLSL, MaskCon
 from fgssl.nn.moco import write_moco
@@ -100,6 +101,21 @@ def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_pat
 
     assert main(["embed", "--ckpt_path", str(folder)]) == 2
     assert "Detect has no embeddings" in capsys.readouterr().err
+
+
+def test_detections_do_not_depend_on_the_images_of_the_same_batch():
+    """Images of other shapes would be padded to a common size, and the padding enters the features."""
+    method = detect(neck="fpn", masks=True).eval()
+    torch.nn.init.normal_(method.detector.roi_heads.box_predictor.cls_score.weight)  # some score above the threshold
+    numbers, noise = torch.arange(3), torch.Generator().manual_seed(0)
+    images = [torch.randn(3, *size, generator=noise) for size in ((40, 96), (96, 40), (64, 64))]
+    with torch.inference_mode():
+        together = method.validation_step(DetectionBatch(images, [], numbers, numbers), 0)["detections"]
+        for number, (image, found) in enumerate(zip(images, together, strict=True)):
+            batch = DetectionBatch([image], [], numbers[number : number + 1], numbers[:1])
+            (alone,) = method.validation_step(batch, 0)["detections"]
+            assert len(alone["scores"]) > 0
+            assert all(np.array_equal(alone[name], found[name]) for name in ("boxes", "scores", "labels", "masks"))
 
 
 def sees_dogs(path) -> None:
