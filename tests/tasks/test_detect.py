@@ -95,9 +95,10 @@ def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_pat
     sees_dogs(folder / "checkpoints" / "last.ckpt")
     assert run("detect_voc0712", voc, tmp_path, "found", "--ckpt_path", str(folder), command="predict") == 0
     entries = json.loads((folder.parent / "found" / "detections.json").read_text())["detections"]
-    names = {image.name for image in (voc / "VOC2007/JPEGImages").iterdir()}
     assert entries
-    assert all(entry["file_name"] in names and len(entry["bbox"]) == 4 for entry in entries)
+    assert {entry["file_name"].rsplit("/", 1)[0] for entry in entries} == {"VOC2007/JPEGImages"}
+    assert all((voc / entry["file_name"]).is_file() and len(entry["bbox"]) == 4 for entry in entries)
+    assert f"detections: {folder.parent / 'found' / 'detections.json'}\n" in capsys.readouterr().out
 
     assert main(["embed", "--ckpt_path", str(folder)]) == 2
     assert "Detect has no embeddings" in capsys.readouterr().err
