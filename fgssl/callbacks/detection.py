@@ -1,11 +1,9 @@
 """Evaluates a detector on the validation and test rows, and writes its detections on predict."""
 
-import os
-
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from fgssl.callbacks.evaluation import Evaluation, log_exactly
+from fgssl.callbacks.evaluation import Evaluation, log_exactly, short_paths
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.distributed import from_rank_zero
 from fgssl.evaluation.detection import Found, average_precision, coco_results, gather
@@ -23,13 +21,15 @@ class Detection(Evaluation):
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         """Write ``detections.json``: one entry a box, as COCO's results but with names in place of ids.
 
-        ``file_name`` is the path below the data set's folder: two videos have frames of the same name.
+        ``file_name`` is the path below the folder that holds all predicted images: frames of two videos have the same
+        name.
         """
-        results, index = coco_results(_joined(self.take()), masks=False), trainer.datamodule.parts.index
-        root = trainer.datamodule.dataset.root
+        results, parts = coco_results(_joined(self.take()), masks=False), trainer.datamodule.parts
+        index = parts.index
+        names = dict(zip(parts.test.tolist(), short_paths(index.paths[parts.test]), strict=True))
         entries = [
             {
-                "file_name": os.path.relpath(index.paths[item["image_id"]], root),
+                "file_name": names[item["image_id"]],
                 "category": index.fine_names[item["category_id"]],
                 "bbox": item["bbox"],
                 "score": item["score"],

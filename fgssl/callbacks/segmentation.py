@@ -1,6 +1,5 @@
 """Evaluates a segmenter on the validation and test rows, and writes its masks on predict."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
-from fgssl.callbacks.evaluation import log_exactly
+from fgssl.callbacks.evaluation import log_exactly, short_paths
 from fgssl.metrics.segmentation import confusion, segmentation_scores
 from fgssl.run import folder_of, shown
 
@@ -81,5 +80,4 @@ def mask_files(paths: Sequence[str]) -> list[str]:
     names = [f"{Path(path).stem}.png" for path in paths]
     if len(set(names)) == len(names):
         return names
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [str(Path(os.path.relpath(path, common)).with_suffix(".png")) for path in paths]
+    return [str(Path(path).with_suffix(".png")) for path in short_paths(paths)]

@@ -95,10 +95,15 @@ class Detect(Downstream):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         trainer: Any = self.trainer
-        if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
+        if not self.masks:
+            return
+        objects = trainer.datamodule.parts.index.objects
+        if objects.outlines is None:
             raise UserError(
                 f"model.masks is true, but {trainer.datamodule.dataset.name} has boxes only. Set it to false."
             )
+        if len(objects.undrawable):  # in the test part it would be met after training
+            raise UserError(objects.outline(objects.undrawable[0]))
 
     def on_fit_start(self) -> None:
         self._check_batch_norm()

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgssl.cli.main import main
 from fgssl.commands.davis import mean_and_std
+from fgssl.report.runs import read_run
 from tests.evaluation.test_davis import make_davis
 from tests.methods.runs import arguments
 
@@ -52,6 +54,18 @@ def test_davis_of_a_public_network(root, tmp_path):
     assert main([*flags, "--root", str(root), *SMALL, "--save", str(tmp_path / "masks")]) == 0
     assert 0 <= metrics(tmp_path, "test_resnet_random")["test/j_mean"] <= 1
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 12
+
+
+def test_an_untrained_network_is_that_of_seed_0_and_its_runs_share_a_row(root, tmp_path, capsys):
+    for runs in ("one", "two"):
+        flags = ["davis", "--model", "timm/test_resnet", "--pretrained", "false", "--root", str(root), *SMALL]
+        named = ["--run.name", runs, "--save", str(tmp_path / "masks" / runs), "--run.root", str(tmp_path)]
+        torch.rand(1)
+        assert main([*flags, *named]) == 0
+    assert metrics(tmp_path, "one") == metrics(tmp_path, "two")
+    one, two = (read_run(tmp_path / "davis" / name) for name in ("one", "two"))
+    assert one.settings == two.settings
+    assert one.settings["davis.radius"] == 2
 
 
 def test_null_is_the_normalisation_of_the_starting_weights():
