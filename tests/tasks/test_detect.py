@@ -102,8 +102,9 @@ def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_pat
     assert all(entry["file_name"] in names and len(entry["bbox"]) == 4 for entry in entries)
     assert f"detections: {folder.parent / 'found' / 'detections.json'}\n" in capsys.readouterr().out
 
-    assert main(["embed", "--ckpt_path", str(folder)]) == 2
-    assert "Detect has no embeddings" in capsys.readouterr().err
+    for command in ("embed", "probe"):
+        assert main([command, "--ckpt_path", str(folder)]) == 2
+        assert "Detect has no embeddings. Use the checkpoint that it started from" in capsys.readouterr().err
 
 
 def test_detections_do_not_depend_on_the_images_of_the_same_batch():

@@ -98,8 +98,9 @@ def test_a_resnet_validates_predicts_masks_and_embeds_nothing(ade, tmp_path, cap
     matrix = confusion(predicted, labels - 1, classes=3)
     assert results(folder)["metrics"]["test/aacc"] == pytest.approx((matrix.diag().sum() / matrix.sum()).item())
 
-    assert main(["embed", "--ckpt_path", str(folder)]) == 2
-    assert "Segment has no embeddings" in capsys.readouterr().err
+    for command in ("embed", "probe"):
+        assert main([command, "--ckpt_path", str(folder)]) == 2
+        assert "Segment has no embeddings. Use the checkpoint that it started from" in capsys.readouterr().err
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------
