@@ -1,15 +1,13 @@
 """Evaluates a detector on the validation and test rows, and writes its detections on predict."""
 
-from pathlib import Path
-
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from fgssl.callbacks.evaluation import Evaluation, log_exactly
+from fgssl.callbacks.evaluation import Evaluation, log_exactly, short_paths
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.distributed import from_rank_zero
 from fgssl.evaluation.detection import Found, average_precision, coco_results, gather
-from fgssl.run import folder_of, write_json
+from fgssl.run import folder_of, shown, write_json
 
 
 class Detection(Evaluation):
@@ -21,11 +19,17 @@ class Detection(Evaluation):
     on_predict_batch_end = Evaluation.on_validation_batch_end
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
-        """Write ``detections.json``: one entry a box, as COCO's results but with names in place of ids."""
-        results, index = coco_results(_joined(self.take()), masks=False), trainer.datamodule.parts.index
+        """Write ``detections.json``: one entry a box, as COCO's results but with names in place of ids.
+
+        ``file_name`` is the path below the folder that holds all predicted images: frames of two videos have the same
+        name.
+        """
+        results, parts = coco_results(_joined(self.take()), masks=False), trainer.datamodule.parts
+        index = parts.index
+        names = dict(zip(parts.test.tolist(), short_paths(index.paths[parts.test]), strict=True))
         entries = [
             {
-                "file_name": Path(index.paths[item["image_id"]]).name,
+                "file_name": names[item["image_id"]],
                 "category": index.fine_names[item["category_id"]],
                 "bbox": item["bbox"],
                 "score": item["score"],
@@ -33,7 +37,9 @@ class Detection(Evaluation):
             for item in results
         ]
         if trainer.is_global_zero:
-            write_json(folder_of(trainer.loggers) / "detections.json", {"detections": entries})
+            path = folder_of(trainer.loggers) / "detections.json"
+            write_json(path, {"detections": entries})
+            print(f"detections: {shown(path)}")
 
     def evaluate(self, trainer: Trainer, method, outputs: list[Found], part: str) -> None:
         found, index = _joined(outputs), trainer.datamodule.parts.index

@@ -1,5 +1,7 @@
 """Base of the callbacks that evaluate the validation and test rows."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +12,12 @@ def log_exactly(method, prefix: str, metrics: dict[str, float]) -> None:
     """Log ``<prefix>/<name>`` in float64; Lightning rounds plain numbers to float32."""
     values = {f"{prefix}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
     method.log_dict(values, batch_size=1)
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Paths of images below the folder that holds all of them."""
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common) for path in paths]
 
 
 class Evaluation(Callback):

@@ -1,5 +1,6 @@
 """Evaluates a segmenter on the validation and test rows, and writes its masks on predict."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,9 +8,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
-from fgssl.callbacks.evaluation import log_exactly
+from fgssl.callbacks.evaluation import log_exactly, short_paths
 from fgssl.metrics.segmentation import confusion, segmentation_scores
-from fgssl.run import folder_of
+from fgssl.run import folder_of, shown
 
 
 class Segmentation(Callback):
@@ -42,13 +43,20 @@ class Segmentation(Callback):
         # That of the first process: processes that torchrun or srun starts name an unnamed run by their own clocks.
         self._folder = Path(trainer.strategy.broadcast(str(folder_of(trainer.loggers)))) / "masks"
         self._folder.mkdir(parents=True, exist_ok=True)
+        parts = trainer.datamodule.parts
+        self._files = dict(zip(parts.test.tolist(), mask_files(parts.index.paths[parts.test]), strict=True))
 
     def on_predict_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0):
         """Write ``masks/<name of the image>.png`` in the format of the data set's masks: 8 bits a pixel."""
         index = trainer.datamodule.parts.index
         for row, predicted_HW in zip(batch.index.tolist(), outputs["predicted"], strict=True):
-            name = Path(index.paths[row]).stem
-            Image.fromarray(index.values[predicted_HW.cpu().numpy()]).save(self._folder / f"{name}.png")
+            path = self._folder / self._files[row]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(index.values[predicted_HW.cpu().numpy()]).save(path)
+
+    def on_predict_end(self, trainer: Trainer, method) -> None:
+        if trainer.is_global_zero:
+            print(f"masks: {shown(self._folder)}")
 
     def _count(self, trainer: Trainer, images: int, predicted: list, masks: list) -> None:
         first = trainer.global_rank * -(-images // trainer.world_size) + self._shown
@@ -65,3 +73,11 @@ class Segmentation(Callback):
             rank_zero_warn(f"no mean IoU: {fault}.")
             return
         log_exactly(method, part, scores)
+
+
+def mask_files(paths: Sequence[str]) -> list[str]:
+    """File of the mask of each image: its name; with its folders where two images have the same name."""
+    names = [f"{Path(path).stem}.png" for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [str(Path(path).with_suffix(".png")) for path in short_paths(paths)]

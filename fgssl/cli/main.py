@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -130,16 +131,26 @@ def start(
     from fgssl.cli.defaults import fill_in, method_of
 
     method = method_of(config)
-    if kind is not None and method is not None and not method.embeds:
-        raise UserError(
-            f"{method.__name__} has no embeddings. Use the checkpoint that it started from (model.init_from)."
-        )
+    if kind is not None:
+        check_embeds(method)
     config = fill_in(config, method, former)
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "composed.yaml"
         composed.write_text(yaml.safe_dump(config, sort_keys=False))
         first = ["--config", str(composed)] if config else []  # flags override the files
         return run([command, *first, *flags], experiment, kind or Application, method)
+
+
+def check_embeds(method: Any) -> None:
+    """Refuse a method class without embeddings, for the commands that need them; None: no method is named yet.
+
+    Raises:
+        UserError: the method embeds no images, such as a detector.
+    """
+    if method is not None and not method.embeds:
+        raise UserError(
+            f"{method.__name__} has no embeddings. Use the checkpoint that it started from (model.init_from)."
+        )
 
 
 def help_of_method(config: dict, flags: list[str]) -> list[str]:

@@ -22,6 +22,8 @@ from fgssl.commands.networks import (
 from fgssl.errors import UserError
 from fgssl.evaluation.davis import Davis, check, evaluate, sequences
 
+SEED = 0  # of an untrained network
+
 
 def main(argv: list[str]) -> int:
     """Run ``fgssl davis <argv>``."""
@@ -50,8 +52,8 @@ def main(argv: list[str]) -> int:
 
     figures = evaluate(network, options, prepare)
     results = {
-        "experiment": "davis", "run": folder.name, "method": method_of(config, args), "dataset": "davis2017", "seed": 0,
-        "status": "finished", "metrics": {f"test/{name}": value for name, value in figures.items()},
+        "experiment": "davis", "run": folder.name, "method": method_of(config, args), "dataset": "davis2017",
+        "seed": SEED, "status": "finished", "metrics": {f"test/{name}": value for name, value in figures.items()},
         "ckpt_path": args.ckpt_path, "data": described(options), "duration_s": round(time.time() - began, 1),
         **provenance(),
     }  # fmt: skip
@@ -131,9 +133,12 @@ def method_of(config: dict[str, Any], args: argparse.Namespace) -> str:
 
 def build(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """The network with its weights, for images of any size."""
+    import torch
+
     from fgssl.checkpoint import load_backbone
     from fgssl.nn.backbones import Backbone, of_any_size
 
+    torch.manual_seed(SEED)  # of the weights that no file gives
     backbone = Backbone(**backbone_of(config["model"]))
     if not args.ckpt_path:
         return of_any_size(backbone)

@@ -51,9 +51,11 @@ def main(argv: list[str]) -> int:
     refuse_misspelt(flags, [action.dest for action in parser._actions])
     check_network_flags(args, untrained=True)
 
-    from fgssl.cli.main import start  # torch from here on
+    from fgssl.cli.defaults import method_of  # torch from here on
+    from fgssl.cli.main import check_embeds, start
 
     config = network_configuration(args, flags)
+    check_embeds(method_of(config))
     if args.eval_size is not None:
         assign(config, "data.eval_size", args.eval_size)
         assign(config, "data.eval_resize", None)

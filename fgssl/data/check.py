@@ -17,6 +17,7 @@ from rich.table import Table
 from fgssl.data.datasets import ALL, DataSet
 from fgssl.data.datasets.base import Published
 from fgssl.data.datasets.masks import MaskIndex
+from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.data.images import read_row
 from fgssl.data.index import Index, rows_hash
 from fgssl.data.sheet import write_sheet
@@ -159,7 +160,7 @@ def class_counts(index: Index, rows: np.ndarray) -> np.ndarray:
 
 
 def look(index: Index, console: Console) -> Seen:
-    """Decode every image and mask on all cores."""
+    """Decode every image and mask, and draw every outline, on all cores."""
     with ThreadPool(os.cpu_count()) as pool:  # threads suffice: the decoder releases the GIL
         found = pool.imap(partial(_look_at, index), range(len(index)), chunksize=16)
         looks = list(track(found, "reading images", total=len(index), console=console))
@@ -175,6 +176,12 @@ def _look_at(index: Index, row: int) -> tuple[str | None, bytes, np.ndarray]:
 
             read_pair(index, row)
         image = read_row(index, row)
+        if isinstance(index, ObjectIndex):
+            from fgssl.data.detection import check_size, mask_of  # torch takes seconds to import
+
+            check_size(index, row, image.size)
+            for place in index.objects.of(row) if index.objects.outlines is not None else ():
+                mask_of(index, row, place)
     except UserError as error:
         return str(error), b"", np.zeros(THUMBNAIL**2, dtype=np.uint8)
     digest = hashlib.blake2b(image.tobytes(), key=repr(image.size).encode(), digest_size=16).digest()

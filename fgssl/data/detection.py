@@ -16,6 +16,7 @@ from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.object_dataset import ObjectDataSet
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.data.detr_crop import DETR_NUMBERS, detr_crop
+from fgssl.data.images import open_image
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Views
 from fgssl.errors import UserError, at_least
@@ -28,7 +29,7 @@ class DetectionBatch(NamedTuple):
         images: B tensors [3, H, W], each of its own size; uint8 from the loader, normalised after
             ``on_after_batch_transfer``.
         targets: B of ``boxes`` [n, 4] float32 (x0, y0, x1, y1, px), ``labels`` [n] int64 from 1 on (0 is the
-            background) and, where the data set has outlines, ``masks`` [n, H, W] uint8 (training only).
+            background) and, where every object has an outline, ``masks`` [n, H, W] uint8 (training only).
         index: [B] int64 row in the data set's index.
         draw: [B] int64 serial number of each sample in the run; -1 in evaluation.
     """
@@ -57,7 +58,7 @@ class Scenes(AnnotatedImages):
     """Data set whose items are batches of whole images: positions and draws in, a uint8 DetectionBatch out.
 
     Args:
-        masks: draw the masks of the objects where the data set has outlines.
+        masks: draw the masks of the objects where the data set has outlines of all of them.
         flip: probability of a left-right flip.
         jitter: large-scale jitter; None: the whole image.
         crop: whether half of the images are cropped at random (``detr_crop``).
@@ -71,17 +72,14 @@ class Scenes(AnnotatedImages):
     def __init__(self, *images, masks: bool, flip: float, jitter: Jitter | None, crop: bool):
         super().__init__(*images)
         self.flip, self.jitter, self.crop = flip, jitter, crop
-        self.masks = masks and self.index.objects.outlines is not None
+        objects = self.index.objects
+        self.masks = masks and objects.outlines is not None and not len(objects.undrawable)
 
     def _views(self, row: int, numbers: np.ndarray) -> Any:
         """An image and its objects, flipped where the first of ``numbers`` is below the probability, and jittered."""
         image_3HW = read_pixels(self.index.paths[row])
         height, width = image_3HW.shape[1:]
-        if (width, height) != tuple(self.index.objects.sizes[row]):
-            raise UserError(
-                f"{self.index.paths[row]} has {width} x {height} px and its annotation "
-                f"{' x '.join(map(str, self.index.objects.sizes[row]))}: the boxes belong to another image."
-            )
+        check_size(self.index, row, (width, height))
         target = training_target(self.index, row, self.masks)
         if numbers[0] < self.flip:
             image_3HW = image_3HW.flip(-1)
@@ -146,6 +144,19 @@ def sides_of(boxes_n4: Tensor) -> Tensor:
     return boxes_n4[:, 2:] - boxes_n4[:, :2]
 
 
+def check_size(index: ObjectIndex, row: int, size: tuple[int, int]) -> None:
+    """Compare the width and height of an image file with those of its annotation.
+
+    Raises:
+        UserError: they differ.
+    """
+    if size != tuple(index.objects.sizes[row]):
+        raise UserError(
+            f"{index.paths[row]} has {size[0]} x {size[1]} px and its annotation "
+            f"{' x '.join(map(str, index.objects.sizes[row]))}: the boxes belong to another image."
+        )
+
+
 def training_target(index: ObjectIndex, row: int, masks: bool) -> dict[str, Tensor]:
     """Objects of an image for training, clipped to it; see ``DetectionBatch.targets``."""
     objects, places = index.objects, index.objects.of(row)
@@ -167,18 +178,15 @@ def mask_of(index: ObjectIndex, row: int, place: int) -> dict:
     """Mask of an object as a run-length code of COCO's library.
 
     Raises:
-        UserError: its outline is neither polygons nor a run-length code.
+        UserError: its outline cannot be drawn.
     """
     width, height = index.objects.sizes[row].tolist()
     outline = index.objects.outline(place)
-    try:
-        if isinstance(outline, list):
-            return rle.merge(rle.frPyObjects(outline, height, width))
-        return rle.frPyObjects(outline, height, width) if isinstance(outline["counts"], list) else outline
-    except (TypeError, KeyError, ValueError, IndexError):
-        raise UserError(
-            f"{index.paths[row]}: the outline (segmentation) of an object is not in COCO's format."
-        ) from None
+    if isinstance(outline, str):
+        raise UserError(outline)
+    if isinstance(outline, list):
+        return rle.merge(rle.frPyObjects(outline, height, width))
+    return rle.frPyObjects(outline, height, width) if isinstance(outline["counts"], list) else outline
 
 
 class DetectionData(AnnotatedData):
@@ -221,6 +229,11 @@ class DetectionData(AnnotatedData):
             )
         super().__init__(dataset, protocol, **options)
         self.jitter, self.jitter_scale, self.crop = jitter, jitter_scale, crop
+
+    def _check_header(self, row: int) -> None:
+        index: Any = self.parts.index
+        with open_image(index.paths[row]) as image:
+            check_size(index, row, image.size)
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> Scenes:
         training = views is self.views

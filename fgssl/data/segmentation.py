@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -139,13 +140,42 @@ def read_pair(index: MaskIndex, row: int) -> tuple[Tensor, Tensor]:
     """
     image_3HW = read_pixels(index.paths[row])
     mask_HW = read_mask(index.masks[row], index.classes)
-    if image_3HW.shape[1:] != mask_HW.shape:
-        (height, width), (rows, columns) = image_3HW.shape[1:], mask_HW.shape
+    check_sizes(index, row, tuple(image_3HW.shape[:0:-1]), tuple(mask_HW.shape[::-1]))
+    return image_3HW, mask_HW
+
+
+def check_header(index: MaskIndex, row: int) -> None:
+    """Check an image and its mask as far as their headers tell.
+
+    Raises:
+        UserError: one of them cannot be read, their sizes differ, or the mask is not of one channel of 8 bits.
+    """
+    with open_image(index.paths[row]) as image, open_image(index.masks[row]) as mask:
+        check_mode(index.masks[row], mask)
+        check_sizes(index, row, image.size, mask.size)
+
+
+def check_sizes(index: MaskIndex, row: int, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    """Compare the width and height of an image and its mask.
+
+    Raises:
+        UserError: they differ.
+    """
+    if image != mask:
         raise UserError(
-            f"{index.masks[row]} has {columns} x {rows} px and its image {width} x {height}: "
+            f"{index.masks[row]} has {mask[0]} x {mask[1]} px and its image {image[0]} x {image[1]}: "
             "the mask belongs to another image."
         )
-    return image_3HW, mask_HW
+
+
+def check_mode(path: str, mask: Image.Image) -> None:
+    """Check that a mask has one channel of 8 bits: labels, or numbers of a palette.
+
+    Raises:
+        UserError: it has not.
+    """
+    if mask.mode not in ("L", "P"):
+        raise UserError(f"{path} is no mask: one channel of 8 bits is expected, the image has mode {mask.mode}.")
 
 
 def read_mask(path: str, classes: np.ndarray) -> Tensor:
@@ -159,9 +189,8 @@ def read_mask(path: str, classes: np.ndarray) -> Tensor:
         UserError: the file is missing or unreadable, has several channels, or a value without a meaning.
     """
     with open_image(path) as image:
+        check_mode(path, image)
         values_HW = np.array(image)
-    if values_HW.ndim != 2 or values_HW.dtype != np.uint8:
-        raise UserError(f"{path} is no mask: one channel of 8 bits is expected, the image has mode {image.mode}.")
     mask_HW = classes[values_HW]
     if (unknown := mask_HW == UNKNOWN).any():
         known = np.flatnonzero(classes != UNKNOWN)
@@ -220,6 +249,10 @@ class SegmentationData(AnnotatedData):
             raise UserError(f"data.largest_class is {largest_class}; it must be above 0 and 1 at most.")
         super().__init__(dataset, protocol, **options)
         self.scale, self.largest_class, self.distort = scale, largest_class, distort
+
+    def _check_header(self, row: int) -> None:
+        index: Any = self.parts.index
+        check_header(index, row)
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> MaskedImages:
         view = RandomView(

@@ -19,7 +19,8 @@ from fgssl.run import status_of
 IRRELEVANT = (
     "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "quiet", "weights_only", "verbose", "retrieval.",
     "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
-    "data.eval_batch_size", "data.dataset.", "data.protocol.",
+    "data.eval_batch_size", "data.dataset.", "data.protocol.", "davis.name", "davis.root", "davis.run_root",
+    "davis.save", "davis.partial", "davis.ckpt_path", "davis.config",
 )  # fmt: skip
 # Options of the trainer that change the weights.
 TRAINING = (
@@ -153,7 +154,8 @@ class RunFolder:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Options that distinguish runs of one table, except the seed."""
-        config = self.origin.config | {k: v for k, v in self.config.items() if k.startswith("data.eval_")}
+        evaluation = {k: v for k, v in self.config.items() if k.startswith(("data.eval_", "davis."))}
+        config = self.origin.config | evaluation
         kept = {
             name: value
             for name, value in config.items()

@@ -81,7 +81,8 @@ class Detect(Downstream):
         return StepResult(sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})  # type: ignore[arg-type]
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
-        return {"index": batch.index, "detections": [compact(output) for output in self.detector(batch.images)]}
+        # One image at a time: images of a batch are padded to a common size, and the padding enters the features.
+        return {"index": batch.index, "detections": [compact(*self.detector([image])) for image in batch.images]}
 
     test_step = validation_step  # type: ignore[assignment]
     predict_step = validation_step  # type: ignore[assignment]
@@ -94,10 +95,15 @@ class Detect(Downstream):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         trainer: Any = self.trainer
-        if self.masks and trainer.datamodule.parts.index.objects.outlines is None:
+        if not self.masks:
+            return
+        objects = trainer.datamodule.parts.index.objects
+        if objects.outlines is None:
             raise UserError(
                 f"model.masks is true, but {trainer.datamodule.dataset.name} has boxes only. Set it to false."
             )
+        if len(objects.undrawable):  # in the test part it would be met after training
+            raise UserError(objects.outline(objects.undrawable[0]))
 
     def on_fit_start(self) -> None:
         self._check_batch_norm()

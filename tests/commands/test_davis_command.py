@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fgssl.cli.main import main
-from fgssl.commands.davis import mean_and_std
+from fgssl.commands.davis import _parser, build, mean_and_std
+from fgssl.report.runs import read_run
 from tests.evaluation.test_davis import make_davis
-from tests.methods.runs import arguments
+from tests.methods.runs import arguments, assert_same_state
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +37,7 @@ def test_davis_of_teacher_and_student_of_a_checkpoint(root, tmp_path, capsys):
     for name in ("run", "run_student"):
         assert 0 < metrics(tmp_path, name)["test/jf_mean"] <= 1
     assert "jf_mean" in capsys.readouterr().out
+    assert read_run(tmp_path / "davis" / "run").settings["davis.radius"] == 2
     assert main(["davis", *checkpoint, "--root", str(root), *SMALL]) == 2  # nothing is overwritten
     assert "already contains a result" in capsys.readouterr().err
     public = ["--model", "timm/test_resnet", "--pretrained", "false", "--run.root", str(tmp_path)]
@@ -52,6 +54,24 @@ def test_davis_of_a_public_network(root, tmp_path):
     assert main([*flags, "--root", str(root), *SMALL, "--save", str(tmp_path / "masks")]) == 0
     assert 0 <= metrics(tmp_path, "test_resnet_random")["test/j_mean"] <= 1
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 12
+
+
+def test_an_untrained_network_is_that_of_seed_0():
+    args = _parser().parse_args(["--model", "timm/test_resnet", "--pretrained", "false"])
+    config = {
+        "model": {"class_path": "Frozen", "init_args": {"backbone": {"name": "test_resnet", "pretrained": False}}}
+    }
+    assert_same_state(build(config, args).state_dict(), build(config, args).state_dict())
+
+
+def test_runs_of_a_public_network_share_a_row_whatever_their_names_and_places(root, tmp_path):
+    for name in ("one", "two"):
+        flags = ["davis", "--model", "timm/test_resnet", "--pretrained", "false", "--root", str(root), *SMALL]
+        named = ["--run.name", name, "--save", str(tmp_path / "masks" / name), "--run.root", str(tmp_path)]
+        assert main([*flags, *named]) == 0
+    one, two = (read_run(tmp_path / "davis" / name).settings for name in ("one", "two"))
+    assert one == two
+    assert one["davis.radius"] == 2
 
 
 def test_null_is_the_normalisation_of_the_starting_weights():

@@ -70,6 +70,14 @@ def test_a_second_process_maps_what_the_first_has_parsed(name, tmp_path, folder,
     assert len(kept_folders(folder)) == 1
 
 
+def test_paths_are_those_of_the_root_as_it_is_given(tmp_path, monkeypatch):
+    """A relative root leads elsewhere from another working directory."""
+    root = make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert dataset("data").index().paths[0].startswith("data/")
+    assert dataset(root).index().paths[0].startswith(str(root))
+
+
 @pytest.mark.parametrize("change", ["content", "time", "removed"])
 def test_changed_files_are_read_anew(change, tmp_path, folder):
     root = make(tmp_path)
@@ -153,7 +161,7 @@ def folder_of(root, folder):
     folder.mkdir(exist_ok=True)
     data = dataset(root)
     code = (COCOInstances.__module__, objects.__name__)
-    return folder / f"annotations-{kept.fingerprint(data.annotation_files(), code)[0]}"
+    return folder / f"annotations-{kept.fingerprint(data.annotation_files(), code, [str(root)])[0]}"
 
 
 def test_a_mistake_in_the_files_is_said_and_nothing_kept(tmp_path, folder):

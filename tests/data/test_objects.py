@@ -1,11 +1,15 @@
 """Data sets of objects and their batches: boxes lie where the picture shows them, and mistakes are named."""
 
+import io
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from fgssl.data.check import check
 from fgssl.data.datasets import ALL
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.data.detection import DetectionData, Jitter, jittered, mask_of, training_target
@@ -271,11 +275,22 @@ def change(root, half="train2017", **edits):
         ({"category_id": 9}, r"train2017.json, annotation 1: category '9' is not in the list of categories \(3, 7\)"),
         ({"image_id": 77}, r"train2017.json, annotation 1: there is no image 77"),
         ({"bbox": [1, 2]}, r"train2017.json is not of COCO's form \(ValueError"),
+        ({"bbox": [1, 2, float("nan"), 3]}, "train2017.json, annotation 1: bbox is NaN; a finite number is expected"),
+        ({"area": None}, "train2017.json, annotation 1: area is null; a finite number is expected"),
     ],
 )
 def test_mistakes_in_coco_annotations_are_named(edits, said, tmp_path):
     change(trees.make_coco_instances(tmp_path), **edits)
     with pytest.raises(UserError, match=said):
+        ALL["coco_instances"](str(tmp_path), partial=True).index()
+
+
+def test_a_coco_image_without_a_width_is_named(tmp_path):
+    path = trees.make_coco_instances(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["width"] = None
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"val2017.json, image 101: width is null; a finite number is expected"):
         ALL["coco_instances"](str(tmp_path), partial=True).index()
 
 
@@ -292,11 +307,35 @@ def test_missing_and_broken_coco_files_are_named(tmp_path):
         ALL["coco_instances"](str(tmp_path), partial=True).index()
 
 
-def test_broken_outlines_are_named(tmp_path):
-    change(trees.make_coco_instances(tmp_path), segmentation={"size": [3]})
-    index = read(ALL["coco_instances"](str(tmp_path), partial=True))
-    with pytest.raises(UserError, match=r"000000.jpg: the outline"):
-        training_target(index, 0, masks=True)
+@pytest.mark.parametrize(
+    ("segmentation", "said"),
+    [
+        (None, "is missing"),
+        ([], "is missing"),
+        ([[1, 2, 3, 4]], "has no polygon of three points"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "has no polygon of three points"),  # COCO's library would not come back
+        ({"size": [3]}, r"is of size \[3\]"),
+        ({"size": [32, 41], "counts": [32 * 41]}, r"is of size \[32, 41\] \(height, width\), its image of \[32, 40\]"),
+        ({"size": [32, 40], "counts": [7]}, "has runs that do not fill its image"),
+    ],
+    ids=["none", "empty", "line", "nan", "no_counts", "size", "short"],
+)
+def test_broken_outlines_are_named_and_not_drawn_for_boxes_alone(segmentation, said, tmp_path):
+    """Before training, and by ``fgssl data check``."""
+    change(trees.make_coco_instances(tmp_path), "val2017", segmentation=segmentation)
+    dataset = ALL["coco_instances"](str(tmp_path), partial=True)
+    objects = read(dataset).objects
+    (place,) = objects.undrawable
+    named = f"val2017.json, annotation 1: its outline .segmentation. {said}"
+    with pytest.raises(UserError, match=named):
+        mask_of(dataset.index(), int(dataset.index().rows("test")[0]), place)
+    (fault,) = check(dataset, Console(file=io.StringIO())).faults
+    assert re.search(named, fault)
+    assert not any(
+        "masks" in target
+        for batch in DetectionData(dataset, batch_size=2, num_workers=0).train_loader(0)
+        for target in batch.targets
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,6 +365,17 @@ def test_an_image_of_another_size_than_its_annotation_is_named(tmp_path):
     trees.write_image(tmp_path / "VOC2007/JPEGImages/000001.jpg", size=(50, 32))
     with pytest.raises(UserError, match=r"000001.jpg has 50 x 32 px and its annotation 40 x 32"):
         batches(dataset)
+
+
+def test_a_test_image_of_another_size_than_its_annotation_is_named_before_training(tmp_path):
+    dataset = ALL["voc0712"](str(trees.make_voc0712(tmp_path)), partial=True)
+    trees.write_image(tmp_path / "VOC2007/JPEGImages/000201.jpg", size=(50, 32))
+    said = "000201.jpg has 50 x 32 px and its annotation 40 x 32"
+    with pytest.warns(UserWarning, match="published"), pytest.raises(UserError, match=said):
+        DetectionData(dataset, batch_size=2, num_workers=0).setup("fit")
+    (fault,) = check(dataset, Console(file=io.StringIO())).faults
+    assert said in fault
+    DetectionData(dataset, batch_size=2, num_workers=0, on_error="skip").setup("fit")
 
 
 def test_a_box_over_the_edge_is_cut_to_the_image_and_one_without_area_left_out(tmp_path):

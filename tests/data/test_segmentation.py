@@ -251,3 +251,19 @@ def test_a_mask_that_does_not_fit_is_named(mask, said, root):
     printed = console.export_text()
     assert "1 of 8 images missing or unreadable" in printed
     assert re.search(f"fault: .*{said}", printed)
+
+
+@pytest.mark.filterwarnings("ignore:ade20k")
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (np.zeros((30, 40), np.uint8), "has 40 x 30 px and its image 40 x 32"),
+        (np.zeros((32, 40, 3), np.uint8), "no mask: one channel of 8 bits is expected, the image has mode RGB"),
+        (np.zeros((32, 40), bool), "no mask: one channel of 8 bits is expected, the image has mode 1"),
+    ],
+)
+def test_a_mask_of_the_test_part_that_does_not_fit_is_named_before_training(mask, said, root):
+    path = "annotations/validation/ADE_val_00000002.png"
+    Image.fromarray(mask).save(root / path)
+    with pytest.raises(UserError, match=f"{path}.*{said}"):
+        data_of(root).setup("fit")

@@ -7,12 +7,15 @@ import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from fgssl.callbacks.detection import Detection
 from fgssl.cli.compose import read_yaml
 from fgssl.cli.main import main
-from fgssl.data.detection import DetectionData
+from fgssl.data.datasets import ALL
+from fgssl.data.detection import DetectionBatch, DetectionData
 from fgssl.errors import UserError
 from fgssl.methods import FLSL, MaskCon
 from fgssl.nn.moco import write_moco
@@ -94,12 +97,42 @@ def test_voc_starts_from_another_methods_run_validates_and_predicts(voc, tmp_pat
     sees_dogs(folder / "checkpoints" / "last.ckpt")
     assert run("detect_voc0712", voc, tmp_path, "found", "--ckpt_path", str(folder), command="predict") == 0
     entries = json.loads((folder.parent / "found" / "detections.json").read_text())["detections"]
-    names = {image.name for image in (voc / "VOC2007/JPEGImages").iterdir()}
     assert entries
+    names = {image.name for image in (voc / "VOC2007/JPEGImages").iterdir()}
     assert all(entry["file_name"] in names and len(entry["bbox"]) == 4 for entry in entries)
+    assert f"detections: {folder.parent / 'found' / 'detections.json'}\n" in capsys.readouterr().out
 
-    assert main(["embed", "--ckpt_path", str(folder)]) == 2
-    assert "Detect has no embeddings" in capsys.readouterr().err
+    for command in ("embed", "probe"):
+        assert main([command, "--ckpt_path", str(folder)]) == 2
+        assert "Detect has no embeddings. Use the checkpoint that it started from" in capsys.readouterr().err
+
+
+def test_detections_do_not_depend_on_the_images_of_the_same_batch():
+    """Images of other shapes would be padded to a common size, and the padding enters the features."""
+    method = detect(neck="fpn", masks=True).eval()
+    torch.nn.init.normal_(method.detector.roi_heads.box_predictor.cls_score.weight)  # some score above the threshold
+    numbers, noise = torch.arange(3), torch.Generator().manual_seed(0)
+    images = [torch.randn(3, *size, generator=noise) for size in ((40, 96), (96, 40), (64, 64))]
+    with torch.inference_mode():
+        together = method.validation_step(DetectionBatch(images, [], numbers, numbers), 0)["detections"]
+        for number, (image, found) in enumerate(zip(images, together, strict=True)):
+            batch = DetectionBatch([image], [], numbers[number : number + 1], numbers[:1])
+            (alone,) = method.validation_step(batch, 0)["detections"]
+            assert len(alone["scores"]) > 0
+            assert all(np.array_equal(alone[name], found[name]) for name in ("boxes", "scores", "labels", "masks"))
+
+
+def test_detections_name_the_video_of_a_frame(tmp_path):
+    paths = ["data/UAVDT/M0203/img000001.jpg", "data/UAVDT/M0205/img000001.jpg"]
+    index = SimpleNamespace(paths=np.array(["data/other/1.jpg", *paths]), fine_names=("car",))
+    found = {"boxes": np.ones((1, 4)), "scores": np.ones(1), "labels": np.zeros(1, int)}
+    data = SimpleNamespace(parts=SimpleNamespace(index=index, test=np.array([1, 2])))
+    callback = Detection()
+    callback._outputs = [{1: found, 2: found}]
+    place = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[SimpleNamespace(log_dir=tmp_path)])
+    callback.on_predict_epoch_end(place, None)
+    written = json.loads((tmp_path / "detections.json").read_text())["detections"]
+    assert [one["file_name"] for one in written] == ["M0203/img000001.jpg", "M0205/img000001.jpg"]
 
 
 def sees_dogs(path) -> None:
@@ -170,8 +203,6 @@ def checkpoint(folder) -> str:
 
 def trained(method: Detect, voc, **options) -> Detect:
     """A run of one step."""
-    from fgssl.data.datasets import ALL
-
     data = DetectionData(ALL["voc0712"](str(voc), partial=True), batch_size=2, num_workers=0)
     tiny_trainer(max_epochs=-1, max_steps=1, **options).fit(method, data)
     return method
@@ -252,6 +283,20 @@ def test_frozen_batch_norm_keeps_weights_and_statistics(voc):
 def test_masks_need_outlines(voc):
     with pytest.raises(UserError, match="model.masks is true, but voc0712 has boxes only"):
         trained(detect(masks=True), voc)
+
+
+@pytest.mark.filterwarnings("ignore:coco_instances")
+def test_an_object_of_the_test_part_without_an_outline_is_named_before_training(tmp_path):
+    path = trees.make_coco_instances(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    path.write_text(json.dumps(content))
+    data = DetectionData(ALL["coco_instances"](str(tmp_path), partial=True), batch_size=2, num_workers=0)
+    method = detect(masks=True, num_fine=2)
+    with pytest.raises(
+        UserError, match=r"val2017.json, annotation 1: its outline .segmentation. is missing.* --model.masks false"
+    ):
+        tiny_trainer(max_epochs=-1, max_steps=1).fit(method, data)
 
 
 @pytest.mark.filterwarnings("ignore:voc0712")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from fgssl.callbacks.segmentation import Segmentation
+from fgssl.callbacks.segmentation import Segmentation, mask_files
 from fgssl.cli.main import main
 from fgssl.data.datasets import ALL
 from fgssl.data.segmentation import SegmentationBatch, SegmentationData, read_mask
@@ -89,6 +89,7 @@ def test_a_resnet_validates_predicts_masks_and_embeds_nothing(ade, tmp_path, cap
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
     assert run(ade, tmp_path, "said", *network, "--ckpt_path", str(folder), command="predict") == 0
+    assert f"masks: {folder.parent / 'said' / 'masks'}\n" in capsys.readouterr().out
     written = sorted((folder.parent / "said" / "masks").iterdir())
     assert [path.name for path in written] == sorted(p.name for p in (ade / "annotations/validation").iterdir())
     predicted = torch.from_numpy(np.stack([np.array(Image.open(path)) for path in written])) - 1
@@ -97,8 +98,9 @@ def test_a_resnet_validates_predicts_masks_and_embeds_nothing(ade, tmp_path, cap
     matrix = confusion(predicted, labels - 1, classes=3)
     assert results(folder)["metrics"]["test/aacc"] == pytest.approx((matrix.diag().sum() / matrix.sum()).item())
 
-    assert main(["embed", "--ckpt_path", str(folder)]) == 2
-    assert "Segment has no embeddings" in capsys.readouterr().err
+    for command in ("embed", "probe"):
+        assert main([command, "--ckpt_path", str(folder)]) == 2
+        assert "Segment has no embeddings. Use the checkpoint that it started from" in capsys.readouterr().err
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------
@@ -179,14 +181,19 @@ def test_predicted_masks_have_the_format_of_the_data_set(tmp_path):
     index, predicted = data.parts.index, torch.tensor([[0, 13], [18, 5]])
     strategy = SimpleNamespace(broadcast=lambda folder: str(tmp_path) if folder == "of this process" else None)
     place = SimpleNamespace(datamodule=data, loggers=[SimpleNamespace(log_dir="of this process")], strategy=strategy)
-    batch = SimpleNamespace(index=torch.tensor([0]))
+    batch = SimpleNamespace(index=torch.from_numpy(data.parts.test[:1]))
     callback = Segmentation()
     callback.on_predict_start(place, method)
     callback.on_predict_batch_end(place, method, {"predicted": [predicted]}, batch, 0)
     (path,) = (tmp_path / "masks").iterdir()
-    assert path.stem == "aachen_000000_000019_leftImg8bit"
+    assert path.stem == "frankfurt_000000_000019_leftImg8bit"
     assert np.array(Image.open(path)).tolist() == [[7, 26], [33, 17]]
     assert read_mask(str(path), index.classes).equal(predicted.byte())
+
+
+def test_masks_of_images_of_equal_names_are_in_folders():
+    assert mask_files(["data/a/1.jpg", "data/b/2.jpg"]) == ["1.png", "2.png"]
+    assert mask_files(["data/a/1.jpg", "data/b/1.jpg", "data/b/c/2.jpg"]) == ["a/1.png", "b/1.png", "b/c/2.png"]
 
 
 def test_only_labelled_pixels_count():

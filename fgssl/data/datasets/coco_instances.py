@@ -6,7 +6,7 @@ from typing import Any
 
 from fgssl.data.datasets.base import Published
 from fgssl.data.datasets.object_dataset import ObjectDataSet
-from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, known_class, object_index
+from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, finite, known_class, object_index, outline_fault
 from fgssl.errors import UserError
 
 
@@ -56,20 +56,29 @@ def _scenes(half: dict[str, Any], folder: Path, part: str, label_of: dict[int, i
     """The images of one annotation file, in its order."""
     where = str(folder.parent / "annotations" / f"instances_{folder.name}.json")
     try:
-        scenes = {
-            image["id"]: Scene(str(folder / image["file_name"]), part, (image["width"], image["height"]), [])
-            for image in half["images"]
-        }
+        scenes = {}
+        for image in half["images"]:
+            width, height = (
+                finite(image[side], f"{where}, image {image['id']}: {side}") for side in ("width", "height")
+            )
+            size = int(width), int(height)
+            scenes[image["id"]] = Scene(str(folder / image["file_name"]), part, size, [])
         for item in half["annotations"]:
             here = f"{where}, annotation {item['id']}"
             if item["image_id"] not in scenes:
                 raise UserError(f"{here}: there is no image {item['image_id']}.")
             label = known_class(item["category_id"], label_of, here)
-            x, y, width, height = item["bbox"]
+            x, y, width, height = (finite(side, f"{here}: bbox") for side in item["bbox"])
             crowd = bool(item.get("iscrowd", 0))
-            area, outline = item.get("area", width * height), item.get("segmentation")
+            area, outline = finite(item.get("area", width * height), f"{here}: area"), item.get("segmentation")
+            scene = scenes[item["image_id"]]
+            if fault := outline_fault(outline, scene.size):
+                outline = (
+                    f"{here}: its outline (segmentation) {fault}. Mend it, or train boxes alone with "
+                    "--model.masks false."
+                )
             box = (x, y, x + width, y + height)
-            scenes[item["image_id"]].objects.append(Annotation(box, label, crowd, not crowd, area, outline))
+            scene.objects.append(Annotation(box, label, crowd, not crowd, area, outline))
     except (KeyError, TypeError, ValueError) as fault:
         raise UserError(f"{where} is not of COCO's form ({type(fault).__name__}: {fault}).") from None
     return list(scenes.values())

@@ -23,7 +23,8 @@ class ObjectDataSet(DataSet):
 
     def _read(self) -> ObjectIndex:
         code = (type(self).__module__, reader.__name__)
-        return index_of(kept_arrays(self.annotation_files(), lambda: arrays_of(self._parse()), code))
+        root = [str(self.root)]  # a relative one leads elsewhere from another working directory
+        return index_of(kept_arrays(self.annotation_files(), lambda: arrays_of(self._parse()), code, root))
 
     def _parse(self) -> ObjectIndex:
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """Data sets with several annotated objects in an image, for detection and instance segmentation."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ class Annotation(NamedTuple):
             ignored areas).
         trained: used in training.
         area: area by which the evaluation groups objects by size, square px.
-        outline: COCO's ``segmentation``, polygons or a run-length code; None where there are boxes alone.
+        outline: COCO's ``segmentation``, polygons or a run-length code; a message where it cannot be drawn; None where
+            there are boxes alone.
     """
 
     box: tuple[float, float, float, float]
@@ -73,8 +75,14 @@ class Objects:
         """Positions of an image's objects in the arrays."""
         return np.arange(self.starts[row], self.starts[row + 1])
 
+    @property
+    def undrawable(self) -> np.ndarray:
+        """Positions of the objects whose outline is a message."""
+        assert self.outlines is not None
+        return np.flatnonzero(self.outlines[self.outline_ends[:-1]] == ord('"'))
+
     def outline(self, place: int) -> Any:
-        """COCO's ``segmentation`` of an object."""
+        """COCO's ``segmentation`` of an object, or the message why it cannot be drawn."""
         assert self.outlines is not None
         return json.loads(self.outlines[self.outline_ends[place] : self.outline_ends[place + 1]].tobytes())
 
@@ -99,7 +107,7 @@ def object_index(name: str, classes: tuple[str, ...], scenes: list[Scene]) -> Ob
         for item in scene.objects:
             _check_inside(item, scene)
     found = [item for scene in scenes for item in scene.objects]
-    outlined = any(item.outline is not None for item in found)
+    outlined = any(isinstance(item.outline, list | dict) for item in found)
     texts = [json.dumps(item.outline).encode() if outlined else b"" for item in found]
     objects = Objects(
         starts=np.cumsum([0, *(len(scene.objects) for scene in scenes)]),
@@ -141,6 +149,42 @@ def _targets(objects: Objects, classes: int) -> np.ndarray:
     targets[rows, objects.labels] = DIFFICULT
     targets[rows[~objects.ignored], objects.labels[~objects.ignored]] = 1
     return targets
+
+
+def finite(value: Any, what: str) -> float:
+    """A number of an annotation file; ``what`` names its place for the message.
+
+    Raises:
+        UserError: it is no number, NaN or infinite.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{what} is {json.dumps(value)}; a finite number is expected.")
+    return number
+
+
+def outline_fault(outline: Any, size: tuple[int, int]) -> str | None:
+    """What keeps COCO's library from drawing a ``segmentation`` on an image of ``size``; None where it can be drawn.
+
+    The library does not look itself: it reads memory of others where runs are missing, or crashes at a NaN.
+    """
+    if not outline:
+        return "is missing"
+    width, height = size
+    try:
+        if isinstance(outline, dict):
+            if outline["size"] != [height, width]:
+                return f"is of size {outline['size']} (height, width), its image of [{height}, {width}]"
+            counts = outline["counts"]
+            whole = isinstance(counts, str) or (min(counts) >= 0 and sum(counts) == width * height)
+            return None if whole else "has runs that do not fill its image"
+        drawable = len(outline[0]) > 4 and all(math.isfinite(side) for polygon in outline for side in polygon)
+        return None if drawable else "has no polygon of three points, or numbers that are not finite"
+    except (TypeError, KeyError, ValueError):
+        return "is neither polygons nor a run-length code"
 
 
 def known_class(name: Any, known: dict[Any, int], where: str) -> int:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from fgssl.data.datasets.base import Published
 from fgssl.data.datasets.files import read_table
 from fgssl.data.datasets.object_dataset import ObjectDataSet
-from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, known_class, object_index
+from fgssl.data.datasets.objects import Annotation, ObjectIndex, Scene, finite, known_class, object_index
 from fgssl.data.datasets.voc2007 import CLASSES
 from fgssl.errors import UserError
 
@@ -54,7 +54,9 @@ def _read_scene(folder: Path, key: str, part: str) -> Scene:
         width, height = (round(float(_text(root, f"size/{side}"))) for side in ("width", "height"))
         objects = []
         for item in root.findall("object"):
-            x0, y0, x1, y1 = (float(_text(item, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            x0, y0, x1, y1 = (
+                finite(_text(item, f"bndbox/{side}"), f"{path}: {side}") for side in ("xmin", "ymin", "xmax", "ymax")
+            )
             box = (x0 - 1, y0 - 1, x1, y1)  # VOC counts pixels from 1 and includes the last
             label = known_class(_text(item, "name"), label_of, str(path))
             difficult = item.findtext("difficult", "0").strip() == "1"
