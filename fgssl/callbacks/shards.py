@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from fgssl.checkpoint import fingerprint, read_checkpoint
 from fgssl.evaluation.store import write_shard
 from fgssl.run import write_json
 
@@ -25,6 +26,17 @@ class Shards(Callback):
         self.folder, self.part, self.rows = folder, part, rows
         self._waiting: list[dict[str, Tensor]] = []
         self._written = 0
+        self._weights = ""  # fingerprint of the network that embeds
+
+    def setup(self, trainer: Trainer, method, stage: str) -> None:
+        if trainer.is_global_zero:  # as it was built, before a precision of 16 bits changes it
+            self._weights = fingerprint(method.state_dict())
+
+    def on_test_start(self, trainer: Trainer, method) -> None:
+        if trainer.ckpt_path and trainer.is_global_zero:
+            self._weights = fingerprint(read_checkpoint(str(trainer.ckpt_path))["state_dict"])
+
+    on_predict_start = on_test_start
 
     def on_test_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:
         self._waiting.append({name: value.cpu() for name, value in outputs.items()})
@@ -37,7 +49,7 @@ class Shards(Callback):
         self._write(trainer)
         if trainer.is_global_zero:
             index = trainer.datamodule.parts.index
-            about = {"dataset": index.name, "part": self.part, "network": _network_of(trainer, method)}
+            about = {"dataset": index.name, "part": self.part, "network": self._network_of(trainer, method)}
             about |= {"fine_names": list(index.fine_names), "coarse_names": list(index.coarse_names)}
             about["preprocessing"] = trainer.datamodule.preprocessing.to_dict()
             write_json(self.folder / "about.json", about)
@@ -57,12 +69,12 @@ class Shards(Callback):
         write_shard(self.folder, f"{self.part}-{trainer.global_rank}-{self._written:05d}", columns)
         self._written += 1
 
-
-def _network_of(trainer: Trainer, method) -> dict[str, Any]:
-    """What ``fgssl.load`` builds the embedding network from: class, arguments, checkpoint and seed."""
-    return {
-        "class": f"{type(method).__module__}.{type(method).__qualname__}",
-        "arguments": method.arguments(),
-        "checkpoint": str(Path(trainer.ckpt_path).resolve()) if trainer.ckpt_path else None,
-        "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-    }
+    def _network_of(self, trainer: Trainer, method) -> dict[str, Any]:
+        """What ``fgssl.load`` builds the embedding network from, and the fingerprint by which it knows it."""
+        return {
+            "class": f"{type(method).__module__}.{type(method).__qualname__}",
+            "arguments": method.arguments(),
+            "checkpoint": str(Path(trainer.ckpt_path).resolve()) if trainer.ckpt_path else None,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "fingerprint": self._weights,
+        }

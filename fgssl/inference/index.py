@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgssl.checkpoint import fingerprint
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.folder import Folder
 from fgssl.data.images import read_row
@@ -74,7 +75,7 @@ class Index:
         embedding = model.embed_sequence(_Images(rows), batch_size, num_workers)
         coarse = np.full(len(rows), -1) if rows.coarse is None else rows.coarse
         about: dict[str, Any] = {"dataset": rows.name, "part": "all"}
-        about |= {"model": model.source, "whose": model.whose}
+        about |= {"model": model.source, "whose": model.whose, "fingerprint": fingerprint(model.state_dict())}
         about["preprocessing"] = model.preprocessing.to_dict()
         about |= {"fine_names": list(rows.fine_names), "coarse_names": list(rows.coarse_names)}
         numbers = np.arange(len(rows))
@@ -95,7 +96,8 @@ class Index:
         return cls(read_embeddings(folder), model, str(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the embeddings to ``<folder>/embeddings/``. The network is stored by name, not by its weights.
+        """Write the embeddings to ``<folder>/embeddings/``. The network is stored by name, not by its weights:
+        of these a fingerprint is kept, so that others are refused.
 
         Raises:
             UserError: the folder already holds embeddings.

@@ -1,6 +1,8 @@
 """fgssl.load and fgssl.Index: every source gives the features of the command, and a search its neighbours."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,6 +244,30 @@ def test_a_saved_index_of_a_checkpoints_teacher_is_searched_with_the_teacher(run
     assert fgssl.Index.load(tmp_path).search(paths[0], k=1)[0] == (paths[0], pytest.approx(1, abs=1e-6), None, 0)
 
 
+def train_further(file: Path) -> None:
+    """Change the weights of a file a little."""
+    content = torch.load(file, weights_only=True)
+    for weight in content.get("state_dict", content).values():
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+            weight += 0.001
+    file.unlink()
+    torch.save(content, file)
+
+
+def test_a_saved_index_refuses_a_network_that_was_trained_further(run, tmp_path):
+    trees.write_image(tmp_path / "0.png")
+    shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "last.ckpt")
+    torch.save(Backbone("test_resnet").build().state_dict(), tmp_path / "weights.pth")
+    for name, backbone in (("last.ckpt", None), ("weights.pth", "test_resnet")):
+        model = fgssl.load(tmp_path / name, backbone=backbone, device="cpu")
+        folder = tmp_path / f"index_{backbone}"
+        fgssl.Index.build(model, [tmp_path / "0.png"]).save(folder)
+        train_further(tmp_path / name)
+        with pytest.raises(fgssl.UserError, match=f"{name} has been trained further, or replaced.*Embed them again"):
+            fgssl.Index.load(folder).search(tmp_path / "0.png", k=1)
+        assert len(fgssl.Index.load(folder, model).search(tmp_path / "0.png", k=1)) == 1
+
+
 def test_a_saved_index_of_a_network_in_no_file_asks_for_it(tmp_path):
     trees.write_image(tmp_path / "0.png")
     model = fgssl.Model(Backbone("test_resnet").build(), fgssl.Preprocessing(32))
@@ -269,6 +295,27 @@ def test_index_of_a_run_of_embed_is_searched_with_its_network(embedded, expected
     assert index.search(paths[3], k=1)[0].path == paths[3]
 
 
+def test_a_copied_run_of_embed_is_searched_with_the_checkpoint_beside_it(run, embedded, expected, tmp_path):
+    """The runs were moved: their old place is gone."""
+    query = expected[0][3]
+    shutil.copytree(run.parent, tmp_path / run.parent.name)
+    folder = tmp_path / run.parent.name / embedded.name
+    about, checkpoint = folder / "embeddings" / "about.json", folder.parent / run.name / "checkpoints" / "last.ckpt"
+    for file in (about, folder / "config.yaml"):
+        file.write_text(file.read_text().replace(str(run.parents[1]), str(tmp_path / "gone")))
+    assert fgssl.Index.load(folder).search(query, k=1)[0].path == query
+    train_further(checkpoint)
+    with pytest.raises(fgssl.UserError, match=f"the checkpoint {checkpoint} has been trained further"):
+        fgssl.Index.load(folder).search(query, k=1)
+    kept = read_json(about)
+    del kept["network"]["fingerprint"]  # as an earlier version wrote it
+    about.write_text(json.dumps(kept))
+    assert len(fgssl.Index.load(folder).search(query, k=1)) == 1
+    checkpoint.unlink()
+    with pytest.raises(fgssl.UserError, match="gone/.*/last.ckpt, which is not there. Copy its run beside"):
+        fgssl.Index.load(folder).search(query, k=1)
+
+
 def test_search_command_takes_a_saved_index(run, photos, expected, tmp_path, capsys):
     paths, _ = expected
     fgssl.Index.build(fgssl.load(run, device="cpu"), photos / "test").save(tmp_path / "index")
@@ -287,12 +334,20 @@ def test_index_refuses_what_is_not_in_it(k, rows, message, embedded):
         index.neighbours(rows, k)
 
 
-def test_an_untrained_network_of_embed_is_built_again(tmp_path, photos):
-    """Its weights are in no file: they follow from the seed."""
+def test_an_untrained_network_of_embed_is_built_again(tmp_path, photos, monkeypatch):
+    """Its weights are in no file: they follow from the seed. The generators of the GPUs are not touched."""
     data = ["--data", "folder", "--data.dataset.root", str(photos), "--data.num_workers", "0", "--retrieval.grid", "0"]
     network = ["--model", "timm/test_resnet", "--pretrained", "false", "--seed_everything", "3"]
     assert main(["embed", *network, *data, *QUIET, "--run.root", str(tmp_path)]) == 0
     folder = tmp_path / "embed" / "test_resnet_random_folder"
     stored = read_embeddings(folder)
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     found = fgssl.load(folder, device="cpu").embed(stored.paths.tolist())
     assert torch.allclose(found, torch.from_numpy(stored.embedding), atol=1e-5)
+    assert not seeded
+    about = read_json(folder / "embeddings" / "about.json")
+    about["network"]["seed"] += 1
+    (folder / "embeddings" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(fgssl.UserError, match="Frozen of seed 4 has been"):
+        fgssl.load(folder, device="cpu")
