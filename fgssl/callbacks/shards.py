@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from fgssl.checkpoint import fingerprint, read_checkpoint
-from fgssl.evaluation.store import write_shard
+from fgssl.evaluation.store import absolute, write_shard
 from fgssl.run import write_json
 
 
@@ -65,7 +65,7 @@ class Shards(Callback):
         index, rows = trainer.datamodule.parts.index, columns["index"]
         columns["embedding"] = columns["embedding"].astype(np.float32)
         columns["coarse"] = np.full(len(rows), -1) if index.coarse is None else index.coarse[rows]
-        columns["paths"] = np.asarray(index.paths)[rows]
+        columns["paths"] = absolute(np.asarray(index.paths)[rows])
         write_shard(self.folder, f"{self.part}-{trainer.global_rank}-{self._written:05d}", columns)
         self._written += 1
 

@@ -1,6 +1,5 @@
 """A searchable set of embedded images."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from fgssl.data.images import read_row
 from fgssl.data.index import Index as Rows
 from fgssl.errors import UserError
 from fgssl.evaluation.reranking import Rerank, reranked_search
-from fgssl.evaluation.store import Stored, read_embeddings, write_shard
+from fgssl.evaluation.store import Stored, absolute, read_embeddings, write_shard
 from fgssl.inference.model import Model, load
 from fgssl.run import write_json
 
@@ -106,8 +105,7 @@ class Index:
         if inner.exists():
             raise UserError(f"{inner} already exists. Choose another folder.")
         columns = {name: value for name, value in self.stored._asdict().items() if name != "about"}
-        paths = [os.path.abspath(path) if os.path.isfile(path) else path for path in columns["paths"].tolist()]
-        columns["paths"] = np.array(paths)
+        columns["paths"] = absolute(columns["paths"])
         write_shard(inner, f"{self.stored.about['part']}-0-00000", columns)
         write_json(inner / "about.json", self.stored.about)
 

@@ -326,6 +326,28 @@ def test_search_command_takes_a_saved_index(run, photos, expected, tmp_path, cap
     assert out.stat().st_size > 5000
 
 
+def test_search_command_works_from_any_folder_and_keeps_earlier_pictures(photos, tmp_path, monkeypatch, capsys):
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", "folder", "--data.dataset.root", "images", "--data.num_workers", "0", "--retrieval.grid", "0"]
+    assert main(["embed", "--model", "timm/test_resnet", "--pretrained", "false", *data, *QUIET]) == 0
+    folder = Path("runs", "embed", "test_resnet_random_folder").resolve()
+    monkeypatch.chdir("other")
+    assert fgssl.Index.load(folder).stored.paths[0] == str(tmp_path / "images" / "test" / "cat" / "0.jpg")
+    row = str(fgssl.Index.load(folder).stored.index[0])
+    for said in ("picture: neighbours.png\n", "picture: neighbours_2.png (neighbours.png exists)\n"):
+        assert main(["search", str(folder), "--row", row, "-k", "2"]) == 0
+        assert said in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "images")
+    assert main(["search", str(folder), "--row", row, "-k", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "cosine" in said
+    assert "no picture: " in said
+    assert "--" not in said  # no option of another command
+    assert main(["search", str(folder), "--row", row, "-k", "2", "--out", "asked.png"]) == 2
+
+
 @pytest.mark.parametrize(("k", "rows", "message"), [(10, [0], "k is 10; it must be 1 to 8"), (1, [99], "99 is not")])
 def test_index_refuses_what_is_not_in_it(k, rows, message, embedded):
     index = fgssl.Index.load(embedded)
