@@ -11,6 +11,7 @@ from PIL import Image
 
 import fgssl
 from fgssl.cli.main import main
+from fgssl.data.preprocessing import to_tensor
 from fgssl.evaluation.store import read_embeddings
 from fgssl.nn.backbones import Backbone
 from fgssl.run import read_json
@@ -82,6 +83,15 @@ def test_embed_takes_paths_pil_images_arrays_and_tensors(run, expected):
     assert torch.equal(model(preprocessed), model.embed(preprocessed))
     assert model.embed(paths[0]).shape == (1, features.shape[1])
     assert torch.equal(model.embed(paths, num_workers=2), model.embed(paths))
+
+
+def test_a_read_only_array_is_copied():
+    """PyTorch would warn, and share its memory all the same."""
+    array = np.zeros((4, 5, 3), np.uint8)
+    array.flags.writeable = False
+    tensor = to_tensor(array)
+    tensor += 1
+    assert array.max() == 0
 
 
 def test_embed_names_an_image_that_cannot_be_read(run, tmp_path):
