@@ -19,13 +19,14 @@ class Shards(Callback):
     Args:
         folder: Folder of the files.
         part: Part of the data in the files' names: train, val or test.
-        rows: Images in each file.
+        rows: Images in each file, about: images that take the place of unreadable ones are written once.
     """
 
     def __init__(self, folder: Path, part: str, rows: int):
         self.folder, self.part, self.rows = folder, part, rows
         self._waiting: list[dict[str, Tensor]] = []
         self._written = 0
+        self._rows: set[int] = set()  # that were written
         self._weights = ""  # fingerprint of the network that embeds
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
@@ -62,12 +63,20 @@ class Shards(Callback):
             return
         outputs, self._waiting = self._waiting, []
         columns = {name: np.concatenate([output[name].numpy() for output in outputs]) for name in outputs[0]}
+        new = [place for place, row in enumerate(columns["index"].tolist()) if self._is_new(row)]
+        columns = {name: column[new] for name, column in columns.items()}
         index, rows = trainer.datamodule.parts.index, columns["index"]
         columns["embedding"] = columns["embedding"].astype(np.float32)
         columns["coarse"] = np.full(len(rows), -1) if index.coarse is None else index.coarse[rows]
         columns["paths"] = absolute(np.asarray(index.paths)[rows])
         write_shard(self.folder, f"{self.part}-{trainer.global_rank}-{self._written:05d}", columns)
         self._written += 1
+
+    def _is_new(self, row: int) -> bool:
+        """Whether a row is seen for the first time; it comes again in the place of an unreadable image."""
+        known = row in self._rows
+        self._rows.add(row)
+        return not known
 
     def _network_of(self, trainer: Trainer, method) -> dict[str, Any]:
         """What ``fgssl.load`` builds the embedding network from, and the fingerprint by which it knows it."""

@@ -140,6 +140,17 @@ def test_data_without_coarse_labels_are_stored_with_none(tmp_path):
     assert read_embeddings(tmp_path).coarse.tolist() == [-1, -1]
 
 
+def test_a_row_in_the_place_of_an_unreadable_one_is_written_once(tmp_path):
+    index = SimpleNamespace(coarse=None, paths=np.array(list("abcd")))
+    trainer = SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(parts=SimpleNamespace(index=index)))
+    shards = Shards(tmp_path, "test", rows=2)
+    for rows in ([1, 1], [2, 3], [3, 0]):
+        rows = torch.tensor(rows)
+        shards.on_test_batch_end(trainer, None, {"embedding": torch.ones(2, 1), "fine": rows, "index": rows}, None, 0)
+    found = [np.load(shard)["index"].tolist() for shard in sorted(tmp_path.glob("*.npz"))]
+    assert found == [[1], [2, 3], [0]]
+
+
 def test_several_ranks_shards_are_one_set(tmp_path):
     """Two ranks; one row that pads the shorter share is in both."""
     for rank, rows in enumerate(([0, 4, 2], [5, 3, 0])):
