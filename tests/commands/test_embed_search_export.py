@@ -14,6 +14,7 @@ from PIL import Image
 
 from fgssl.callbacks.shards import Shards
 from fgssl.cli.main import main
+from fgssl.commands.networks import data_name
 from fgssl.data.datasets import ALL
 from fgssl.evaluation.reranking import Rerank, reranked_search
 from fgssl.evaluation.reranking import expanded as add_neighbours
@@ -107,6 +108,29 @@ def test_a_public_network_stands_in_the_same_table(run, capsys):
 def test_mistakes_in_embed(arguments, message, tmp_path, capsys):
     assert main(["embed", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+OWN_DATA = """
+from fgssl.data.datasets.digits import Digits
+class Numbers(Digits):
+    name = "numbers"
+"""
+
+
+def test_embed_takes_a_data_set_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = ["--model", "timm/test_resnet", "--pretrained", "false", "--retrieval.grid", "0", *QUIET]
+    assert main(["embed", *network, "--data", "own_data.Numbers", "--data.num_workers", "0"]) == 0
+    embedded = tmp_path / "runs" / "embed" / "test_resnet_random_numbers"
+    assert len(read_embeddings(embedded).index) == 450
+    assert main(["search", str(embedded), "--row", str(read_embeddings(embedded).index[0])]) == 0
+    assert "picture: neighbours.png" in capsys.readouterr().out
+    assert data_name("own_data.Numbers") == "numbers"
+    for wrong in ("own_data.Letters", "no_data.Numbers"):
+        assert main(["embed", *network, "--data", wrong]) == 2
+        assert f"--data: '{wrong}' is no YAML file, and no class that can be imported" in capsys.readouterr().err
 
 
 def test_embeddings_are_never_overwritten(run, embedded, capsys):
