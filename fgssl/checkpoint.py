@@ -1,6 +1,7 @@
 """Checkpoints: atomic writing, safe reading, and checks that a checkpoint fits the model."""
 
 import contextlib
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -56,6 +57,15 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a checkpoint that can be loaded safely ({reason}). Is it complete?{instead}"
         ) from None
+
+
+def fingerprint(state: dict[str, Any]) -> str:
+    """SHA-256 of the tensors of a state dict in their order, without their names, which other versions may change."""
+    digest = hashlib.sha256()
+    for weight in state.values():
+        if isinstance(weight, torch.Tensor):
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def checkpoint_file(path: str, option: str = "--ckpt_path") -> Path:

@@ -1,6 +1,7 @@
 """Flags that name a network and its data, shared by the commands that take a network."""
 
 import argparse
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def add_data_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="NAME|FILE",
-        help="data to use instead of the run's: name of a data set (cub) or file of configs/data/",
+        help="data to use instead of the run's: name of a data set (cub), dotted path of a class (my_data.Birds) or "
+        "file of configs/data/",
     )
 
 
@@ -143,16 +145,24 @@ def set_data(config: dict[str, Any], data: str) -> None:
 
     Args:
         config: configuration, changed in place.
-        data: name of a data set, or YAML file.
+        data: name of a data set, dotted path of a class, or YAML file.
 
     Raises:
-        UserError: there is no such data set or file.
+        UserError: there is no such data set, class or file.
     """
     from fgssl.data.datasets import ALL
 
     if data.endswith((".yaml", ".yml")):
         seen = {option: value for option, value in (config.get("data") or {}).items() if option in HOW_SEEN}
         config["data"] = seen | read_section(data)
+        return
+    module, _, name = data.rpartition(".")
+    if module:
+        try:
+            getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as fault:
+            raise UserError(f"--data: '{data}' is no YAML file, and no class that can be imported ({fault}).") from None
+        assign(config, "data.dataset", {"class_path": data})
         return
     known = {cls.__name__.lower(): cls.__name__ for cls in ALL.values()}
     if data.lower() not in known:
@@ -224,6 +234,12 @@ def public_name(args: argparse.Namespace) -> str:
     return (file if file.startswith(name) else f"{name}_{file}") + chosen
 
 
+def data_name(data: str) -> str:
+    """Name of the data of ``--data`` in a run's name: that of the file, or of the class without its package."""
+    name = Path(data).stem if data.endswith((".yaml", ".yml")) else data.rpartition(".")[2]
+    return name.lower()
+
+
 def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, part: str = "") -> None:
     """Set the ``run`` section for the evaluation of a network; ``--run`` options override it.
 
@@ -243,7 +259,7 @@ def name_run(config: dict[str, Any], args: argparse.Namespace, command: str, par
         folder = checkpoint_file(args.ckpt_path).resolve().parent.parent
         if (folder / "config.yaml").is_file():
             chosen = f"_{args.network}" if args.network else ""
-            data = f"_{Path(args.data).stem.lower()}" if args.data else ""
+            data = f"_{data_name(args.data)}" if args.data else ""
             run |= {"root": str(folder.parent.parent), "experiment": folder.parent.name}
             run |= {"name": f"{folder.name}_{command}{chosen}{end}{data}"}
             return

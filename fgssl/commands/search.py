@@ -1,6 +1,7 @@
 """``fgssl search``: nearest neighbours of images among the embeddings of ``fgssl embed``, as table and picture."""
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from fgssl.cli.command_parser import CommandParser, picture
 from fgssl.errors import UserError
 
+OUT = Path("neighbours.png")
 RERANK = ("query_expansion", "database_augmentation", "alpha", "k_reciprocal", "k1", "k2", "lam")
 
 
@@ -18,13 +20,13 @@ class Query(NamedTuple):
 
     Attributes:
         name: path of the image.
-        image: [H, W, 3] uint8.
+        position: its position in the index; None for an image file.
         label: fine label; -1 if unknown.
     """
 
     name: str
-    image: np.ndarray
-    label: int
+    position: int | None = None
+    label: int = -1
 
 
 def main(argv: list[str]) -> int:
@@ -45,9 +47,9 @@ def main(argv: list[str]) -> int:
     most = len(index) - bool(args.row)
     if not 1 <= args.k <= most:
         raise UserError(f"-k is {args.k}; it must be 1 to {most}, as {args.folder} holds {len(index)} images.")
-    stored, image_at = index.stored, pictures_of(index, Path(args.folder))
-    queries = [Query(image, *read(image)) for image in args.images]
-    queries += [Query(str(stored.paths[p]), image_at(p), int(stored.fine[p])) for p in positions]
+    stored = index.stored
+    queries = [Query(image) for image in args.images]
+    queries += [Query(str(stored.paths[p]), p, int(stored.fine[p])) for p in positions]
     found = [index.search_features(index.model.embed(args.images), args.k, rerank)] if args.images else []
     if positions:
         found.append(index.search_positions(positions, args.k, rerank))
@@ -55,8 +57,15 @@ def main(argv: list[str]) -> int:
 
     print_table(queries, cosine_Qk, ids_Qk, stored)
     order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
-    draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, args.out)
-    print(f"picture: {args.out}")
+    try:
+        image_at, out = pictures_of(index, Path(args.folder)), args.out or free(OUT)
+        draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, out)
+    except UserError as fault:
+        if args.out:
+            raise
+        print(f"no picture: {fault}")
+        return 0
+    print(f"picture: {out}" + ("" if out in (args.out, OUT) else f" ({OUT} exists)"))
     return 0
 
 
@@ -78,9 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=picture,
-        default="neighbours.png",
         metavar="FILE.png",
-        help="picture to write; default neighbours.png",
+        help="picture to write; default neighbours.png, or neighbours_2.png and so on where it exists",
     )
     expand = parser.add_argument_group("re-ranking", "Off by default; the cosine decides.")
     expand.add_argument(
@@ -108,25 +116,35 @@ def pictures_of(index, folder: Path) -> Callable[[int], np.ndarray]:
     """
     from fgssl.report.figures import image_of
 
-    if all(Path(path).is_file() for path in index.stored.paths[:1]):
-        return lambda position: read(str(index.stored.paths[position]))[0]
+    first = index.stored.paths[0]
+    if Path(first).is_file():
+        return lambda position: read(str(index.stored.paths[position]))
     config = (folder.parent if (folder / "about.json").is_file() else folder) / "config.yaml"
     if not config.is_file():
-        raise UserError(f"{index.stored.paths[0]} is no file, and {config}, which names its data set, is missing.")
+        raise UserError(f"{first} is no file, and {config}, which names its data set, is missing.")
 
     from fgssl.cli.compose import read_section
     from fgssl.data.datamodule import DataModule
     from fgssl.methods.arguments import build
 
-    rows = build(DataModule, read_section(str(config))["data"]).parts.index
+    try:
+        rows = build(DataModule, read_section(str(config))["data"]).parts.index
+    except UserError:  # its advice names options of other commands
+        raise UserError(f"{first} is no file here, and the data set that {config} names is not found either.") from None
     return lambda position: image_of(rows, int(index.stored.index[position]))
 
 
-def read(path: str) -> tuple[np.ndarray, int]:
-    """An image file [H, W, 3], and -1 for its unknown class."""
+def read(path: str) -> np.ndarray:
+    """An image file [H, W, 3] uint8."""
     from fgssl.data.images import read_image
 
-    return np.asarray(read_image(path)), -1
+    return np.asarray(read_image(path))
+
+
+def free(path: Path) -> Path:
+    """``path``, or the first of ``path_2``, ``path_3``, ... that does not exist."""
+    names = (path if number == 1 else path.with_stem(f"{path.stem}_{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored) -> None:
@@ -158,7 +176,8 @@ def draw(
     names = stored.about["fine_names"]
     lines = []
     for query, cosine_k, ids_k in zip(queries, cosine_Qk, ids_Qk, strict=True):
-        line = [(query.image, names[query.label] if query.label >= 0 else Path(query.name).stem, QUERY)]
+        image = read(query.name) if query.position is None else image_at(query.position)
+        line = [(image, names[query.label] if query.label >= 0 else Path(query.name).stem, QUERY)]
         for cosine, found in zip(cosine_k, ids_k, strict=True):
             label = int(stored.fine[found])
             colour = UNKNOWN if query.label < 0 else RIGHT if label == query.label else WRONG

@@ -66,7 +66,7 @@ class AnnotatedData(DataModule):
             cores that the job may use on this machine, divided by its training processes.
         prefetch: batches that each loader process reads ahead.
         on_error: ``error`` stops the run at an unreadable image and names its path; ``skip`` takes the next row instead
-            and reports it at the end of the epoch.
+            and reports it at the end of the epoch, or of a test. Results of fewer test images stand in other tables.
         mean: channel means for normalisation, 0 to 1; null: those that the backbone's starting weights were trained
             with, ImageNet's where it has none.
         std: channel standard deviations for normalisation; null: as of ``mean``.

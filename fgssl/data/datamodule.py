@@ -7,12 +7,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -28,7 +29,7 @@ from fgssl.data.protocols import Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import ContrastiveCrop, EvalView, PairViews, Views, views_of_row
 from fgssl.data.workers import workers_of_process
-from fgssl.distributed import wait_for_all_ranks
+from fgssl.distributed import is_distributed, mean_over_ranks, wait_for_all_ranks
 from fgssl.errors import UserError, at_least
 
 SLOTS = 2**15  # the row that each worker process reads is kept at its process number modulo SLOTS
@@ -210,7 +211,7 @@ class DataModule(LightningDataModule):
             training; null: read the files. Evaluation always reads the files.
         cache_side: shorter side of the cached images, px.
         on_error: ``error`` stops the run at an unreadable image and names its path; ``skip`` takes the next row instead
-            and reports it at the end of the epoch.
+            and reports it at the end of the epoch, or of a test. Results of fewer test images stand in other tables.
         mean: channel means for normalisation, 0 to 1; null: those that the backbone's starting weights were trained
             with, ImageNet's where it has none.
         std: channel standard deviations for normalisation; null: as of ``mean``.
@@ -319,12 +320,24 @@ class DataModule(LightningDataModule):
         return len(self.parts.val) > 0
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for ``results.json``: data set, protocol, counts, row hashes and number of skipped images."""
-        return {**self.parts.describe(), "unreadable": len(self.skipped())}
+        """Plain values for ``results.json``: data set, protocol, counts, row hashes and number of skipped images.
+
+        Skipped images are no test images, so that ``fgssl compare`` sets such results apart. All ranks must call it.
+        """
+        self._share_skipped()
+        test = self.parts.test[~self._unreadable.numpy()[self.parts.test]]
+        return {**replace(self.parts, test=test).describe(), "unreadable": len(self.skipped())}
 
     def skipped(self) -> list[str]:
         """Paths of the unreadable images that were replaced so far."""
         return self.parts.index.paths[self._unreadable.numpy()].tolist()
+
+    def _share_skipped(self) -> None:
+        """Mark the images that any rank has skipped."""
+        if self.on_error == "skip" and self.trainer is not None and is_distributed():
+            wait_for_all_ranks()  # rank 0 may have drawn pictures for longer than the timeout of collectives
+            here = self._unreadable.to(self.trainer.strategy.root_device, torch.float32)
+            self._unreadable |= mean_over_ranks(here).cpu() > 0
 
     def explain(self, fault: RuntimeError) -> UserError | None:
         """Error message for a loader process that died: the file that it was reading and the usual cause."""
@@ -353,6 +366,11 @@ class DataModule(LightningDataModule):
                 boxes = torch.full((len(self.parts.index), 4), torch.nan, dtype=torch.float64)
                 self.objects = boxes.share_memory_()
         wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
+
+    def teardown(self, stage: str) -> None:
+        if stage != "fit" and self.on_error == "skip":  # a fit has said it after each epoch
+            self._share_skipped()
+            rank_zero_only(self._say_skipped)()
 
     def train_dataloader(self) -> Loader:
         """Training loader, starting at the position of a restored checkpoint."""
@@ -488,8 +506,12 @@ class DataModule(LightningDataModule):
         return augment(batch.views, photometrics, draws=batch.draw.cpu().numpy(), streams=streams, **constants)
 
     def _report_skipped(self) -> None:
-        """Warn at the end of an epoch of the images that could not be read."""
-        if self.on_error == "skip" and self.trainer is not None and self.trainer.is_last_batch and self.skipped():
-            paths = self.skipped()
+        """Warn at the end of an epoch of a fit of the images that could not be read."""
+        if self.trainer is not None and self.trainer.state.fn == "fit" and self.trainer.is_last_batch:
+            self._say_skipped()
+
+    def _say_skipped(self) -> None:
+        paths = self.skipped()
+        if paths:
             shown = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
             warnings.warn(f"{len(paths)} unreadable images were replaced by the next row: {shown}", stacklevel=2)

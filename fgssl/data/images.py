@@ -88,7 +88,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         UserError: as in ``read_image``.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(str(path)) as image:  # PIL's messages show a NumPy string as np.str_('...')
             yield image
     except FileNotFoundError as error:
         raise UserError(f"image not found: {path}") from error

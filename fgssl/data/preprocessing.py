@@ -124,7 +124,8 @@ def to_tensor(picture: Picture) -> Tensor:
             name = getattr(picture, "filename", "") or "an opened image"
             raise UserError(f"unreadable image: {name} ({error})") from error
     if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        picture = np.require(picture, requirements=["C", "W"])  # PyTorch warns of an array that it cannot write to
+        return torch.from_numpy(picture).permute(2, 0, 1)
     if isinstance(picture, Tensor) and picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8:
         return picture.cpu()
     found = f"{picture.dtype} of shape {tuple(picture.shape)}" if hasattr(picture, "shape") else type(picture).__name__

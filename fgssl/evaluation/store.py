@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,11 @@ class Stored(NamedTuple):
 
 
 COLUMNS = ("embedding", "fine", "coarse", "index", "paths")
+
+
+def absolute(paths: np.ndarray) -> np.ndarray:
+    """Absolute paths of files, which are found from any working directory; names of images that are in none stay."""
+    return np.array([os.path.abspath(path) if os.path.isfile(path) else path for path in paths.tolist()], dtype=str)
 
 
 def write_shard(folder: Path, name: str, columns: dict[str, np.ndarray]) -> None:

@@ -1,6 +1,5 @@
 """A searchable set of embedded images."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fgssl.checkpoint import fingerprint
 from fgssl.data.datasets.base import DataSet
 from fgssl.data.datasets.folder import Folder
 from fgssl.data.images import read_row
 from fgssl.data.index import Index as Rows
 from fgssl.errors import UserError
 from fgssl.evaluation.reranking import Rerank, reranked_search
-from fgssl.evaluation.store import Stored, read_embeddings, write_shard
+from fgssl.evaluation.store import Stored, absolute, read_embeddings, write_shard
 from fgssl.inference.model import Model, load
 from fgssl.run import write_json
 
@@ -74,7 +74,7 @@ class Index:
         embedding = model.embed_sequence(_Images(rows), batch_size, num_workers)
         coarse = np.full(len(rows), -1) if rows.coarse is None else rows.coarse
         about: dict[str, Any] = {"dataset": rows.name, "part": "all"}
-        about |= {"model": model.source, "whose": model.whose}
+        about |= {"model": model.source, "whose": model.whose, "fingerprint": fingerprint(model.state_dict())}
         about["preprocessing"] = model.preprocessing.to_dict()
         about |= {"fine_names": list(rows.fine_names), "coarse_names": list(rows.coarse_names)}
         numbers = np.arange(len(rows))
@@ -95,7 +95,8 @@ class Index:
         return cls(read_embeddings(folder), model, str(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the embeddings to ``<folder>/embeddings/``. The network is stored by name, not by its weights.
+        """Write the embeddings to ``<folder>/embeddings/``. The network is stored by name, not by its weights:
+        of these a fingerprint is kept, so that others are refused.
 
         Raises:
             UserError: the folder already holds embeddings.
@@ -104,8 +105,7 @@ class Index:
         if inner.exists():
             raise UserError(f"{inner} already exists. Choose another folder.")
         columns = {name: value for name, value in self.stored._asdict().items() if name != "about"}
-        paths = [os.path.abspath(path) if os.path.isfile(path) else path for path in columns["paths"].tolist()]
-        columns["paths"] = np.array(paths)
+        columns["paths"] = absolute(columns["paths"])
         write_shard(inner, f"{self.stored.about['part']}-0-00000", columns)
         write_json(inner / "about.json", self.stored.about)
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fgssl.checkpoint import checkpoint_file, read_checkpoint
+from fgssl.checkpoint import checkpoint_file, fingerprint, read_checkpoint
 from fgssl.data.preprocessing import Preprocessing
 from fgssl.errors import UserError
 from fgssl.methods.arguments import build
 from fgssl.methods.base import Method, class_of_path
 from fgssl.nn.backbones import Backbone, from_checkpoint, timm_with_ours
+from fgssl.report.runs import RunFolder, read_config, run_of
 from fgssl.run import read_json
 from fgssl.tasks.frozen import Frozen
 
@@ -207,19 +208,58 @@ def _embedded(folder: Path, device: Any) -> Model:
     if "model" in about:  # of Index.save
         if not about["model"]:
             raise UserError(f"{folder}: its network is in no file. Give it: fgssl.Index.load(folder, model).")
-        return _load(about["model"], None, about.get("whose"), device)
+        model = _load(about["model"], None, about.get("whose"), device)
+        _check_weights(model.state_dict(), about, about["model"], folder)
+        return model
     if "network" not in about:
         raise UserError(f"{folder} was written by an earlier version, which did not keep its network. Embed again.")
-    kind, arguments, checkpoint, seed = (about["network"][key] for key in ("class", "arguments", "checkpoint", "seed"))
+    network = about["network"]
+    kind, arguments, checkpoint, seed = (network[key] for key in ("class", "arguments", "checkpoint", "seed"))
     cls = class_of_path(kind, str(folder))
     if checkpoint:
+        file = _checkpoint_of(folder, checkpoint)
+        state = read_checkpoint(str(file))["state_dict"]
+        _check_weights(state, network, f"the checkpoint {file}", folder)
         with from_checkpoint():
             method = build(cls, arguments)
-        method.load_state_dict(read_checkpoint(str(checkpoint_file(checkpoint)))["state_dict"])
+        method.load_state_dict(state)
     else:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the user's GPUs too
         method = build(cls, arguments)
+        source = (arguments.get("backbone") or {}).get("weights") or f"{cls.__name__} of seed {seed}"
+        _check_weights(method.state_dict(), network, source, folder)
     return Model(method, Preprocessing.from_dict(about["preprocessing"]), str(folder.resolve().parent))
+
+
+def _checkpoint_of(folder: Path, checkpoint: str) -> Path:
+    """The checkpoint that ``fgssl embed`` used: of the run beside a copied folder, or where it was."""
+    files, run = [Path(checkpoint)], folder.parent
+    if (run / "results.json").is_file() and (run / "config.yaml").is_file():
+        trained = run_of(checkpoint, RunFolder(run, read_json(run / "results.json"), read_config(run / "config.yaml")))
+        files = [trained.folder / "checkpoints" / files[0].name, *files] if trained else files
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{folder}: its images were embedded by the checkpoint {checkpoint}, which is not there. Copy its run "
+            f"beside {run}, or give the network: fgssl.Index.load(folder, model)."
+        )
+    return found
+
+
+def _check_weights(state: dict[str, Tensor], kept: dict[str, Any], source: str, folder: Path) -> None:
+    """Refuse other weights than those that embedded the images of a folder.
+
+    Args:
+        state: the weights.
+        kept: what the folder says of its network; an earlier version wrote no fingerprint of the weights.
+        source: where the weights are from.
+        folder: the folder.
+    """
+    if kept.get("fingerprint") not in (None, fingerprint(state)):
+        raise UserError(
+            f"{source} has been trained further, or replaced, since the images of {folder} were embedded with it. "
+            "Embed them again."
+        )
 
 
 def _check_embeds(method: Method) -> None:

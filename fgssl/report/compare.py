@@ -130,6 +130,9 @@ def compare(
     metrics = list(dict.fromkeys([*metrics, SECONDS, EXTRA_TIME])) if baseline else metrics
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
+        if run.results["data"].get("unreadable"):
+            unreadable = f"{run.results['data']['unreadable']:,} of its images could not be read (data.on_error skip)"
+            notes.append(f"{run.folder}: {unreadable}.")
         if any(name.startswith(("test/", "val/")) for name in run.results["metrics"]):
             groups.setdefault(repr(sorted(run.protocol.items())), []).append(run)
         else:

@@ -215,7 +215,7 @@ def run_of(path: str | None, reader: RunFolder | None = None) -> RunFolder | Non
     folder = folder.parent.parent if folder.suffix == ".ckpt" else folder
     for place in _places(folder, reader) if reader else [folder]:
         if (place / "results.json").is_file() and (place / "config.yaml").is_file():
-            return RunFolder(place, _read_json(place / "results.json"), _read_config(place / "config.yaml"))
+            return RunFolder(place, _read_json(place / "results.json"), read_config(place / "config.yaml"))
     return None
 
 
@@ -292,10 +292,10 @@ def read_run(folder: Path) -> RunFolder | None:
         raise UserError(f"{folder}: broken, results.json lacks {', '.join(sorted(missing))}.")
     if any("rows_hash" not in (results["data"] or {}).get(part, {}) for part in ("train", "test")):
         raise UserError(f"{folder}: broken, results.json does not say which rows were trained on and evaluated.")
-    return RunFolder(folder, results, _read_config(folder / "config.yaml"))
+    return RunFolder(folder, results, read_config(folder / "config.yaml"))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError) as fault:

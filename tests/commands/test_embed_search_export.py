@@ -14,6 +14,7 @@ from PIL import Image
 
 from fgssl.callbacks.shards import Shards
 from fgssl.cli.main import main
+from fgssl.commands.networks import data_name
 from fgssl.data.datasets import ALL
 from fgssl.evaluation.reranking import Rerank, reranked_search
 from fgssl.evaluation.reranking import expanded as add_neighbours
@@ -109,6 +110,29 @@ def test_mistakes_in_embed(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+OWN_DATA = """
+from fgssl.data.datasets.digits import Digits
+class Numbers(Digits):
+    name = "numbers"
+"""
+
+
+def test_embed_takes_a_data_set_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = ["--model", "timm/test_resnet", "--pretrained", "false", "--retrieval.grid", "0", *QUIET]
+    assert main(["embed", *network, "--data", "own_data.Numbers", "--data.num_workers", "0"]) == 0
+    embedded = tmp_path / "runs" / "embed" / "test_resnet_random_numbers"
+    assert len(read_embeddings(embedded).index) == 450
+    assert main(["search", str(embedded), "--row", str(read_embeddings(embedded).index[0])]) == 0
+    assert "picture: neighbours.png" in capsys.readouterr().out
+    assert data_name("own_data.Numbers") == "numbers"
+    for wrong in ("own_data.Letters", "no_data.Numbers"):
+        assert main(["embed", *network, "--data", wrong]) == 2
+        assert f"--data: '{wrong}' is no YAML file, and no class that can be imported" in capsys.readouterr().err
+
+
 def test_embeddings_are_never_overwritten(run, embedded, capsys):
     again = ["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", *QUIET]
     assert main([*again, "--run.resume", "true"]) == 2
@@ -138,6 +162,17 @@ def test_data_without_coarse_labels_are_stored_with_none(tmp_path):
     Shards(tmp_path, "test", rows=2).on_test_batch_end(trainer, None, rows, None, 0)
     (tmp_path / "about.json").write_text("{}")
     assert read_embeddings(tmp_path).coarse.tolist() == [-1, -1]
+
+
+def test_a_row_in_the_place_of_an_unreadable_one_is_written_once(tmp_path):
+    index = SimpleNamespace(coarse=None, paths=np.array(list("abcd")))
+    trainer = SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(parts=SimpleNamespace(index=index)))
+    shards = Shards(tmp_path, "test", rows=2)
+    for rows in ([1, 1], [2, 3], [3, 0]):
+        rows = torch.tensor(rows)
+        shards.on_test_batch_end(trainer, None, {"embedding": torch.ones(2, 1), "fine": rows, "index": rows}, None, 0)
+    found = [np.load(shard)["index"].tolist() for shard in sorted(tmp_path.glob("*.npz"))]
+    assert found == [[1], [2, 3], [0]]
 
 
 def test_several_ranks_shards_are_one_set(tmp_path):

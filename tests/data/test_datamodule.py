@@ -184,6 +184,8 @@ class Recorder(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert (batch.draw == -1).all()
 
+    test_step = predict_step = validation_step
+
     def configure_optimizers(self):
         if self.asks_early:  # makes Lightning start the loaders before it has restored its progress
             assert self.trainer.estimated_stepping_batches > 0
@@ -298,6 +300,24 @@ def test_a_skipped_image_is_replaced_by_the_next_row_and_reported(cub, workers):
     assert data.describe()["unreadable"] == 1
     with pytest.warns(UserWarning, match=f"1 unreadable images were replaced by the next row: {path}"):
         fit(cub(num_workers=workers, on_error="skip"), Recorder(), max_epochs=1)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_skipped_images_are_reported_after_an_evaluation_and_are_no_test_images(cub, command):
+    data = cub(on_error="skip", protocol=Protocol(val_fraction=0.5))
+    bad = (data.parts.val if command == "validate" else data.parts.test)[[0, 3]]
+    paths, complete = data.parts.index.paths[bad], data.describe()
+    for path in paths:
+        truncate(path)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(enable_checkpointing=False, **quiet)
+    with pytest.warns(UserWarning, match=f"2 unreadable images were replaced by the next row: {paths[0]}, {paths[1]}$"):
+        getattr(trainer, command)(Recorder(), datamodule=data)
+    described = data.describe()
+    assert described["unreadable"] == 2
+    assert described["train"] == complete["train"]
+    assert described["test"]["images"] == (12 if command == "validate" else 10)
+    assert (described["test"] == complete["test"]) == (command == "validate")
 
 
 @pytest.mark.parametrize("count", [3, 4])

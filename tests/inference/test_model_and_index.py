@@ -1,6 +1,8 @@
 """fgssl.load and fgssl.Index: every source gives the features of the command, and a search its neighbours."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 import fgssl
 from fgssl.cli.main import main
+from fgssl.data.preprocessing import to_tensor
 from fgssl.evaluation.store import read_embeddings
 from fgssl.nn.backbones import Backbone
 from fgssl.run import read_json
@@ -80,6 +83,15 @@ def test_embed_takes_paths_pil_images_arrays_and_tensors(run, expected):
     assert torch.equal(model(preprocessed), model.embed(preprocessed))
     assert model.embed(paths[0]).shape == (1, features.shape[1])
     assert torch.equal(model.embed(paths, num_workers=2), model.embed(paths))
+
+
+def test_a_read_only_array_is_copied():
+    """PyTorch would warn, and share its memory all the same."""
+    array = np.zeros((4, 5, 3), np.uint8)
+    array.flags.writeable = False
+    tensor = to_tensor(array)
+    tensor += 1
+    assert array.max() == 0
 
 
 def test_embed_names_an_image_that_cannot_be_read(run, tmp_path):
@@ -242,6 +254,30 @@ def test_a_saved_index_of_a_checkpoints_teacher_is_searched_with_the_teacher(run
     assert fgssl.Index.load(tmp_path).search(paths[0], k=1)[0] == (paths[0], pytest.approx(1, abs=1e-6), None, 0)
 
 
+def train_further(file: Path) -> None:
+    """Change the weights of a file a little."""
+    content = torch.load(file, weights_only=True)
+    for weight in content.get("state_dict", content).values():
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+            weight += 0.001
+    file.unlink()
+    torch.save(content, file)
+
+
+def test_a_saved_index_refuses_a_network_that_was_trained_further(run, tmp_path):
+    trees.write_image(tmp_path / "0.png")
+    shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "last.ckpt")
+    torch.save(Backbone("test_resnet").build().state_dict(), tmp_path / "weights.pth")
+    for name, backbone in (("last.ckpt", None), ("weights.pth", "test_resnet")):
+        model = fgssl.load(tmp_path / name, backbone=backbone, device="cpu")
+        folder = tmp_path / f"index_{backbone}"
+        fgssl.Index.build(model, [tmp_path / "0.png"]).save(folder)
+        train_further(tmp_path / name)
+        with pytest.raises(fgssl.UserError, match=f"{name} has been trained further, or replaced.*Embed them again"):
+            fgssl.Index.load(folder).search(tmp_path / "0.png", k=1)
+        assert len(fgssl.Index.load(folder, model).search(tmp_path / "0.png", k=1)) == 1
+
+
 def test_a_saved_index_of_a_network_in_no_file_asks_for_it(tmp_path):
     trees.write_image(tmp_path / "0.png")
     model = fgssl.Model(Backbone("test_resnet").build(), fgssl.Preprocessing(32))
@@ -269,6 +305,27 @@ def test_index_of_a_run_of_embed_is_searched_with_its_network(embedded, expected
     assert index.search(paths[3], k=1)[0].path == paths[3]
 
 
+def test_a_copied_run_of_embed_is_searched_with_the_checkpoint_beside_it(run, embedded, expected, tmp_path):
+    """The runs were moved: their old place is gone."""
+    query = expected[0][3]
+    shutil.copytree(run.parent, tmp_path / run.parent.name)
+    folder = tmp_path / run.parent.name / embedded.name
+    about, checkpoint = folder / "embeddings" / "about.json", folder.parent / run.name / "checkpoints" / "last.ckpt"
+    for file in (about, folder / "config.yaml"):
+        file.write_text(file.read_text().replace(str(run.parents[1]), str(tmp_path / "gone")))
+    assert fgssl.Index.load(folder).search(query, k=1)[0].path == query
+    train_further(checkpoint)
+    with pytest.raises(fgssl.UserError, match=f"the checkpoint {checkpoint} has been trained further"):
+        fgssl.Index.load(folder).search(query, k=1)
+    kept = read_json(about)
+    del kept["network"]["fingerprint"]  # as an earlier version wrote it
+    about.write_text(json.dumps(kept))
+    assert len(fgssl.Index.load(folder).search(query, k=1)) == 1
+    checkpoint.unlink()
+    with pytest.raises(fgssl.UserError, match="gone/.*/last.ckpt, which is not there. Copy its run beside"):
+        fgssl.Index.load(folder).search(query, k=1)
+
+
 def test_search_command_takes_a_saved_index(run, photos, expected, tmp_path, capsys):
     paths, _ = expected
     fgssl.Index.build(fgssl.load(run, device="cpu"), photos / "test").save(tmp_path / "index")
@@ -279,6 +336,28 @@ def test_search_command_takes_a_saved_index(run, photos, expected, tmp_path, cap
     assert out.stat().st_size > 5000
 
 
+def test_search_command_works_from_any_folder_and_keeps_earlier_pictures(photos, tmp_path, monkeypatch, capsys):
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", "folder", "--data.dataset.root", "images", "--data.num_workers", "0", "--retrieval.grid", "0"]
+    assert main(["embed", "--model", "timm/test_resnet", "--pretrained", "false", *data, *QUIET]) == 0
+    folder = Path("runs", "embed", "test_resnet_random_folder").resolve()
+    monkeypatch.chdir("other")
+    assert fgssl.Index.load(folder).stored.paths[0] == str(tmp_path / "images" / "test" / "cat" / "0.jpg")
+    row = str(fgssl.Index.load(folder).stored.index[0])
+    for said in ("picture: neighbours.png\n", "picture: neighbours_2.png (neighbours.png exists)\n"):
+        assert main(["search", str(folder), "--row", row, "-k", "2"]) == 0
+        assert said in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "images")
+    assert main(["search", str(folder), "--row", row, "-k", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "cosine" in said
+    assert "no picture: " in said
+    assert "--" not in said  # no option of another command
+    assert main(["search", str(folder), "--row", row, "-k", "2", "--out", "asked.png"]) == 2
+
+
 @pytest.mark.parametrize(("k", "rows", "message"), [(10, [0], "k is 10; it must be 1 to 8"), (1, [99], "99 is not")])
 def test_index_refuses_what_is_not_in_it(k, rows, message, embedded):
     index = fgssl.Index.load(embedded)
@@ -287,12 +366,20 @@ def test_index_refuses_what_is_not_in_it(k, rows, message, embedded):
         index.neighbours(rows, k)
 
 
-def test_an_untrained_network_of_embed_is_built_again(tmp_path, photos):
-    """Its weights are in no file: they follow from the seed."""
+def test_an_untrained_network_of_embed_is_built_again(tmp_path, photos, monkeypatch):
+    """Its weights are in no file: they follow from the seed. The generators of the GPUs are not touched."""
     data = ["--data", "folder", "--data.dataset.root", str(photos), "--data.num_workers", "0", "--retrieval.grid", "0"]
     network = ["--model", "timm/test_resnet", "--pretrained", "false", "--seed_everything", "3"]
     assert main(["embed", *network, *data, *QUIET, "--run.root", str(tmp_path)]) == 0
     folder = tmp_path / "embed" / "test_resnet_random_folder"
     stored = read_embeddings(folder)
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     found = fgssl.load(folder, device="cpu").embed(stored.paths.tolist())
     assert torch.allclose(found, torch.from_numpy(stored.embedding), atol=1e-5)
+    assert not seeded
+    about = read_json(folder / "embeddings" / "about.json")
+    about["network"]["seed"] += 1
+    (folder / "embeddings" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(fgssl.UserError, match="Frozen of seed 4 has been"):
+        fgssl.load(folder, device="cpu")

@@ -208,6 +208,13 @@ def test_unlike_protocols_never_share_a_table(tmp_path, change):
     assert notes == ["cars: 2 protocols, so 2 tables: their numbers do not compare."]
 
 
+def test_a_run_whose_images_could_not_all_be_read_is_named(tmp_path):
+    write_run(tmp_path, "whole", data={"unreadable": 0})
+    folder = write_run(tmp_path, "part", seed=1, data={"unreadable": 1234})
+    _, notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert notes == [f"{folder}: 1,234 of its images could not be read (data.on_error skip)."]
+
+
 def test_coarse_labels_are_part_of_the_protocol(tmp_path):
     """CIFARtoy's good and bad groups have the same rows."""
     for name in ("good", "bad"):
