@@ -16,6 +16,10 @@ class LastCheckpoint(ModelCheckpoint):
     If one process receives such a signal (``Stopping``), all processes finish the optimiser step, several processes the
     next one too, write the checkpoint and end.
 
+    What is to be written at the last step of an epoch is written after the validation that follows, and a run that ends
+    inside an epoch writes its last step there, before the epoch counts as finished: a run that goes on from the file
+    has done all that an uninterrupted one has, and nothing twice.
+
     Args:
         folder: Folder of the checkpoint.
         every_n_epochs: Epochs between two checkpoints.
@@ -37,6 +41,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, method) -> None:
         super().on_train_start(trainer, method)
         self._stop = None
+        _go_on_between_epochs(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, method, batch, batch_idx)
@@ -45,8 +50,12 @@ class LastCheckpoint(ModelCheckpoint):
         method.stop_requested = stop_requested(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
+        if trainer.is_last_batch:  # on_train_epoch_end writes
+            return
         super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if between_steps and _ends_here(trainer):
+            self.save_now(trainer)
         # Several processes agree in the check of each step, which does not wait for the device.
         asked = method.stop_agreed if trainer.world_size > 1 else stop_requested(trainer)
         if between_steps and asked:
@@ -54,6 +63,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
         super().on_train_epoch_end(trainer, method)
+        super().on_train_batch_end(trainer, method, None, None, 0)  # what is due by number of steps
         stop = stop_of(trainer, method.device)
         if stop is not None:
             self._end(trainer, stop)
@@ -74,3 +84,25 @@ class LastCheckpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_checkpoint(trainer, str(self.path))
             rank_zero_info(f"{shown(self.path)}: written at step {trainer.global_step}")
+
+
+def _ends_here(trainer: Trainer) -> bool:
+    """Whether the fit ends with this step: at ``max_steps``, or at ``max_time``."""
+    return trainer.global_step == trainer.max_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def _go_on_between_epochs(trainer: Trainer) -> None:
+    """Begin the next epoch where a checkpoint was written between two.
+
+    With ``max_steps`` Lightning takes such a run to be at the end of the epoch before, repeats that end, and so counts
+    the next epoch as done without having seen it.
+    """
+    loop = trainer.fit_loop
+    current, total = loop.epoch_progress.current, loop.epoch_progress.total
+    if current.ready != current.processed:  # inside an epoch
+        return
+    current.completed, total.completed = current.processed, total.processed
+    loop._restarting = False
+    loop.reset_restart_stage()
+    if not loop.epoch_loop.restarted_on_train_batch_end:  # else it has to count the last batch of the epoch before
+        loop.epoch_loop.restarting = False

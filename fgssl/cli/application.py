@@ -358,7 +358,7 @@ class Application(LightningCLI):
         best = ModelCheckpoint(
             where, filename="best", monitor=options.monitor, mode="max", enable_version_counter=False
         )
-        return [last, best]
+        return [best, last]  # last.ckpt holds what best.ckpt was chosen by
 
     def _check_monitor(self) -> None:
         """Refuse to choose best.ckpt by a Recall@K that is not measured; Lightning would after the first epoch."""

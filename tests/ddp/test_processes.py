@@ -16,10 +16,12 @@ from tests.ddp.ranks import run_by
 from tests.methods.runs import (
     RUNS,
     arguments,
+    assert_same_state,
     complete,
     environment,
     finish,
     in_a_terminal,
+    losses,
     results,
     start,
     state,
@@ -132,6 +134,18 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
     assert last["global_step"] == 11  # asked for after the 10th step, agreed in the check of the 11th
     run_by(2, tmp_path, arguments("maskcon", tmp_path, "run", *on(2), "--run.resume", "true"))
     assert results(tmp_path / "maskcon" / "run")["steps"] == 16
+
+
+def test_a_run_of_steps_on_two_processes_can_be_made_longer(tmp_path):
+    """After an epoch of 8 steps."""
+    same = ("--trainer.max_epochs", "-1", "--model.optim.schedule", "steps", "--trainer.limit_test_batches", "0")
+    same += ("--run.resume", "true", "--data.num_workers", "0", *on(2))
+    made = [("whole", 9), ("longer", 8), ("longer", 9)]
+    lines = (arguments("finetune", tmp_path, name, *same, "--trainer.max_steps", str(steps)) for name, steps in made)
+    run_by(2, tmp_path, *lines)
+    whole, longer = tmp_path / "finetune" / "whole", tmp_path / "finetune" / "longer"
+    assert losses(longer) == losses(whole)
+    assert_same_state(state(longer), state(whole))
 
 
 def test_ctrl_c_ends_all_processes_with_a_checkpoint(tmp_path):

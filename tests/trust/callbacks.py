@@ -22,6 +22,27 @@ class KillAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class StopInValidation(Callback):
+    """Sends SIGTERM to this process in the validation after a step (counted from 1)."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class EndAt(Callback):
+    """Ends the fit after a step (counted from 1), as ``trainer.max_time`` does."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.step
+
+
 class FailAt(Callback):
     """Raises an error after the sixth step."""
 

@@ -1,8 +1,10 @@
 """Interrupted equals uninterrupted, and nothing on disk is lost."""
 
+import csv
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +86,97 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(tmp_path):
     complete("maskcon", tmp_path, "stopped", "--run.resume", "true")
     assert losses(stopped) == losses(whole)
     assert_same_state(state(stopped), state(whole))
+
+
+# ---- between two epochs, and further than planned -------------------------------------------------------------------
+
+OF_18_STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "18")
+BY_6_STEPS = ("--checkpoint.every_n_train_steps", "6")
+
+
+def fit(root: Path, name: str, *flags: str) -> int:
+    """In this process: epochs of 6 steps, each with a validation, and a schedule that does not ask for their number."""
+    same = ("--data.protocol.val_fraction", "0.25", "--model.optim.schedule", "steps", "--data.num_workers", "0")
+    return main(arguments("finetune", root, name, *OF_18_STEPS, *same, "--run.resume", "true", *flags))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    assert fit(root, "run") == 0
+    return root / "finetune" / "run"
+
+
+def assert_equal_runs(ours: Path, whole: Path) -> None:
+    assert losses(ours) == losses(whole)
+    for checkpoint in ("last.ckpt", "best.ckpt"):
+        assert_same_state(state(ours, checkpoint), state(whole, checkpoint))
+    tested, expected = (
+        {name: value for name, value in results(run)["metrics"].items() if name.startswith("test/")}
+        for run in (ours, whole)
+    )
+    assert tested == expected
+
+
+def ended(name: str, step: int) -> tuple[str, str]:
+    return "--trainer.callbacks", f"{{class_path: tests.trust.callbacks.{name}, init_args: {{step: {step}}}}}"
+
+
+def rows(run: Path) -> list[str]:
+    with (run / "metrics.csv").open() as file:
+        return [row["step"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("every", [(), BY_6_STEPS], ids=["by epoch", "by step"])
+def test_a_run_of_steps_that_is_stopped_between_two_epochs_goes_on_with_the_next(every, whole, tmp_path, capsys):
+    """At the last batch of an epoch, in the next epoch, and in the validation after that."""
+    last, inside = (("--trainer.callbacks", at(batch, signal.SIGTERM)) for batch in (5, 8))
+    for stop in (last, inside, ended("StopInValidation", 12)):
+        assert fit(tmp_path, "run", *every, *stop) == 128 + signal.SIGTERM
+    assert fit(tmp_path, "run", *every) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", whole)
+    assert rows(tmp_path / "finetune" / "run") == rows(whole)
+    assert "could not find the monitored key" not in capsys.readouterr().err
+
+
+def test_a_run_of_steps_can_be_made_longer(whole, tmp_path):
+    """At the end of an epoch and, twice, inside one."""
+    for steps in (6, 8, 9, 18):
+        assert fit(tmp_path, "run", "--trainer.max_steps", str(steps)) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", whole)
+
+
+def test_a_run_that_its_time_ended_inside_an_epoch_goes_on_there(whole, tmp_path):
+    assert fit(tmp_path, "run", *ended("EndAt", 8)) == 0
+    assert losses(tmp_path / "finetune" / "run")[-1][0] == "7"
+    assert fit(tmp_path, "run") == 0
+    assert losses(tmp_path / "finetune" / "run") == losses(whole)
+    assert_same_state(state(tmp_path / "finetune" / "run"), state(whole))
+
+
+def test_a_run_that_fails_after_an_epoch_goes_on_twice(whole, tmp_path):
+    """Its checkpoint is that of the last step of the epoch."""
+    epochs = ("--trainer.max_epochs", "3", "--trainer.max_steps", "-1", *BY_6_STEPS)
+    with pytest.raises(RuntimeError, match="at step 6"):
+        fit(tmp_path, "run", *epochs, "--trainer.callbacks", "tests.trust.callbacks.FailAt")
+    assert fit(tmp_path, "run", *epochs, "--trainer.callbacks", at(8, signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert fit(tmp_path, "run", *epochs) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", whole)
+
+
+def test_a_checkpoint_written_right_after_the_last_batch_of_an_epoch_goes_on_twice(whole, tmp_path):
+    """Lightning's own callback writes it before the validation and before the end of the epoch."""
+    own = f"{{dirpath: {tmp_path / 'own'}, filename: own, every_n_train_steps: 6}}"
+    own = f"{{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {own}}}"
+    assert fit(tmp_path, "run", "--trainer.max_steps", "7", "--trainer.callbacks", own) == 0
+    shutil.copy(tmp_path / "own" / "own.ckpt", tmp_path / "finetune" / "run" / "checkpoints" / "last.ckpt")
+    assert fit(tmp_path, "run", "--trainer.callbacks", at(8, signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert fit(tmp_path, "run") == 0
+    assert losses(tmp_path / "finetune" / "run") == losses(whole)
+    assert_same_state(state(tmp_path / "finetune" / "run"), state(whole))
+
+
+# ---- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(tmp_path):
