@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
 from fgssl.callbacks.evaluation import log_exactly, short_paths
+from fgssl.distributed import from_rank_zero
 from fgssl.metrics.segmentation import confusion, segmentation_scores
 from fgssl.run import folder_of, shown
 
@@ -40,8 +41,8 @@ class Segmentation(Callback):
         self._evaluate(trainer, method, "test")
 
     def on_predict_start(self, trainer: Trainer, method) -> None:
-        # That of the first process: processes that torchrun or srun starts name an unnamed run by their own clocks.
-        self._folder = Path(trainer.strategy.broadcast(str(folder_of(trainer.loggers)))) / "masks"
+        # Processes that torchrun or srun starts name an unnamed run by their own clocks.
+        self._folder = Path(from_rank_zero(lambda: str(folder_of(trainer.loggers)))) / "masks"
         self._folder.mkdir(parents=True, exist_ok=True)
         parts = trainer.datamodule.parts
         self._files = dict(zip(parts.test.tolist(), mask_files(parts.index.paths[parts.test]), strict=True))
