@@ -72,9 +72,10 @@ class DINOHead(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """[..., features] to [..., bottleneck] of unit length: all but the last layer."""
-        # At a patch without features, the gradient is that of the result over eps. With torch's eps of 1e-12, float16
-        # has no scale at which it is finite.
-        return F.normalize(self.mlp(x), dim=-1, eps=1e-6)
+        x = self.mlp(x)
+        # At a patch without features, the gradient is that of the result over eps: with torch's eps, no scale keeps it
+        # finite in float16. DINOv2's code takes 1e-6 there.
+        return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
 
     def weight(self) -> Tensor:
         """[K, bottleneck] weights of the last layer, g v / |v|."""
