@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from fgssl.checkpoint import fingerprint, read_checkpoint
+from fgssl.checkpoint import fingerprint
 from fgssl.evaluation.store import absolute, write_shard
 from fgssl.run import write_json
 
@@ -20,24 +20,18 @@ class Shards(Callback):
         folder: Folder of the files.
         part: Part of the data in the files' names: train, val or test.
         rows: Images in each file, about: images that take the place of unreadable ones are written once.
+        weights: State dict of the checkpoint that embeds; None: the network as it was built.
     """
 
-    def __init__(self, folder: Path, part: str, rows: int):
-        self.folder, self.part, self.rows = folder, part, rows
+    def __init__(self, folder: Path, part: str, rows: int, weights: dict[str, Tensor] | None = None):
+        self.folder, self.part, self.rows, self.weights = folder, part, rows, weights
         self._waiting: list[dict[str, Tensor]] = []
         self._written = 0
         self._rows: set[int] = set()  # that were written
-        self._weights = ""  # fingerprint of the network that embeds
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
-        if trainer.is_global_zero:  # as it was built, before a precision of 16 bits changes it
-            self._weights = fingerprint(method.state_dict())
-
-    def on_test_start(self, trainer: Trainer, method) -> None:
-        if trainer.ckpt_path and trainer.is_global_zero:
-            self._weights = fingerprint(read_checkpoint(str(trainer.ckpt_path))["state_dict"])
-
-    on_predict_start = on_test_start
+        if trainer.is_global_zero:  # before a precision of 16 bits changes the network
+            self._fingerprint = fingerprint(method.state_dict() if self.weights is None else self.weights)
 
     def on_test_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:
         self._waiting.append({name: value.cpu() for name, value in outputs.items()})
@@ -85,5 +79,5 @@ class Shards(Callback):
             "arguments": method.arguments(),
             "checkpoint": str(Path(trainer.ckpt_path).resolve()) if trainer.ckpt_path else None,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            "fingerprint": self._weights,
+            "fingerprint": self._fingerprint,
         }

@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
             make_room(self.folder, self.options.run.resume)
             kept = [c for c in super()._callbacks() if args.part == "test" or c is not self.retrieval]
             draw = LambdaCallback(on_test_end=lambda *_: self._draw())  # before the run counts as finished
-            return [draw, *kept, Shards(self.folder / "embeddings", args.part, args.rows)]
+            weights = (self.checkpoint or {}).get("state_dict")
+            return [draw, *kept, Shards(self.folder / "embeddings", args.part, args.rows, weights)]
 
         def test(self, **options: Any) -> None:
             data = self.datamodule
