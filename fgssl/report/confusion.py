@@ -118,7 +118,8 @@ def draw_confusion(found: Nearest, labels: np.ndarray, names: tuple[str, ...], w
     else:
         pairs = worst_pairs(ours, theirs)
         title = f"{what} of the image {ARROW} {what} of its nearest neighbour"
-        figure = _bars(pairs, names, f"{title}: the worst {len(pairs)} pairs of {len(present)}{of}")
+        shown = f"the worst {len(pairs)} pairs of {len(present)}" if pairs else "always the same"
+        figure = _bars(pairs, names, f"{title}: {shown}{of}")
     figure.savefig(path)
     return path
 
@@ -162,7 +163,7 @@ def _bars(pairs: list[Pair], names: tuple[str, ...], title: str):
         left += values
     labels = [f"{short(names[p.ours])} \N{RIGHTWARDS ARROW} {short(names[p.theirs])}  ({p.images})" for p in pairs]
     axis.set_yticks(range(len(pairs)), labels, fontsize=8)
-    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    axis.set_ylim(max(len(pairs), 1) - 0.5, -0.5)
     axis.set_xlim(0, 100)
     axis.set_xlabel("% of the images of the first class (their number in brackets)", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,7 @@
 """Confusion of classes by nearest neighbours, against brute force."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -84,6 +85,16 @@ def test_more_classes_are_the_20_worst_pairs_and_their_bars_reach_100(tmp_path, 
     path = draw_confusion(nearest(embeddings, None), fine, index_of(fine).fine_names, "class", tmp_path / "c.png")
     assert bars[-1].tolist() == [100] * 20
     assert path.stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_classes_without_a_confused_pair_draw_without_a_warning(tmp_path, monkeypatch):
+    titles, draw = [], confusion._bars
+    monkeypatch.setattr(confusion, "_bars", lambda *a: titles.append(a[-1]) or draw(*a))
+    labels = np.arange(30)
+    found = confusion.Nearest(rows=np.arange(30), neighbours=np.arange(30), of=30)
+    assert draw_confusion(found, labels, tuple("abcdefghijklmnopqrstuvwxyz0123"), "class", tmp_path / "c.png").exists()
+    assert titles[0].endswith("always the same")
 
 
 def test_images_without_label_do_not_count(tmp_path, monkeypatch):
