@@ -1,6 +1,7 @@
 """One's own images: folders of any form, lists of paths, torch Datasets, Hugging Face's data sets; with duplicates."""
 
 import importlib.util
+import os
 import pickle
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
         (("train/a.jpg", "test/b.jpg", "validation/c.jpg"), {}, r"left out\. Rename validation to val, the .* part\.$"),
         (("train/cat/a.jpg", "valid/cat/c.jpg"), {}, "the parts train, but images lie in valid too"),
         (("train/a.jpg", "val/a.jpg", "test/b.jpg", "valid/c.jpg"), {}, "lie in valid too, .* left out. Move images"),
+        (
+            ("train/a.jpg", "test/b.jpg", "c.PNG", "d.jpg"),
+            {},
+            r"2 images lie beside them, .* left out: c\.PNG, d\.jpg\.",
+        ),
+        (("Train/cat/a.jpg", "Test/cat/b.jpg"), {}, "holds Test, Train, which would be taken for classes.*Rename them"),
+        (("training/a.jpg", "validation/b.jpg"), {"labels": False}, "holds training, validation, which would be taken"),
+        (("test/cat/a.jpg",), {}, "holds test, which would be taken for classes.*there must be a train"),
+        (("mine/train/cat/a.jpg", "mine/test/cat/b.jpg"), {}, "parts test, train are in .*root/mine: name that folder"),
+        (("cat/a.jpg", "cat/b.HEIC"), {}, r"holds 1 photographs in HEIC, which are not read: b\.HEIC\. Convert them"),
         (("a.txt",), {}, "holds no image"),
         (("a.jpg",), {"test_fraction": 1.0}, "must be 0 or more and below 1"),
         (("a.jpg",), {"coarse_map": "map.csv"}, "the images have no class labels"),
@@ -94,12 +105,39 @@ def test_folder_says_what_is_wrong(files, options, message, tmp_path, monkeypatc
     (tmp_path / "map.csv").write_text("cat,pet\n")
     (tmp_path / "root").mkdir()
     for file in files:
-        if file.endswith(".txt"):
+        if file.endswith((".txt", ".HEIC")):
             (tmp_path / "root" / file).write_text("")
         else:
             images(tmp_path / "root", file)
     with pytest.raises(UserError, match=message):
         Folder(str(tmp_path / "root"), **options).index()
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": False}])
+def test_links_to_folders_are_followed(options, tmp_path):
+    images(tmp_path, *(f"far/{name}/{number}.jpg" for name in NAMES for number in range(2)))
+    for part in ("train", "test"):
+        (tmp_path / "near" / part).mkdir(parents=True)
+        for name in NAMES:
+            (tmp_path / "near" / part / name).symlink_to(tmp_path / "far" / name)
+    (tmp_path / "far" / "cat" / "again").symlink_to(tmp_path / "far" / "cat")
+    index = Folder(str(tmp_path / "near"), **options).index()
+    assert index.split.tolist() == 6 * ["train"] + 6 * ["test"]
+    assert labels(index) == ([None] * 12 if options else 2 * [name for name in NAMES for _ in range(2)])
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    images(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    scandir = os.scandir
+
+    def refuse(folder):  # as the system does, but to root
+        if str(folder).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(UserError, match=r"dog cannot be read \(Permission denied\)\. Make it readable"):
+        Folder(str(tmp_path)).index()
 
 
 # ---- lists ----------------------------------------------------------------------------------------------------------
@@ -147,6 +185,9 @@ def test_text_file_gives_paths(tmp_path):
         ("list.csv", "path,part\na.jpg,tset\n", "line 2: part 'tset' is not train, val, test"),
         ("list.csv", "path,label\n,cat\n", "line 2: no path"),
         ("list.csv", "path\n", "names no image"),
+        ("list.csv", "path,label,label\na.jpg,cat,dog\n", "name the columns, each once.*found: path, label, label"),
+        ("list.csv", "path,label\na.jpg,cat,dog\n", "line 2: more cells than the 2 columns of the first line"),
+        ("list.csv", 'path,label\na.jpg,"cat\nb.jpg,dog\n', "after line 1: .* a quotation mark that is not closed"),
         ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,3\n", "a.jpg: the box must be four numbers"),
         ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,x,4\n", "a.jpg: the box must be four numbers"),
         ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,nan,4\n", "a.jpg: the box must be four numbers"),

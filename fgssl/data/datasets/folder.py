@@ -14,9 +14,11 @@ from fgssl.data.datasets.files import read_utf8
 from fgssl.data.index import Index
 from fgssl.errors import UserError, did_you_mean
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".ppm", ".pgm", ".tif", ".tiff"}
+NOT_READ = {".heic", ".heif"}  # photographs that PIL does not read
 PARTS = ("train", "val", "test")
 MEANT_AS_VAL = ("valid", "validation")  # names that other programs have for it
+MEANT_AS_PARTS = {*PARTS, *MEANT_AS_VAL, "training", "testing"}
 BOX = ("x0", "y0", "x1", "y1")
 COLUMNS = ("path", "label", "coarse", "part", *BOX)
 
@@ -26,8 +28,8 @@ class Folder(DataSet):
 
     ``root`` is one of these:
 
-    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts; other folders of images beside them
-      are refused;
+    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts; other images and folders of images
+      beside them are refused;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
     - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
       box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
@@ -97,13 +99,15 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
         labels: take folder names as classes.
 
     Raises:
-        UserError: there is no image, some images lie in class folders and others beside them, or in folders beside the
-            parts.
+        UserError: there is no image, some images lie in class folders and others beside them, or beside the parts; or
+            the parts have other names, or are one folder deeper.
     """
-    inner = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    inner = folders_in(root)
     has_parts = {"train", "test"} <= inner or ("train" in inner and inner <= {*PARTS, *MEANT_AS_VAL})
     if has_parts:
-        _refuse_other_folders(root, inner)
+        _refuse_others(root, inner)
+    else:
+        _refuse_hidden_parts(root, inner)
     parts = {part: root / part for part in PARTS if part in inner} if has_parts else {"train": root}
     files = {part: images_under(folder) for part, folder in parts.items()}
     for part, paths in files.items():
@@ -124,12 +128,45 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
     return read_class_folders("folder", parts), has_parts
 
 
-def _refuse_other_folders(root: Path, inner: set[str]) -> None:
-    """Refuse images in folders beside the parts, which would be left out.
+def folders_in(folder: Path) -> set[str]:
+    """Names of the folders in a folder; none of hidden ones."""
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _refuse_hidden_parts(root: Path, inner: set[str]) -> None:
+    """Refuse parts that would be taken for classes, and their test images for training images.
 
     Raises:
         UserError: names the folders.
     """
+    if inner and {name.lower() for name in inner} <= MEANT_AS_PARTS:
+        raise UserError(
+            f"folder: {root} holds {', '.join(sorted(inner))}, which would be taken for classes. Parts are named "
+            "train, val and test, and there must be a train. Rename them, or name one of them as root."
+        )
+    if (
+        len(inner) == 1
+        and "train" in (deeper := folders_in(root / min(inner)))
+        and deeper & (MEANT_AS_PARTS - {"train"})
+    ):
+        raise UserError(
+            f"folder: the parts {', '.join(sorted(deeper & MEANT_AS_PARTS))} are in {root / min(inner)}: name that "
+            "folder as root."
+        )
+
+
+def _refuse_others(root: Path, inner: set[str]) -> None:
+    """Refuse images beside the parts, which would be left out.
+
+    Raises:
+        UserError: names the images or their folders.
+    """
+    if loose := sorted(entry.name for entry in root.iterdir() if is_image(entry.name) and entry.is_file()):
+        raise UserError(
+            f"folder: {root} has the parts {', '.join(part for part in PARTS if part in inner)}, and {len(loose)} "
+            f"images lie beside them, which would be left out: {some(loose)}. Move images that belong to a part into "
+            f"it, and others out of {root}."
+        )
     others = sorted(name for name in inner - set(PARTS) if images_under(root / name))
     if not others:
         return
@@ -193,18 +230,32 @@ def _boxes(file: Path, rows: list[dict[str, str]]) -> np.ndarray | None:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by column, without blanks."""
-    reader = csv.DictReader(io.StringIO(read_utf8(file)))
+    reader = csv.DictReader(io.StringIO(read_utf8(file)), strict=True)
+    try:
+        return _rows(file, reader)
+    except csv.Error as fault:  # a quotation mark that is not closed swallows the lines behind it
+        raise UserError(
+            f"{file}, after line {reader.line_num}: {fault}. Look for a quotation mark that is not closed."
+        ) from fault
+
+
+def _rows(file: Path, reader: csv.DictReader) -> list[dict[str, str]]:
     names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
     reader.fieldnames = names
     unknown = [name for name in names if name not in COLUMNS]
-    if "path" not in names or unknown:
+    if "path" not in names or unknown or len(set(names)) < len(names):
         hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
         raise UserError(
-            f"{file}: the first line must name the columns: path and, optionally, label, coarse, part, "
+            f"{file}: the first line must name the columns, each once: path and, optionally, label, coarse, part, "
             f"{', '.join(BOX)}; found: {', '.join(names) or 'nothing'}.{hint}"
         )
     rows = []
     for row in reader:
+        if any(row.pop(None, ())):  # where DictReader keeps what is beyond the last column
+            raise UserError(
+                f"{file}, line {reader.line_num}: more cells than the {len(names)} columns of the first line. Put a "
+                "cell with a comma into quotation marks."
+            )
         values = {name: value.strip() for name, value in row.items() if name and value}
         if "path" not in values:
             raise UserError(f"{file}, line {reader.line_num}: no path.")
@@ -267,13 +318,38 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
 
 
 def images_under(folder: Path) -> list[str]:
-    """The image files under a folder, at any depth, sorted; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith("."))
-        found += [os.path.join(parent, name) for name in images]
+    """The image files under a folder, at any depth, sorted; hidden files and folders are passed over.
+
+    Links to folders are followed; a folder that is reached twice is read once.
+
+    Raises:
+        UserError: a folder cannot be read, or a photograph is in a format that PIL does not read.
+    """
+    found, unread, seen = [], [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that holds it would never end
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in names if is_image(name)]
+        unread += [name for name in names if os.path.splitext(name)[1].lower() in NOT_READ and name[0] != "."]
+    if unread:
+        raise UserError(
+            f"{folder} holds {len(unread)} photographs in HEIC, which are not read: {some(sorted(unread))}. Convert "
+            "them to JPEG, or move them elsewhere."
+        )
     return sorted(found)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name is that of an image, and not hidden."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}). Make it readable, or move it elsewhere.")
 
 
 def read_coarse_map(path: Path) -> dict[str, str]:
