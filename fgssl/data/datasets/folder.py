@@ -301,7 +301,7 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
     for part, folder in parts.items():
         classes = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
         if not classes:
-            raise UserError(f"{name}: {folder} has no class folders.")
+            raise UserError(f"{name}: {folder} has no class folders. Sort its images into {folder}/<class>/.")
         for class_name in classes:
             images = images_under(folder / class_name)
             if not images:
