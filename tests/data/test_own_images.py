@@ -140,6 +140,14 @@ def test_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         Folder(str(tmp_path)).index()
 
 
+def test_name_that_is_not_utf_8_is_refused(tmp_path):
+    images(tmp_path, "cat/a.jpg", "dög/猫.jpg")
+    assert labels(Folder(str(tmp_path)).index()) == ["cat", "dög"]
+    os.rename(tmp_path / "dög", tmp_path / os.fsdecode("dög".encode("latin-1")))
+    with pytest.raises(UserError, match=r"d\ufffdg/猫.jpg: the name of a file or folder is not UTF-8. Rename it"):
+        Folder(str(tmp_path)).index()
+
+
 # ---- lists ----------------------------------------------------------------------------------------------------------
 
 

@@ -323,7 +323,7 @@ def images_under(folder: Path) -> list[str]:
     Links to folders are followed; a folder that is reached twice is read once.
 
     Raises:
-        UserError: a folder cannot be read, or a photograph is in a format that PIL does not read.
+        UserError: a folder cannot be read, a photograph is in a format that PIL does not read, or a name is not UTF-8.
     """
     found, unread, seen = [], [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
@@ -340,6 +340,12 @@ def images_under(folder: Path) -> list[str]:
             f"{folder} holds {len(unread)} photographs in HEIC, which are not read: {some(sorted(unread))}. Convert "
             "them to JPEG, or move them elsewhere."
         )
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:  # pictures, tables and JSON files cannot hold such a name
+        path = next(path for path in found if error.object[error.start] in path)
+        shown = os.fsencode(path).decode(errors="replace")
+        raise UserError(f"{shown}: the name of a file or folder is not UTF-8. Rename it and others like it.") from error
     return sorted(found)
 
 
