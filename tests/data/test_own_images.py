@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fgssl.cli.main import main
 from fgssl.commands.data import main as data_main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets import Folder, HuggingFace, Items
+from fgssl.data.datasets.items import column_labels
 from fgssl.data.images import read_row
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import SingleView
@@ -394,6 +396,48 @@ def test_options_of_hugging_face_choose_splits_and_columns(options, parts, label
     index = HuggingFace("some/name", **options).index()
     assert (index.split.tolist(), index.fine.tolist()) == (parts, labels)
     assert read_row(index, 0).getpixel((0, 0)) == (grey, grey, grey)
+
+
+class Split(list):
+    """The label column of a split of Hugging Face; ``names`` makes it one of class labels, () leaves it out."""
+
+    def __init__(self, *values, names=None):
+        super().__init__({"kind": value} for value in values)
+        self.features = {} if names == () else {"kind": SimpleNamespace(names=names)}
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "labels", "names"),
+    [
+        (Split(1, 0, names=["x", "y"]), Split(0, 1, names=["x", "y"]), ([1, 0], [0, 1]), ["x", "y"]),
+        (Split(1, 0, names=["x", "y"]), Split(0, 1, names=["y", "x"]), ([1, 0], [1, 0]), ["x", "y"]),
+        (Split(1, None, names=["x", "y"]), Split(-1, names=["x", "y"]), ([1, -1], [-1]), ["x", "y"]),
+        (Split("dog", "cat", ""), Split("dog"), ([1, 0, -1], [1]), ["cat", "dog"]),
+        (Split(2, 0.0, None), Split(-1), ([2, 0, -1], [-1]), None),
+        (Split(1, 0, names=["x", "y"]), Split(7, 8, names=()), ([1, 0], [-1, -1]), ["x", "y"]),
+    ],
+    ids=["as they are", "another order", "none", "texts", "numbers", "left out"],
+)
+def test_labels_of_hugging_face(train, test, labels, names):
+    found, classes = column_labels({"train": train, "test": test}, "kind")
+    assert ((found["train"].tolist(), found["test"].tolist()), classes) == (labels, names)
+
+
+@pytest.mark.parametrize("value", [0.5, [0, 1], Image.new("L", (1, 1))])
+def test_column_without_classes_of_hugging_face_is_named(value, monkeypatch):
+    split = Split(value)
+    split.features |= {"picture": type("Image", (), {})()}
+    monkeypatch.setattr(HuggingFace, "check_files", lambda self: None)
+    monkeypatch.setattr(HuggingFace, "_load", lambda self: {"train": split})
+    with pytest.raises(
+        UserError, match=r"column 'kind' of some/name holds neither names nor whole numbers \(.*Give --data"
+    ):
+        HuggingFace("some/name", label="kind").index()
+    with pytest.raises(UserError, match="no split is named. Give --data.dataset.train"):
+        HuggingFace("some/name", train=None).index()
 
 
 def test_hugging_face_without_its_package_names_the_extra(monkeypatch):
