@@ -273,6 +273,13 @@ def test_imagenet_class_that_is_none(tmp_path):
         ALL["imagenet"](str(tmp_path), partial=True).index()
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifartoy"])
+def test_cifar_class_folder_of_another_name(name, tmp_path):
+    (trees.make_cifar10_folders(tmp_path) / "train" / "automobile").rename(tmp_path / "train" / "car")
+    with pytest.raises(UserError, match="classes that the class list does not have: car"):
+        ALL[name](str(tmp_path), partial=True).index()
+
+
 @pytest.mark.parametrize(
     ("name", "option"), [("cifartoy", {"variant": "goood"}), ("aircraft", {"coarse": "famly"})], ids=str
 )

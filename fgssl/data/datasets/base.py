@@ -88,7 +88,7 @@ class DataSet:
 
     def _one_folder_away(self) -> Path | None:
         """The folder above ``root``, or one in it, that has the layout; None: neither."""
-        inner = sorted(entry for entry in self.root.iterdir() if entry.is_dir()) if self.root.is_dir() else []
+        inner = [self.root / name for name in sorted(folders_in(self.root))] if self.root.is_dir() else []
         layouts = (self.layout, *self.other_layouts)
         whole = (f for f in (self.root.parent, *inner) for parts in layouts if all((f / p).exists() for p in parts))
         return next(whole, None)
@@ -120,6 +120,12 @@ class DataSet:
                 f"('fgssl data check': --partial)."
             )
         warnings.warn(message, stacklevel=3)
+
+
+def folders_in(folder: Path) -> set[str]:
+    """Names of the folders in a folder; none of hidden ones."""
+    with os.scandir(folder) as entries:  # which knows the kind of an entry without asking the disk again
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet, encode, some
+from fgssl.data.datasets.base import DataSet, encode, folders_in, some
 from fgssl.data.datasets.files import read_utf8
 from fgssl.data.index import Index
 from fgssl.errors import UserError, did_you_mean
@@ -126,11 +126,6 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
                 "give --data.dataset.labels false ('fgssl data check': --no-labels) to take all images without labels."
             )
     return read_class_folders("folder", parts), has_parts
-
-
-def folders_in(folder: Path) -> set[str]:
-    """Names of the folders in a folder; none of hidden ones."""
-    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def _refuse_hidden_parts(root: Path, inner: set[str]) -> None:
@@ -299,7 +294,7 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
     """
     files: list[tuple[str, str, str]] = []  # part, class, path
     for part, folder in parts.items():
-        classes = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+        classes = sorted(folders_in(folder))
         if not classes:
             raise UserError(f"{name}: {folder} has no class folders. Sort its images into {folder}/<class>/.")
         for class_name in classes:
