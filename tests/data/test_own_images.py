@@ -62,11 +62,13 @@ def test_folder_with_a_class_named_train_has_no_parts(tmp_path):
     assert labels(index) == ["plane", "train"]
 
 
-def test_folders_without_images_may_stand_beside_the_parts(tmp_path):
-    images(tmp_path, "train/a.jpg", "test/c.jpg")
+@pytest.mark.parametrize("parts", [("train", "test"), ("train", "val"), ("train",)])
+def test_folders_without_images_may_stand_beside_the_parts(parts, tmp_path):
+    images(tmp_path, *(f"{part}/cat/a.jpg" for part in parts))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("")
-    assert Folder(str(tmp_path)).index().split.tolist() == ["train", "test"]
+    for options in ({}, {"labels": False}):
+        assert Folder(str(tmp_path), **options).index().split.tolist() == list(parts)
 
 
 def test_folder_holds_out_a_share_of_each_class(tmp_path):
@@ -85,6 +87,7 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
         (("train/a.jpg", "test/b.jpg", "bus/c.jpg"), {}, r"images lie in bus too, which would be left out\. Move"),
         (("train/cat/a.jpg", "test/cat/b.jpg", "old/cat/c.jpg", "bus/d.jpg"), {"labels": False}, "in bus, old too"),
         (("train/a.jpg", "test/b.jpg", "validation/c.jpg"), {}, r"left out\. Rename validation to val, the .* part\.$"),
+        (("train/a.jpg", "val/b.jpg", "new/c.jpg"), {}, "the parts train, val, but images lie in new too"),
         (("train/cat/a.jpg", "valid/cat/c.jpg"), {}, "the parts train, but images lie in valid too"),
         (("train/a.jpg", "val/a.jpg", "test/b.jpg", "valid/c.jpg"), {}, "lie in valid too, .* left out. Move images"),
         (

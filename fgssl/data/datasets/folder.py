@@ -28,8 +28,8 @@ class Folder(DataSet):
 
     ``root`` is one of these:
 
-    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts; other images and folders of images
-      beside them are refused;
+    - a folder that holds ``train`` and ``test``, ``val`` or both: the parts; other images and folders of images beside
+      them are refused;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
     - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
       box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
@@ -103,7 +103,7 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
             the parts have other names, or are one folder deeper.
     """
     inner = folders_in(root)
-    has_parts = {"train", "test"} <= inner or ("train" in inner and inner <= {*PARTS, *MEANT_AS_VAL})
+    has_parts = holds_parts(root, inner)
     if has_parts:
         _refuse_others(root, inner)
     else:
@@ -126,6 +126,14 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
                 "give --data.dataset.labels false ('fgssl data check': --no-labels) to take all images without labels."
             )
     return read_class_folders("folder", parts), has_parts
+
+
+def holds_parts(root: Path, inner: set[str]) -> bool:
+    """Whether the folders ``inner`` of ``root`` are parts, not classes: train and another part, or no other images."""
+    others = inner - {"train"}
+    if "train" not in inner or others & {*PARTS, *MEANT_AS_VAL}:
+        return "train" in inner
+    return not any(images_under(root / name) for name in others)
 
 
 def _refuse_hidden_parts(root: Path, inner: set[str]) -> None:
