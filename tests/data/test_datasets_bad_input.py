@@ -121,6 +121,7 @@ def test_no_class_folders(tmp_path):
         ("map.csv", "cat,pet\ndog\nhorse,farm\n", "expected one coarse class name for each class"),
         ("map.csv", "cat,pet\ncat,farm\ndog,pet\nhorse,farm\n", "given twice: cat"),
         ("map.json", '{"cat": "pet", "cat": "farm"}', "given twice: cat"),
+        ("map.csv", "cat,pet\ndog,\nhorse, \n", "no coarse class is given for dog, horse"),
         ("map.json", '["cat"]', "expected one coarse class name"),
         ("map.json", '{"cat": ', "not valid JSON"),
     ],

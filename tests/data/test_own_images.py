@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,16 @@ def test_list_names_the_line_that_is_wrong(name, text, message, tmp_path):
     images(tmp_path, "a.jpg")
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
+        Folder(str(tmp_path / name)).index()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "photos.zip", "photos.tar.gz"])
+def test_image_or_archive_is_no_list(name, tmp_path):
+    images(tmp_path / "photos", "a.jpg")
+    images(tmp_path, "a.jpg")
+    shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")
+    shutil.make_archive(str(tmp_path / "photos"), "gztar", tmp_path / "photos")
+    with pytest.raises(UserError, match=f"{name} is no folder or list of images"):
         Folder(str(tmp_path / name)).index()
 
 

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,7 +125,8 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
         if flat[part]:
             raise UserError(
                 f"folder: {some(flat[part], 2)} in no class folder, but others of the data set are. Move them, or "
-                "give --data.dataset.labels false ('fgssl data check': --no-labels) to take all images without labels."
+                "give --data.dataset.labels false ('fgssl data check': --no-labels, Python: labels=False) "
+                "to take all images without labels."
             )
     return read_class_folders("folder", parts), has_parts
 
@@ -189,6 +192,8 @@ def read_list(file: Path) -> tuple[Index, bool]:
         UserError: a column, part or path is wrong, and the message names it and its line; or the file is not text in
             UTF-8.
     """
+    if is_image(file.name) or zipfile.is_zipfile(file) or tarfile.is_tarfile(file):
+        raise UserError(f"{file} is no folder or list of images. Give the folder of the image, or unpack the archive.")
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_lines(file)
     if not rows:
         raise UserError(f"{file} names no image.")
@@ -382,6 +387,8 @@ def read_coarse_map(path: Path) -> dict[str, str]:
     if not isinstance(pairs, list) or any(len(pair) != 2 or not isinstance(pair[1], str) for pair in pairs):
         raise UserError(f"coarse map {path}: expected one coarse class name for each class.")
     mapping = {str(fine).strip(): coarse.strip() for fine, coarse in pairs}
+    if empty := [name for name, coarse in mapping.items() if not coarse]:
+        raise UserError(f"coarse map {path}: no coarse class is given for {some(empty)}.")
     if len(mapping) != len(pairs):
         names = [str(fine).strip() for fine, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
