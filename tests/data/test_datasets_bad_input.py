@@ -1,5 +1,6 @@
 """Mistakes that a user can mend: each is one clear message, and no traceback of ours."""
 
+import io
 import os
 import pickle
 
@@ -220,6 +221,21 @@ def test_batch_of_another_form(content, message, tmp_path):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=message):
         ALL["cifar10"](str(tmp_path), partial=True).index()
+
+
+def test_mat_file_without_permission(tmp_path, monkeypatch):
+    path, opened = trees.make_flowers(tmp_path) / "setid.mat", io.open
+
+    def refuse(file, *args, **options):  # as the system does, but to root
+        if str(file) == str(path):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr("io.open", refuse)
+    with pytest.raises(
+        UserError, match=r"flowers: .*setid.mat cannot be read \(Permission denied\)\. Make it readable"
+    ):
+        ALL["flowers"](str(tmp_path), partial=True).index()
 
 
 def test_file_that_a_level_of_aircraft_lacks(tmp_path):

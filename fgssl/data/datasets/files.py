@@ -84,10 +84,13 @@ def read_mat(path: Path) -> dict[str, Any]:
     """
     from scipy.io import loadmat
 
-    try:
-        return loadmat(path, squeeze_me=True)
-    except Exception as error:  # SciPy has no one error for damaged files: IndexError, zlib.error, MatReadError, ...
-        raise UserError(f"{path} is not a readable .mat file: {error}. Get it again.") from error
+    with path.open("rb") as file:  # here, for the error of the system: SciPy's says nothing of permissions
+        try:
+            return loadmat(file, squeeze_me=True)
+        except (
+            Exception
+        ) as error:  # SciPy has no one error for damaged files: IndexError, zlib.error, MatReadError, ...
+            raise UserError(f"{path} is not a readable .mat file: {error}. Get it again.") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
