@@ -255,7 +255,7 @@ def test_sop_path_of_another_form(line, tmp_path):
 def test_root_one_folder_too_high_or_too_low(made, asked, tmp_path):
     trees.make_dtd(tmp_path / made)
     with pytest.raises(
-        UserError, match=rf"not found under .*{asked}.*\n.*\nAll of it is in {tmp_path / made}: give that"
+        UserError, match=rf"not found under .*{asked}.*\n.*\nThe folder {tmp_path / made} has this layout: give"
     ):
         ALL["dtd"](str(tmp_path / asked)).index()
 

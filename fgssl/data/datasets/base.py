@@ -81,8 +81,9 @@ class DataSet:
         return UserError(
             f"{self.name}: not found under {self.root}{where}: {', '.join(missing)}.\n"
             f"Expected layout: {layouts}.\n"
-            + (f"All of it is in {near}: give that folder.\n" if near else f"Where to get it: {self.source}\n")
-            + f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root "
+            + (f"The folder {near} has this layout: give it as root, if it is {self.name}.\n" if near else "")
+            + f"Where to get it: {self.source}\n"
+            f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root "
             f"('fgssl data check': --root)."
         )
 
