@@ -313,7 +313,7 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
         for class_name in classes:
             images = images_under(folder / class_name)
             if not images:
-                raise UserError(f"{name}: class folder {folder / class_name} holds no image.")
+                raise UserError(f"{name}: class folder {folder / class_name} holds no image. Fill it, or remove it.")
             files += [(part, class_name, path) for path in images]
     fine_names = tuple(sorted({class_name for _, class_name, _ in files}))
     return Index(
