@@ -188,6 +188,7 @@ def check_data(config: dict, files: bool = True) -> None:
         UserError: no data set is named, its name is unknown, or its files are missing.
     """
     from fgssl.data.datasets import ALL
+    from fgssl.data.datasets.base import readable
 
     name, options = class_of((config.get("data") or {}).get("dataset"))
     if name is None:
@@ -204,7 +205,8 @@ def check_data(config: dict, files: bool = True) -> None:
     except TypeError:
         return  # a wrong option is reported by the parser
     if files:
-        dataset.check_files()
+        with readable(dataset.name):
+            dataset.check_files()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Files of validation and test images that do not fit their annotations are named 
 """
 
 from collections.abc import Callable
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,21 +95,6 @@ class AnnotatedData(DataModule):
             prefetch=prefetch, on_error=on_error, mean=mean, std=std, seed=seed,
         )  # fmt: skip
         self.flip = flip
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.on_error == "error":
-            rows = np.concatenate([self.parts.val, self.parts.test])  # training meets its own in the first epoch
-            with ThreadPool(16) as pool:  # the time is the disk's
-                pool.map(self._check_header, rows.tolist())
-        super().setup(stage)
-
-    def _check_header(self, row: int) -> None:
-        """Compare an image file with its annotation as far as headers tell.
-
-        Raises:
-            UserError: a file is missing or unreadable, or they do not fit.
-        """
-        raise NotImplementedError
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise, in the model's precision. Float batches are returned unchanged."""

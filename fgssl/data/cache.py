@@ -64,14 +64,20 @@ def open_cache(index: Index, root: str | Path, side: int = SIDE, workers: int | 
         root: folder of all caches.
         side: shorter side of the cached images, px; smaller images are kept as they are.
         workers: number of decoding processes; None: number of CPU cores that this job may use.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     root = Path(root).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{index.name}-{side}-{fingerprint(index)}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            _build(index, folder, side, cores() if workers is None else workers)
-    return Cache(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _build(index, folder, side, cores() if workers is None else workers)
+        return Cache(folder)
+    except OSError as fault:  # no permission, a full disk
+        raise UserError(f"data.cache: {root} cannot be used ({fault}). Name another folder.") from fault
 
 
 def fingerprint(index: Index) -> str:
@@ -80,9 +86,10 @@ def fingerprint(index: Index) -> str:
     for path in index.paths.tolist():
         try:
             status = os.stat(path)
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        except FileNotFoundError:
-            digest.update(f"{path}\0missing\n".encode())
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:
+            state = "missing"
+        digest.update(f"{path}\0{state}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -116,7 +116,8 @@ def balance_table(index: Index) -> Table:
         rows = index.rows(part)
         counts = class_counts(index, rows)
         counts = counts[counts > 0]
-        coarse = 0 if index.coarse is None else len(np.unique(index.coarse[rows]))
+        labels = np.empty(0) if index.coarse is None else np.unique(index.coarse[rows])
+        coarse = (labels >= 0).sum()  # -1 is no class
         spread = f"{counts.min()} / {np.median(counts):g} / {counts.max()}" if len(counts) else "no labels"
         table.add_row(part, f"{len(rows):,}", rows_hash(rows), str(len(counts)), str(coarse), spread)
     return table
@@ -144,10 +145,10 @@ def sizes_line(index: Index) -> str:
 
 
 def coarse_sizes(index: Index) -> dict[str, int]:
-    """The number of classes of each coarse class (MaskCon's Tables 8 and 9); empty without coarse labels."""
-    if index.coarse is None:
+    """The number of classes of each coarse class (MaskCon's Tables 8 and 9); empty where no image has both labels."""
+    if index.coarse is None or not (labelled := (index.coarse >= 0) & (index.fine >= 0)).any():
         return {}
-    pairs = np.unique(np.stack([index.coarse, index.fine]), axis=1)
+    pairs = np.unique(np.stack([index.coarse, index.fine])[:, labelled], axis=1)
     return {name: int((pairs[0] == label).sum()) for label, name in enumerate(index.coarse_names)}
 
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +22,11 @@ from fgssl.data.augment import Channels, augment, normalise
 from fgssl.data.batch import Batch, empty_images
 from fgssl.data.cache import SIDE, Cache, open_cache
 from fgssl.data.datasets.base import DataSet
-from fgssl.data.images import open_row
+from fgssl.data.images import open_image, open_row
 from fgssl.data.index import Index
 from fgssl.data.normalisation import Trained, normalisation
 from fgssl.data.preprocessing import Preprocessing
-from fgssl.data.protocols import Parts, Protocol
+from fgssl.data.protocols import NO_ROWS, Parts, Protocol
 from fgssl.data.samplers import ClassBalanced, EvalShard, Shuffled, TrainSampler
 from fgssl.data.views import ContrastiveCrop, EvalView, PairViews, Views, views_of_row
 from fgssl.data.workers import workers_of_process
@@ -361,11 +362,31 @@ class DataModule(LightningDataModule):
         warnings.filterwarnings("ignore", message="Total length of `(list|Loader)` across ranks is zero")
         if stage == "fit":
             self._sampler()  # a batch that does not fit is said before anything starts
+            self._check_headers()
             self._open_cache()
             if isinstance(self.views, ContrastiveCrop):
                 boxes = torch.full((len(self.parts.index), 4), torch.nan, dtype=torch.float64)
                 self.objects = boxes.share_memory_()
         wait_for_all_ranks()  # the disk of one machine may be slower by more than the timeout of collectives
+
+    def _check_headers(self) -> None:
+        """Open the files that a fit evaluates at its end; training meets its own in the first epoch."""
+        index = self.parts.index
+        if self.on_error == "skip" or index.pixels is not None or index.images is not None:
+            return
+        tests = self.trainer is None or self.trainer.limit_test_batches != 0
+        rows = np.concatenate([self.parts.val, self.parts.test if tests else NO_ROWS])
+        with ThreadPool(16) as pool:  # the time is the disk's
+            pool.map(self._check_header, rows.tolist())
+
+    def _check_header(self, row: int) -> None:
+        """Read the header of an image file.
+
+        Raises:
+            UserError: it is missing or unreadable.
+        """
+        with open_image(self.parts.index.paths[row]):
+            pass
 
     def teardown(self, stage: str) -> None:
         if stage != "fit" and self.on_error == "skip":  # a fit has said it after each epoch

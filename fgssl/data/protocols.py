@@ -182,8 +182,11 @@ def _zero_shot(index: Index) -> Split:
 
 
 def _need_labels(index: Index, rows: np.ndarray, what: str) -> None:
-    if (index.fine[rows] < 0).any():
-        raise UserError(f"{index.name} has no single class label an image, which protocol '{what}' needs.")
+    if missing := int((index.fine[rows] < 0).sum()):
+        raise UserError(
+            f"protocol '{what}' needs a single class label an image; {missing} of {len(rows)} of {index.name} "
+            "have none."
+        )
 
 
 # Number of fine classes: split1 has 2,517 to train and 2,518 others to test, split2 the same 1,498 on both sides.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fgssl.data.images import DAMAGED
 from fgssl.errors import UserError, at_least
 
 SEQUENCES = 30  # in the official val.txt
@@ -284,7 +285,7 @@ def _header(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image
-    except OSError as fault:
+    except DAMAGED as fault:
         raise UserError(f"{path} cannot be read: {fault}") from fault
 
 
@@ -293,7 +294,7 @@ def _read(path: Path, mode: str | None = None) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image.convert(mode) if mode else image
-    except OSError as fault:
+    except DAMAGED as fault:
         raise UserError(f"{path} cannot be read: {fault}") from fault
 
 

@@ -56,6 +56,21 @@ def test_chart_shows_the_sizes_of_the_classes_and_of_the_coarse_ones(tmp_path, c
     assert chart.stat().st_size > 5000
 
 
+def test_images_without_a_label_are_of_no_class(tmp_path, capsys):
+    rows = ("a,A,train", "b,A,train", ",B,train", "b,,train", "c,B,test", ",,val")
+    for number in range(len(rows)):
+        trees.write_image(tmp_path / f"{number}.jpg", seed=number)
+    lines = ("path,label,coarse,part", *(f"{number}.jpg,{row}" for number, row in enumerate(rows)))
+    trees.write_lines(tmp_path / "list.csv", lines)
+    assert main(["check", "folder", "--root", str(tmp_path / "list.csv"), "--no-duplicates"]) == 0
+    out = capsys.readouterr().out
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert {part: (images, classes, coarse) for part, images, _, classes, coarse, _ in table} == {
+        "train": ("4", "2", "2"), "val": ("1", "0", "0"), "test": ("1", "1", "1"),
+    }  # fmt: skip
+    assert "classes by coarse class: A: 2, B: 1\n" in out
+
+
 def test_missing_and_truncated_images_are_named(tmp_path, capsys):
     trees.make_cub(tmp_path)
     absent, truncated = sorted(tmp_path.glob("images/*/*.jpg"))[:2]

@@ -14,6 +14,7 @@ from fgssl.data import cache as module
 from fgssl.data.cache import open_cache
 from fgssl.data.images import read_image
 from fgssl.data.index import Index
+from fgssl.errors import UserError
 from tests.trees import write_image
 
 SIZES = [(40, 32), (32, 50), (20, 20), (64, 48)]
@@ -98,3 +99,9 @@ def test_an_unreadable_image_has_no_pixels(index, tmp_path):
     cache = open_cache(index, tmp_path / "cache", workers=0)
     assert cache.image(1) is None
     assert np.array_equal(cache.image(2).permute(1, 2, 0), np.asarray(read_image(index.paths[2])))
+
+
+def test_a_folder_that_cannot_be_written_is_named(index, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache: .*/file cannot be used .*Name another folder"):
+        open_cache(index, tmp_path / "file", workers=0)

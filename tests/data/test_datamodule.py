@@ -286,6 +286,22 @@ def test_a_truncated_image_is_named_even_from_a_worker(cub, workers):
         loader._iterator._shutdown_workers()  # the garbage collector would wait five seconds for each
 
 
+def test_a_test_image_that_is_not_there_is_named_before_training(cub):
+    data = cub()
+    path = Path(data.parts.index.paths[data.parts.test[5]])
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=f"unreadable image: {path}"):
+        data.setup("fit")
+    path.unlink()
+    with pytest.raises(UserError, match=f"image not found: {path}"):
+        data.setup("fit")
+    data.setup("predict")
+    data.trainer = Trainer(limit_test_batches=0, logger=False, accelerator="cpu")
+    data.setup("fit")  # which reads no test image
+    skipping = cub(on_error="skip")
+    skipping.setup("fit")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_skipped_image_is_replaced_by_the_next_row_and_reported(cub, workers):
     data = cub(num_workers=workers, on_error="skip")

@@ -1,5 +1,6 @@
 """Mistakes that a user can mend: each is one clear message, and no traceback of ours."""
 
+import io
 import os
 import pickle
 
@@ -121,6 +122,7 @@ def test_no_class_folders(tmp_path):
         ("map.csv", "cat,pet\ndog\nhorse,farm\n", "expected one coarse class name for each class"),
         ("map.csv", "cat,pet\ncat,farm\ndog,pet\nhorse,farm\n", "given twice: cat"),
         ("map.json", '{"cat": "pet", "cat": "farm"}', "given twice: cat"),
+        ("map.csv", "cat,pet\ndog,\nhorse, \n", "no coarse class is given for dog, horse"),
         ("map.json", '["cat"]', "expected one coarse class name"),
         ("map.json", '{"cat": ', "not valid JSON"),
     ],
@@ -173,6 +175,100 @@ def test_truncated_batch(tmp_path):
         ALL["cifar10"](str(tmp_path), partial=True).index()
 
 
+FILES = (
+    ("cub", "classes.txt"),
+    ("cars", "devkit/cars_meta.mat"),
+    ("flowers", "setid.mat"),
+    ("sop", "Ebay_test.txt"),
+    ("aircraft", "data/images_family_val.txt"),
+    ("cifar10", "test_batch"),
+    ("cifar100", "meta"),
+    ("coco_instances", "annotations/instances_val2017.json"),
+    ("voc0712", "VOC2007/Annotations/000000.xml"),
+    ("uavdt", "UAV-benchmark-MOTD_v1.0/GT/M0203_gt_whole.txt"),
+    ("ade20k", "objectInfo150.txt"),
+)
+
+
+@pytest.mark.parametrize("content", [None, b"<html>\n<body>Not found</body>\n</html>\n", b"\0\1\2\x80\xff"])
+@pytest.mark.parametrize(("name", "file"), FILES)
+def test_a_file_of_another_kind_is_named(name, file, content, tmp_path):
+    getattr(trees, f"make_{name}")(tmp_path)
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_bytes(content) if content else (tmp_path / file).mkdir()  # which no user may read as a file
+    with pytest.raises(UserError, match=os.path.basename(file)):
+        ALL[name](str(tmp_path), partial=True).index()
+
+
+@pytest.mark.parametrize("file", ["imagelabels.mat", "setid.mat"])
+def test_empty_mat_file(file, tmp_path):
+    trees.make_flowers(tmp_path)
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{file} is not a readable .mat file: .*Get it again"):
+        ALL["flowers"](str(tmp_path), partial=True).index()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "test_batch is not a readable batch: it holds a list"),
+        ({"data": np.zeros((2, 12288), np.uint8), "labels": [0, 1]}, r"shape \(2, 12288\), not uint8 of 3072 columns"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [0, None]}, "test_batch: 'labels' must be whole numbers"),
+    ],
+)
+def test_batch_of_another_form(content, message, tmp_path):
+    trees.make_cifar10(tmp_path)
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=message):
+        ALL["cifar10"](str(tmp_path), partial=True).index()
+
+
+def test_mat_file_without_permission(tmp_path, monkeypatch):
+    path, opened = trees.make_flowers(tmp_path) / "setid.mat", io.open
+
+    def refuse(file, *args, **options):  # as the system does, but to root
+        if str(file) == str(path):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr("io.open", refuse)
+    with pytest.raises(
+        UserError, match=r"flowers: .*setid.mat cannot be read \(Permission denied\)\. Make it readable"
+    ):
+        ALL["flowers"](str(tmp_path), partial=True).index()
+
+
+def test_file_that_a_level_of_aircraft_lacks(tmp_path):
+    (trees.make_aircraft(tmp_path) / "data" / "images_family_val.txt").unlink()
+    with pytest.raises(UserError, match=r"images_family_val.txt cannot be read \(No such file or directory\)"):
+        ALL["aircraft"](str(tmp_path), partial=True).index()
+
+
+@pytest.mark.parametrize("line", ["1 1 1 bicycle_final\\1_0.JPG", "1 1 1 bicycle_final"])
+def test_sop_path_of_another_form(line, tmp_path):
+    replace_line(trees.make_sop(tmp_path) / "Ebay_train.txt", 1, line)
+    with pytest.raises(UserError, match=r"lists 'bicycle_final.*<super-class>_final/<image> is expected"):
+        ALL["sop"](str(tmp_path), partial=True).index()
+
+
+@pytest.mark.parametrize(("made", "asked"), [("dtd/dtd", "dtd"), ("dtd", "dtd/labels"), ("dtd", "dtd/dtd")])
+def test_root_one_folder_too_high_or_too_low(made, asked, tmp_path):
+    trees.make_dtd(tmp_path / made)
+    with pytest.raises(
+        UserError, match=rf"not found under .*{asked}.*\n.*\nThe folder {tmp_path / made} has this layout: give"
+    ):
+        ALL["dtd"](str(tmp_path / asked)).index()
+
+
+def test_imagenet_with_flat_test_images(tmp_path):
+    for folder in (trees.make_imagenet(tmp_path) / "val").iterdir():
+        for image in folder.iterdir():
+            image.rename(tmp_path / "val" / image.name)
+        folder.rmdir()
+    with pytest.raises(UserError, match=r"val has no class folders\. Sort its images into .*val/<class>/"):
+        ALL["imagenet"](str(tmp_path), partial=True).index()
+
+
 class _Exploit:
     def __reduce__(self):
         return os.mkdir, ("exploited",)
@@ -192,6 +288,13 @@ def test_imagenet_class_that_is_none(tmp_path):
     trees.write_image(tmp_path / "train" / "n00000000" / "1.JPEG")
     with pytest.raises(UserError, match="classes that the class list does not have: n00000000"):
         ALL["imagenet"](str(tmp_path), partial=True).index()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifartoy"])
+def test_cifar_class_folder_of_another_name(name, tmp_path):
+    (trees.make_cifar10_folders(tmp_path) / "train" / "automobile").rename(tmp_path / "train" / "car")
+    with pytest.raises(UserError, match="classes that the class list does not have: car"):
+        ALL[name](str(tmp_path), partial=True).index()
 
 
 @pytest.mark.parametrize(

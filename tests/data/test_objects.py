@@ -274,6 +274,7 @@ def change(root, half="train2017", **edits):
         ),
         ({"category_id": 9}, r"train2017.json, annotation 1: category '9' is not in the list of categories \(3, 7\)"),
         ({"image_id": 77}, r"train2017.json, annotation 1: there is no image 77"),
+        ({"bbox": [9, 3, -5, 5]}, r"train2017.json, annotation 1: bbox is \[9, 3, -5, 5\]; x, y, width and height are"),
         ({"bbox": [1, 2]}, r"train2017.json is not of COCO's form \(ValueError"),
         ({"bbox": [1, 2, float("nan"), 3]}, "train2017.json, annotation 1: bbox is NaN; a finite number is expected"),
         ({"area": None}, "train2017.json, annotation 1: area is null; a finite number is expected"),
@@ -291,6 +292,16 @@ def test_a_coco_image_without_a_width_is_named(tmp_path):
     content["images"][1]["width"] = None
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"val2017.json, image 101: width is null; a finite number is expected"):
+        ALL["coco_instances"](str(tmp_path), partial=True).index()
+
+
+def test_a_coco_image_id_given_twice_is_named(tmp_path):
+    """As in two files that were joined: the annotations of both images went to the second one."""
+    path = trees.make_coco_instances(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["id"] = 100
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"val2017.json: image id 100 is given twice\. Number the images anew"):
         ALL["coco_instances"](str(tmp_path), partial=True).index()
 
 
@@ -342,6 +353,7 @@ def test_broken_outlines_are_named_and_not_drawn_for_boxes_alone(segmentation, s
     ("old", "new", "said"),
     [
         ("aeroplane", "zeppelin", "000000.xml: category 'zeppelin' is not in the list"),
+        ("<xmax>", "<xmax>-", "000000.xml is not an annotation of VOC .* are no box"),
         ("<xmin>", "<xmin>9", r"000000.jpg: an annotated box .* outside of the image"),
         ("<ymin>", "<y>", "000000.xml is not an annotation of VOC"),
         ("<width>40</width>", "", r"000000.xml is not an annotation of VOC \(no size/width in <annotation>"),

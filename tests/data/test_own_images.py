@@ -1,8 +1,11 @@
 """One's own images: folders of any form, lists of paths, torch Datasets, Hugging Face's data sets; with duplicates."""
 
 import importlib.util
+import os
 import pickle
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from fgssl.cli.main import main
 from fgssl.commands.data import main as data_main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets import Folder, HuggingFace, Items
+from fgssl.data.datasets.items import column_labels
 from fgssl.data.images import read_row
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import SingleView
@@ -59,11 +63,13 @@ def test_folder_with_a_class_named_train_has_no_parts(tmp_path):
     assert labels(index) == ["plane", "train"]
 
 
-def test_folders_without_images_may_stand_beside_the_parts(tmp_path):
-    images(tmp_path, "train/a.jpg", "test/c.jpg")
+@pytest.mark.parametrize("parts", [("train", "test"), ("train", "val"), ("train",)])
+def test_folders_without_images_may_stand_beside_the_parts(parts, tmp_path):
+    images(tmp_path, *(f"{part}/cat/a.jpg" for part in parts))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("")
-    assert Folder(str(tmp_path)).index().split.tolist() == ["train", "test"]
+    for options in ({}, {"labels": False}):
+        assert Folder(str(tmp_path), **options).index().split.tolist() == list(parts)
 
 
 def test_folder_holds_out_a_share_of_each_class(tmp_path):
@@ -82,8 +88,19 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
         (("train/a.jpg", "test/b.jpg", "bus/c.jpg"), {}, r"images lie in bus too, which would be left out\. Move"),
         (("train/cat/a.jpg", "test/cat/b.jpg", "old/cat/c.jpg", "bus/d.jpg"), {"labels": False}, "in bus, old too"),
         (("train/a.jpg", "test/b.jpg", "validation/c.jpg"), {}, r"left out\. Rename validation to val, the .* part\.$"),
+        (("train/a.jpg", "val/b.jpg", "new/c.jpg"), {}, "the parts train, val, but images lie in new too"),
         (("train/cat/a.jpg", "valid/cat/c.jpg"), {}, "the parts train, but images lie in valid too"),
         (("train/a.jpg", "val/a.jpg", "test/b.jpg", "valid/c.jpg"), {}, "lie in valid too, .* left out. Move images"),
+        (
+            ("train/a.jpg", "test/b.jpg", "c.PNG", "d.jpg"),
+            {},
+            r"2 images lie beside them, .* left out: c\.PNG, d\.jpg\.",
+        ),
+        (("Train/cat/a.jpg", "Test/cat/b.jpg"), {}, "holds Test, Train, which would be taken for classes.*Rename them"),
+        (("training/a.jpg", "validation/b.jpg"), {"labels": False}, "holds training, validation, which would be taken"),
+        (("test/cat/a.jpg",), {}, "holds test, which would be taken for classes.*there must be a train"),
+        (("mine/train/cat/a.jpg", "mine/test/cat/b.jpg"), {}, "parts test, train are in .*root/mine: name that folder"),
+        (("cat/a.jpg", "cat/b.HEIC"), {}, r"holds 1 photographs in HEIC, which are not read: b\.HEIC\. Convert them"),
         (("a.txt",), {}, "holds no image"),
         (("a.jpg",), {"test_fraction": 1.0}, "must be 0 or more and below 1"),
         (("a.jpg",), {"coarse_map": "map.csv"}, "the images have no class labels"),
@@ -94,12 +111,47 @@ def test_folder_says_what_is_wrong(files, options, message, tmp_path, monkeypatc
     (tmp_path / "map.csv").write_text("cat,pet\n")
     (tmp_path / "root").mkdir()
     for file in files:
-        if file.endswith(".txt"):
+        if file.endswith((".txt", ".HEIC")):
             (tmp_path / "root" / file).write_text("")
         else:
             images(tmp_path / "root", file)
     with pytest.raises(UserError, match=message):
         Folder(str(tmp_path / "root"), **options).index()
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": False}])
+def test_links_to_folders_are_followed(options, tmp_path):
+    images(tmp_path, *(f"far/{name}/{number}.jpg" for name in NAMES for number in range(2)))
+    for part in ("train", "test"):
+        (tmp_path / "near" / part).mkdir(parents=True)
+        for name in NAMES:
+            (tmp_path / "near" / part / name).symlink_to(tmp_path / "far" / name)
+    (tmp_path / "far" / "cat" / "again").symlink_to(tmp_path / "far" / "cat")
+    index = Folder(str(tmp_path / "near"), **options).index()
+    assert index.split.tolist() == 6 * ["train"] + 6 * ["test"]
+    assert labels(index) == ([None] * 12 if options else 2 * [name for name in NAMES for _ in range(2)])
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    images(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    scandir = os.scandir
+
+    def refuse(folder):  # as the system does, but to root
+        if str(folder).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(UserError, match=r"dog cannot be read \(Permission denied\)\. Make it readable"):
+        Folder(str(tmp_path)).index()
+
+
+def test_name_that_is_not_utf_8_is_refused(tmp_path):
+    images(tmp_path, "cat/a.jpg", "dög/猫.jpg")
+    assert labels(Folder(str(tmp_path)).index()) == ["cat", "dög"]
+    os.rename(tmp_path / "dög", tmp_path / os.fsdecode("dög".encode("latin-1")))
+    with pytest.raises(UserError, match=r"d\ufffdg/猫.jpg: the name of a file or folder is not UTF-8. Rename it"):
+        Folder(str(tmp_path)).index()
 
 
 # ---- lists ----------------------------------------------------------------------------------------------------------
@@ -147,6 +199,9 @@ def test_text_file_gives_paths(tmp_path):
         ("list.csv", "path,part\na.jpg,tset\n", "line 2: part 'tset' is not train, val, test"),
         ("list.csv", "path,label\n,cat\n", "line 2: no path"),
         ("list.csv", "path\n", "names no image"),
+        ("list.csv", "path,label,label\na.jpg,cat,dog\n", "name the columns, each once.*found: path, label, label"),
+        ("list.csv", "path,label\na.jpg,cat,dog\n", "line 2: more cells than the 2 columns of the first line"),
+        ("list.csv", 'path,label\na.jpg,"cat\nb.jpg,dog\n', "after line 1: .* a quotation mark that is not closed"),
         ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,3\n", "a.jpg: the box must be four numbers"),
         ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,x,4\n", "a.jpg: the box must be four numbers"),
         ("list.csv", "path,x0,y0,x1,y1\na.jpg,1,2,nan,4\n", "a.jpg: the box must be four numbers"),
@@ -159,6 +214,16 @@ def test_list_names_the_line_that_is_wrong(name, text, message, tmp_path):
     images(tmp_path, "a.jpg")
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
+        Folder(str(tmp_path / name)).index()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "photos.zip", "photos.tar.gz"])
+def test_image_or_archive_is_no_list(name, tmp_path):
+    images(tmp_path / "photos", "a.jpg")
+    images(tmp_path, "a.jpg")
+    shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")
+    shutil.make_archive(str(tmp_path / "photos"), "gztar", tmp_path / "photos")
+    with pytest.raises(UserError, match=f"{name} is no folder or list of images"):
         Folder(str(tmp_path / name)).index()
 
 
@@ -345,6 +410,48 @@ def test_options_of_hugging_face_choose_splits_and_columns(options, parts, label
     index = HuggingFace("some/name", **options).index()
     assert (index.split.tolist(), index.fine.tolist()) == (parts, labels)
     assert read_row(index, 0).getpixel((0, 0)) == (grey, grey, grey)
+
+
+class Split(list):
+    """The label column of a split of Hugging Face; ``names`` makes it one of class labels, () leaves it out."""
+
+    def __init__(self, *values, names=None):
+        super().__init__({"kind": value} for value in values)
+        self.features = {} if names == () else {"kind": SimpleNamespace(names=names)}
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "labels", "names"),
+    [
+        (Split(1, 0, names=["x", "y"]), Split(0, 1, names=["x", "y"]), ([1, 0], [0, 1]), ["x", "y"]),
+        (Split(1, 0, names=["x", "y"]), Split(0, 1, names=["y", "x"]), ([1, 0], [1, 0]), ["x", "y"]),
+        (Split(1, None, names=["x", "y"]), Split(-1, names=["x", "y"]), ([1, -1], [-1]), ["x", "y"]),
+        (Split("dog", "cat", ""), Split("dog"), ([1, 0, -1], [1]), ["cat", "dog"]),
+        (Split(2, 0.0, None), Split(-1), ([2, 0, -1], [-1]), None),
+        (Split(1, 0, names=["x", "y"]), Split(7, 8, names=()), ([1, 0], [-1, -1]), ["x", "y"]),
+    ],
+    ids=["as they are", "another order", "none", "texts", "numbers", "left out"],
+)
+def test_labels_of_hugging_face(train, test, labels, names):
+    found, classes = column_labels({"train": train, "test": test}, "kind")
+    assert ((found["train"].tolist(), found["test"].tolist()), classes) == (labels, names)
+
+
+@pytest.mark.parametrize("value", [0.5, [0, 1], Image.new("L", (1, 1))])
+def test_column_without_classes_of_hugging_face_is_named(value, monkeypatch):
+    split = Split(value)
+    split.features |= {"picture": type("Image", (), {})()}
+    monkeypatch.setattr(HuggingFace, "check_files", lambda self: None)
+    monkeypatch.setattr(HuggingFace, "_load", lambda self: {"train": split})
+    with pytest.raises(
+        UserError, match=r"column 'kind' of some/name holds neither names nor whole numbers \(.*Give --data"
+    ):
+        HuggingFace("some/name", label="kind").index()
+    with pytest.raises(UserError, match="no split is named. Give --data.dataset.train"):
+        HuggingFace("some/name", train=None).index()
 
 
 def test_hugging_face_without_its_package_names_the_extra(monkeypatch):

@@ -276,10 +276,13 @@ def test_bad_options(option, message):
         Protocol(**option)
 
 
+@pytest.mark.parametrize("missing", [1, 800])
 @pytest.mark.parametrize("option", [{"split": "zero_shot"}, {"label_noise": 0.1}])
-def test_labels_that_do_not_exist(option):
-    index = replace(make_index(), fine=np.full(800, -1))
-    with pytest.raises(UserError, match="no single class label"):
+def test_labels_that_do_not_exist(option, missing):
+    index = make_index()
+    index.fine[index.rows("train")[0] if missing == 1 else slice(None)] = -1
+    rows = len(index) if "split" in option else len(index.rows("train"))
+    with pytest.raises(UserError, match=rf"needs a single class label an image; {min(missing, rows)} of {rows} of "):
         Protocol(**option).apply(index)
 
 

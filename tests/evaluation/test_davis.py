@@ -223,6 +223,13 @@ def spoil_bytes(root):
     (root / "JPEGImages/480p/one/00002.jpg").write_bytes(b"no image")
 
 
+def spoil_chunk(root):
+    path = root / "Annotations/480p/one/00002.png"
+    content = bytearray(path.read_bytes())
+    content[11] = 2  # the length of the header: PIL raises a ValueError
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -234,6 +241,7 @@ def spoil_bytes(root):
         (spoil_colours, "one/00004.png is an image of mode RGB"),
         (spoil_objects, "one/00000.png contains no object"),
         (spoil_bytes, "one/00002.jpg cannot be read"),
+        (spoil_chunk, "one/00002.png cannot be read: Truncated IHDR chunk"),
     ],
 )
 def test_faulty_file_is_named_before_the_network_runs(root, spoil, said):

@@ -5,7 +5,8 @@ Nothing here or in the files beside it imports torch, so that a missing data set
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,19 +77,29 @@ class DataSet:
         """Error for missing files: their names, the folder that was searched, the layout and a source of the data."""
         where = "" if self.root.is_dir() else " (no such folder)"
         layouts = "\n  or: ".join(", ".join(layout) for layout in (self.layout, *self.other_layouts))
+        near = self._one_folder_away()
         return UserError(
             f"{self.name}: not found under {self.root}{where}: {', '.join(missing)}.\n"
             f"Expected layout: {layouts}.\n"
-            f"Where to get it: {self.source}\n"
+            + (f"The folder {near} has this layout: give it as root, if it is {self.name}.\n" if near else "")
+            + f"Where to get it: {self.source}\n"
             f"Then set FGSSL_DATA to the folder that holds '{self.folder}', or pass --data.dataset.root "
             f"('fgssl data check': --root)."
         )
 
+    def _one_folder_away(self) -> Path | None:
+        """The folder above ``root``, or one in it, that has the layout; None: neither."""
+        inner = [self.root / name for name in sorted(folders_in(self.root))] if self.root.is_dir() else []
+        layouts = (self.layout, *self.other_layouts)
+        whole = (f for f in (self.root.parent, *inner) for parts in layouts if all((f / p).exists() for p in parts))
+        return next(whole, None)
+
     def index(self) -> Index:
         """Rows of the data set; the files are read and checked at the first call."""
         if self._index is None:
-            self.check_files()
-            index = self._read()
+            with readable(self.name):
+                self.check_files()
+                index = self._read()
             check_rows(index)
             self._check_counts(index)
             if self.trainval:
@@ -110,6 +121,28 @@ class DataSet:
                 f"('fgssl data check': --partial)."
             )
         warnings.warn(message, stacklevel=3)
+
+
+def folders_in(folder: Path) -> set[str]:
+    """Names of the folders in a folder; none of hidden ones."""
+    with os.scandir(folder) as entries:  # which knows the kind of an entry without asking the disk again
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Report what the operating system refuses, such as files without permission.
+
+    Raises:
+        UserError: names the file and the reason.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise UserError(
+            f"{name}: {fault.filename or 'a file'} cannot be read ({fault.strerror or fault}). Make it readable, or "
+            "get it again."
+        ) from fault
 
 
 def check_rows(index: Index) -> None:

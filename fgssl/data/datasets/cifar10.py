@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet, Published
+from fgssl.data.datasets.base import DataSet, Published, encode
 from fgssl.data.datasets.files import read_batches
 from fgssl.data.datasets.folder import read_class_folders
 from fgssl.data.index import Index
@@ -27,7 +27,9 @@ class CIFAR10(DataSet):
 
     def _read(self) -> Index:
         if not self.has(self.layout):
-            return read_class_folders(self.name, {part: self.root / part for part in ("train", "test")})
+            index = read_class_folders(self.name, {part: self.root / part for part in ("train", "test")})
+            encode(index.fine_names, CLASSES, self.root)  # other names would have other groups in CIFARtoy
+            return index
         parts = {"train": [self.root / name for name in BATCHES], "test": [self.root / "test_batch"]}
         pixels, labels, split = read_batches(parts, keys=("labels",))
         return Index(

@@ -5,6 +5,7 @@ import numpy as np
 from fgssl.data.datasets.base import DataSet, Published
 from fgssl.data.datasets.files import read_batches, read_pickle
 from fgssl.data.index import Index
+from fgssl.errors import UserError
 
 
 class CIFAR100(DataSet):
@@ -21,6 +22,9 @@ class CIFAR100(DataSet):
         parts = {part: [self.root / part] for part in ("train", "test")}
         pixels, labels, split = read_batches(parts, keys=("fine_labels", "coarse_labels"))
         names = read_pickle(self.root / "meta")
+        absent = [key for key in ("fine_label_names", "coarse_label_names") if key not in names]
+        if absent:
+            raise UserError(f"{self.root / 'meta'}: no '{absent[0]}' in it; get the file of CIFAR-100.")
         return Index(
             name=self.name,
             paths=np.array([f"image {row:05d}" for row in range(len(pixels))]),

@@ -62,6 +62,8 @@ def _scenes(half: dict[str, Any], folder: Path, part: str, label_of: dict[int, i
                 finite(image[side], f"{where}, image {image['id']}: {side}") for side in ("width", "height")
             )
             size = int(width), int(height)
+            if image["id"] in scenes:  # its annotations would go to the other image
+                raise UserError(f"{where}: image id {image['id']} is given twice. Number the images anew.")
             scenes[image["id"]] = Scene(str(folder / image["file_name"]), part, size, [])
         for item in half["annotations"]:
             here = f"{where}, annotation {item['id']}"
@@ -69,6 +71,8 @@ def _scenes(half: dict[str, Any], folder: Path, part: str, label_of: dict[int, i
                 raise UserError(f"{here}: there is no image {item['image_id']}.")
             label = known_class(item["category_id"], label_of, here)
             x, y, width, height = (finite(side, f"{here}: bbox") for side in item["bbox"])
+            if width < 0 or height < 0:
+                raise UserError(f"{here}: bbox is {item['bbox']}; x, y, width and height are expected.")
             crowd = bool(item.get("iscrowd", 0))
             area, outline = finite(item.get("area", width * height), f"{here}: area"), item.get("segmentation")
             scene = scenes[item["image_id"]]

@@ -84,10 +84,13 @@ def read_mat(path: Path) -> dict[str, Any]:
     """
     from scipy.io import loadmat
 
-    try:
-        return loadmat(path, squeeze_me=True)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a readable .mat file: {error}") from error
+    with path.open("rb") as file:  # here, for the error of the system: SciPy's says nothing of permissions
+        try:
+            return loadmat(file, squeeze_me=True)
+        except (
+            Exception
+        ) as error:  # SciPy has no one error for damaged files: IndexError, zlib.error, MatReadError, ...
+            raise UserError(f"{path} is not a readable .mat file: {error}. Get it again.") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -114,9 +117,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, ImportError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is not a readable batch: {error}") from error
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise UserError(f"{path} is not a readable batch: {error}. Get it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a readable batch: it holds a {type(content).__name__}, not a dict.")
+    return content
 
 
 def read_batches(
@@ -132,7 +138,8 @@ def read_batches(
         pixels [N, 32, 32, 3] uint8, the labels [N] int64 by key, and the part [N] str of each image.
 
     Raises:
-        UserError: a key is absent, or a label list is shorter or longer than the images.
+        UserError: a key is absent, the images have another size, or a label list is shorter or longer than the images,
+            or holds anything but numbers.
     """
     pixels, split = [], []
     labels: dict[str, list[np.ndarray]] = {key: [] for key in keys}
@@ -141,12 +148,20 @@ def read_batches(
         absent = [key for key in ("data", *keys) if key not in batch]
         if absent:
             raise UserError(f"{path}: no '{absent[0]}' in this batch; it has {', '.join(map(str, batch))}.")
-        # each row holds the red plane, then the green, then the blue
-        images = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        data = np.asarray(batch["data"])
+        if data.dtype != np.uint8 or data.shape[1:] != (3 * 32 * 32,):
+            raise UserError(
+                f"{path}: 'data' is {data.dtype} of shape {data.shape}, not uint8 of {3 * 32 * 32} columns, images of "
+                "32 x 32 px."
+            )
+        images = data.reshape(-1, 3, 32, 32)  # each row holds the red plane, then the green, then the blue
         pixels.append(images.transpose(0, 2, 3, 1))
         split.append(np.full(len(images), part))
         for key in keys:
             if len(batch[key]) != len(images):
                 raise UserError(f"{path}: {len(batch[key])} {key} for {len(images)} images.")
-            labels[key].append(np.asarray(batch[key], dtype=np.int64))
+            try:
+                labels[key].append(np.asarray(batch[key], dtype=np.int64))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}: '{key}' must be whole numbers ({error}).") from error
     return np.concatenate(pixels), {key: np.concatenate(labels[key]) for key in keys}, np.concatenate(split)

@@ -4,19 +4,23 @@ import csv
 import io
 import json
 import os
+import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet, encode, some
+from fgssl.data.datasets.base import DataSet, encode, folders_in, some
 from fgssl.data.datasets.files import read_utf8
 from fgssl.data.index import Index
 from fgssl.errors import UserError, did_you_mean
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".ppm", ".pgm", ".tif", ".tiff"}
+NOT_READ = {".heic", ".heif"}  # photographs that PIL does not read
 PARTS = ("train", "val", "test")
 MEANT_AS_VAL = ("valid", "validation")  # names that other programs have for it
+MEANT_AS_PARTS = {*PARTS, *MEANT_AS_VAL, "training", "testing"}
 BOX = ("x0", "y0", "x1", "y1")
 COLUMNS = ("path", "label", "coarse", "part", *BOX)
 
@@ -26,8 +30,8 @@ class Folder(DataSet):
 
     ``root`` is one of these:
 
-    - a folder that holds ``train`` and ``test``, and optionally ``val``: the parts; other folders of images beside them
-      are refused;
+    - a folder that holds ``train`` and ``test``, ``val`` or both: the parts; other images and folders of images beside
+      them are refused;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
     - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
       box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
@@ -97,13 +101,15 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
         labels: take folder names as classes.
 
     Raises:
-        UserError: there is no image, some images lie in class folders and others beside them, or in folders beside the
-            parts.
+        UserError: there is no image, some images lie in class folders and others beside them, or beside the parts; or
+            the parts have other names, or are one folder deeper.
     """
-    inner = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    has_parts = {"train", "test"} <= inner or ("train" in inner and inner <= {*PARTS, *MEANT_AS_VAL})
+    inner = folders_in(root)
+    has_parts = holds_parts(root, inner)
     if has_parts:
-        _refuse_other_folders(root, inner)
+        _refuse_others(root, inner)
+    else:
+        _refuse_hidden_parts(root, inner)
     parts = {part: root / part for part in PARTS if part in inner} if has_parts else {"train": root}
     files = {part: images_under(folder) for part, folder in parts.items()}
     for part, paths in files.items():
@@ -119,17 +125,54 @@ def read_any_folder(root: Path, labels: bool) -> tuple[Index, bool]:
         if flat[part]:
             raise UserError(
                 f"folder: {some(flat[part], 2)} in no class folder, but others of the data set are. Move them, or "
-                "give --data.dataset.labels false ('fgssl data check': --no-labels) to take all images without labels."
+                "give --data.dataset.labels false ('fgssl data check': --no-labels, Python: labels=False) "
+                "to take all images without labels."
             )
     return read_class_folders("folder", parts), has_parts
 
 
-def _refuse_other_folders(root: Path, inner: set[str]) -> None:
-    """Refuse images in folders beside the parts, which would be left out.
+def holds_parts(root: Path, inner: set[str]) -> bool:
+    """Whether the folders ``inner`` of ``root`` are parts, not classes: train and another part, or no other images."""
+    others = inner - {"train"}
+    if "train" not in inner or others & {*PARTS, *MEANT_AS_VAL}:
+        return "train" in inner
+    return not any(images_under(root / name) for name in others)
+
+
+def _refuse_hidden_parts(root: Path, inner: set[str]) -> None:
+    """Refuse parts that would be taken for classes, and their test images for training images.
 
     Raises:
         UserError: names the folders.
     """
+    if inner and {name.lower() for name in inner} <= MEANT_AS_PARTS:
+        raise UserError(
+            f"folder: {root} holds {', '.join(sorted(inner))}, which would be taken for classes. Parts are named "
+            "train, val and test, and there must be a train. Rename them, or name one of them as root."
+        )
+    if (
+        len(inner) == 1
+        and "train" in (deeper := folders_in(root / min(inner)))
+        and deeper & (MEANT_AS_PARTS - {"train"})
+    ):
+        raise UserError(
+            f"folder: the parts {', '.join(sorted(deeper & MEANT_AS_PARTS))} are in {root / min(inner)}: name that "
+            "folder as root."
+        )
+
+
+def _refuse_others(root: Path, inner: set[str]) -> None:
+    """Refuse images beside the parts, which would be left out.
+
+    Raises:
+        UserError: names the images or their folders.
+    """
+    if loose := sorted(entry.name for entry in root.iterdir() if is_image(entry.name) and entry.is_file()):
+        raise UserError(
+            f"folder: {root} has the parts {', '.join(part for part in PARTS if part in inner)}, and {len(loose)} "
+            f"images lie beside them, which would be left out: {some(loose)}. Move images that belong to a part into "
+            f"it, and others out of {root}."
+        )
     others = sorted(name for name in inner - set(PARTS) if images_under(root / name))
     if not others:
         return
@@ -149,6 +192,8 @@ def read_list(file: Path) -> tuple[Index, bool]:
         UserError: a column, part or path is wrong, and the message names it and its line; or the file is not text in
             UTF-8.
     """
+    if is_image(file.name) or zipfile.is_zipfile(file) or tarfile.is_tarfile(file):
+        raise UserError(f"{file} is no folder or list of images. Give the folder of the image, or unpack the archive.")
     rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_lines(file)
     if not rows:
         raise UserError(f"{file} names no image.")
@@ -193,18 +238,32 @@ def _boxes(file: Path, rows: list[dict[str, str]]) -> np.ndarray | None:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by column, without blanks."""
-    reader = csv.DictReader(io.StringIO(read_utf8(file)))
+    reader = csv.DictReader(io.StringIO(read_utf8(file)), strict=True)
+    try:
+        return _rows(file, reader)
+    except csv.Error as fault:  # a quotation mark that is not closed swallows the lines behind it
+        raise UserError(
+            f"{file}, after line {reader.line_num}: {fault}. Look for a quotation mark that is not closed."
+        ) from fault
+
+
+def _rows(file: Path, reader: csv.DictReader) -> list[dict[str, str]]:
     names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
     reader.fieldnames = names
     unknown = [name for name in names if name not in COLUMNS]
-    if "path" not in names or unknown:
+    if "path" not in names or unknown or len(set(names)) < len(names):
         hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
         raise UserError(
-            f"{file}: the first line must name the columns: path and, optionally, label, coarse, part, "
+            f"{file}: the first line must name the columns, each once: path and, optionally, label, coarse, part, "
             f"{', '.join(BOX)}; found: {', '.join(names) or 'nothing'}.{hint}"
         )
     rows = []
     for row in reader:
+        if any(row.pop(None, ())):  # where DictReader keeps what is beyond the last column
+            raise UserError(
+                f"{file}, line {reader.line_num}: more cells than the {len(names)} columns of the first line. Put a "
+                "cell with a comma into quotation marks."
+            )
         values = {name: value.strip() for name, value in row.items() if name and value}
         if "path" not in values:
             raise UserError(f"{file}, line {reader.line_num}: no path.")
@@ -248,13 +307,13 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
     """
     files: list[tuple[str, str, str]] = []  # part, class, path
     for part, folder in parts.items():
-        classes = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+        classes = sorted(folders_in(folder))
         if not classes:
-            raise UserError(f"{name}: {folder} has no class folders.")
+            raise UserError(f"{name}: {folder} has no class folders. Sort its images into {folder}/<class>/.")
         for class_name in classes:
             images = images_under(folder / class_name)
             if not images:
-                raise UserError(f"{name}: class folder {folder / class_name} holds no image.")
+                raise UserError(f"{name}: class folder {folder / class_name} holds no image. Fill it, or remove it.")
             files += [(part, class_name, path) for path in images]
     fine_names = tuple(sorted({class_name for _, class_name, _ in files}))
     return Index(
@@ -267,13 +326,44 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
 
 
 def images_under(folder: Path) -> list[str]:
-    """The image files under a folder, at any depth, sorted; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith("."))
-        found += [os.path.join(parent, name) for name in images]
+    """The image files under a folder, at any depth, sorted; hidden files and folders are passed over.
+
+    Links to folders are followed; a folder that is reached twice is read once.
+
+    Raises:
+        UserError: a folder cannot be read, a photograph is in a format that PIL does not read, or a name is not UTF-8.
+    """
+    found, unread, seen = [], [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that holds it would never end
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in names if is_image(name)]
+        unread += [name for name in names if os.path.splitext(name)[1].lower() in NOT_READ and name[0] != "."]
+    if unread:
+        raise UserError(
+            f"{folder} holds {len(unread)} photographs in HEIC, which are not read: {some(sorted(unread))}. Convert "
+            "them to JPEG, or move them elsewhere."
+        )
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:  # pictures, tables and JSON files cannot hold such a name
+        path = next(path for path in found if error.object[error.start] in path)
+        shown = os.fsencode(path).decode(errors="replace")
+        raise UserError(f"{shown}: the name of a file or folder is not UTF-8. Rename it and others like it.") from error
     return sorted(found)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name is that of an image, and not hidden."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}). Make it readable, or move it elsewhere.")
 
 
 def read_coarse_map(path: Path) -> dict[str, str]:
@@ -297,6 +387,8 @@ def read_coarse_map(path: Path) -> dict[str, str]:
     if not isinstance(pairs, list) or any(len(pair) != 2 or not isinstance(pair[1], str) for pair in pairs):
         raise UserError(f"coarse map {path}: expected one coarse class name for each class.")
     mapping = {str(fine).strip(): coarse.strip() for fine, coarse in pairs}
+    if empty := [name for name, coarse in mapping.items() if not coarse]:
+        raise UserError(f"coarse map {path}: no coarse class is given for {some(empty)}.")
     if len(mapping) != len(pairs):
         names = [str(fine).strip() for fine, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fgssl.data.datasets.base import DataSet
+from fgssl.data.datasets.base import DataSet, encode
 from fgssl.data.index import Index
 from fgssl.errors import UserError
 
@@ -120,7 +120,8 @@ class HuggingFace(DataSet):
             none.
         val: split with validation images; null: none.
         image: column of the images; null: the first one of images.
-        label: column of the classes; null: the first one of class labels, if any.
+        label: column of the classes, by name or whole number, -1 and null for none; null: the first column of the type
+            ClassLabel, if any. Columns of plain texts and numbers have to be named.
     """
 
     name = "huggingface"
@@ -162,19 +163,23 @@ class HuggingFace(DataSet):
         if absent:
             raise UserError(f"huggingface: {self.path} has no split '{absent[0]}' (it has: {', '.join(splits)}).")
         parts = {part: splits[name] for part, name in wanted.items() if name is not None}
+        if not parts:
+            raise UserError("huggingface: no split is named. Give --data.dataset.train NAME.")
         features = next(iter(parts.values())).features
         image = self._column(features, self.image, "Image", "image")
         label = self._column(features, self.label, "ClassLabel", "label")
         if image is None:
             raise UserError(f"huggingface: {self.path} has no column of images (it has: {', '.join(features)}).")
-        classes: Any = ()
         images = {part: _Column(rows, image) for part, rows in parts.items()}
         if label is None:
-            labels = {part: np.full(len(rows), -1) for part, rows in parts.items()}
-        else:
-            labels = {part: np.array(rows[label], dtype=np.int64) for part, rows in parts.items()}
-            classes = getattr(features[label], "names", None)
-        return joined(self.name, images, labels, classes)
+            return joined(self.name, images, {part: np.full(len(rows), -1) for part, rows in parts.items()}, ())
+        try:
+            return joined(self.name, images, *column_labels(parts, label))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"huggingface: column '{label}' of {self.path} holds neither names nor whole numbers ({error}). Give "
+                "--data.dataset.label COLUMN."
+            ) from error
 
     def _load(self) -> dict[str, Any]:
         """The splits of the data set by name."""
@@ -197,6 +202,37 @@ class HuggingFace(DataSet):
                 f"huggingface: {self.path} has no column '{given}' for {what} (it has: {', '.join(features)})."
             )
         return given or next((name for name, feature in features.items() if type(feature).__name__ == kind), None)
+
+
+def column_labels(parts: dict[str, Any], column: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    """Labels [n] int64 of the splits of Hugging Face, -1 for none, and the class names; None: there are numbers alone.
+
+    Raises:
+        UserError: a split has classes that the first one does not name.
+        TypeError, ValueError: the column holds neither names nor whole numbers.
+    """
+    values = {part: column_values(rows, column) for part, rows in parts.items()}
+    strings = {value for found in values.values() for value in found if isinstance(value, str)}
+    names = getattr(next(iter(parts.values())).features[column], "names", None) or sorted(strings) or None
+    labels = {}
+    for part, found in values.items():
+        labels[part] = np.full(len(found), -1, dtype=np.int64)
+        rows = [row for row, value in enumerate(found) if value is not None]
+        known = [found[row] for row in rows]
+        labels[part][rows] = encode(known, names, f"huggingface, {part}") if names else [_whole(v) for v in known]
+    return labels, names
+
+
+def column_values(rows: Any, column: str) -> list[Any]:
+    """Class names or whole numbers of a split, None for no label.
+
+    Numbers become names where the split has them: two splits may number their classes in other orders.
+    """
+    if column not in rows.features:
+        return [None] * len(rows)
+    names = getattr(rows.features[column], "names", None)
+    values = [None if value == "" or value == -1 else value for value in rows[column]]
+    return [None if value is None else names[value] for value in values] if names else values
 
 
 class _Column:

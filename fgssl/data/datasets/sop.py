@@ -5,6 +5,7 @@ import numpy as np
 from fgssl.data.datasets.base import DataSet, Published, encode
 from fgssl.data.datasets.files import read_table
 from fgssl.data.index import Index
+from fgssl.errors import UserError
 
 
 class SOP(DataSet):
@@ -42,6 +43,14 @@ class SOP(DataSet):
 
 
 def product(path: str) -> str:
-    """The name of a product: ``bicycle_final/111085122871_0.JPG`` shows ``bicycle 111085122871``."""
-    folder, file = path.split("/")
+    """The name of a product: ``bicycle_final/111085122871_0.JPG`` shows ``bicycle 111085122871``.
+
+    Raises:
+        UserError: the path is of another form.
+    """
+    folder, slash, file = path.partition("/")
+    if not slash or "/" in file:
+        raise UserError(
+            f"sop: Ebay_train.txt or Ebay_test.txt lists '{path}'; <super-class>_final/<image> is expected."
+        )
     return f"{folder.removesuffix('_final')} {file.split('_')[0]}"

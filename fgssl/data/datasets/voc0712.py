@@ -57,6 +57,8 @@ def _read_scene(folder: Path, key: str, part: str) -> Scene:
             x0, y0, x1, y1 = (
                 finite(_text(item, f"bndbox/{side}"), f"{path}: {side}") for side in ("xmin", "ymin", "xmax", "ymax")
             )
+            if x1 < x0 or y1 < y0:
+                raise ValueError(f"xmin {x0:g}, xmax {x1:g}, ymin {y0:g}, ymax {y1:g} are no box")
             box = (x0 - 1, y0 - 1, x1, y1)  # VOC counts pixels from 1 and includes the last
             label = known_class(_text(item, "name"), label_of, str(path))
             difficult = item.findtext("difficult", "0").strip() == "1"
