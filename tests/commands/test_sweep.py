@@ -562,3 +562,13 @@ def test_cell_whose_process_was_aborted_is_failed(tmp_path, monkeypatch):
     assert run(path, tmp_path, "--trainer.callbacks", abort) == 1
     said = results(tmp_path / "sweep_grid" / "weight0.5")
     assert (said["status"], said["error"]) == ("failed", "the process ended with status -6")
+
+
+def test_cell_of_another_sweep_is_left_as_it_is(tmp_path, monkeypatch):
+    """It was refused, for its folder is in use."""
+    folder = tmp_path / "sweep_grid" / "weight0.5"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"status": "running"}')
+    monkeypatch.setattr(sweeps, "run_cell", lambda *_: sweeps.REFUSED)
+    assert sweeps.run_cells({"weight0.5": ["fit"]}, tmp_path / "sweep_grid", None) == ["weight0.5"]
+    assert results(folder)["status"] == "running"
