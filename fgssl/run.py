@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import fcntl
 import importlib.metadata
 import itertools
 import json
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fgssl import __version__
 from fgssl.errors import UserError
@@ -136,6 +137,31 @@ def make_unique(parent: Path, name: str) -> tuple[Path, list[Path]]:
     except OSError:
         pass
     return parent / name, []  # nothing can be written there, which is said when the run begins to write
+
+
+def claim(folder: Path) -> IO[str]:
+    """Lock a run folder until the returned file is closed, at the latest by the end of the process, however it ends.
+
+    Two processes in one folder would mix their metrics and write over each other's checkpoints. The lock is POSIX's:
+    unlike that of ``filelock`` it does not live on in the data-loader processes of a killed run.
+
+    Raises:
+        UserError: another process has locked it.
+    """
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise UserError(
+            f"{folder} is in use by {file.read() or 'another process'}. Wait for its end, or choose another --run.name."
+        ) from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
-from fgssl.run import GOING_ON, SignsOfLife, folder_of_checkpoint, provenance, read_json, write_json
+from fgssl.run import GOING_ON, SignsOfLife, claim, folder_of_checkpoint, provenance, read_json, write_json
 
 # Of an earlier start of the run.
 KEPT = ("command", "resumed_by", "metrics", "epochs", "steps", "train_s", "timed_epochs")
@@ -45,6 +45,7 @@ class Record(Callback):
         if trainer.is_global_zero and not self._started:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = claim(self.folder)
                 keep_config(self.folder / "config.yaml", self.config)
                 if stage == "fit" and folder_of_checkpoint(self.results.get("ckpt_path")) == self.folder.resolve():
                     self._go_on()

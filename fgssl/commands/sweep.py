@@ -197,7 +197,8 @@ def run_cells(commands: dict[str, list[str]], folder: Path, devices: Sequence[st
             free.put(device)
         if status:
             failed.append(name)
-            note_death(folder / name / "results.json", status)
+            if status != REFUSED:  # else it has said so itself, or the run is another process's
+                note_death(folder / name / "results.json", status)
         said = f"failed with status {status}" if status else "finished"
         print(f"[{number}/{len(commands)}] {name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
         if number == 1 and status == REFUSED and not (folder / name / "results.json").is_file():

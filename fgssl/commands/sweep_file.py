@@ -62,28 +62,39 @@ def read_sweep(path: Path) -> Sweep:
         UserError: the file has another form.
     """
     content = read_yaml(path)
-    if not isinstance(content, dict) or not content.get("parameters"):
+    parameters = content.get("parameters") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or not parameters:
         raise UserError(f"{path}: 'parameters' is missing: a mapping of options to {{values: [...]}}.")
     if content.get("method") != "grid":
         raise UserError(
             f"{path}: method is {content.get('method')}; fgssl sweep runs grid only (W&B runs all methods)."
         )
-    told = [str(word) for word in content.get("command") or []]
+    line = content.get("command") or []
+    told = [str(word) for word in line] if isinstance(line, list) else []
     if told[:2] != ["fgssl", "fit"] or told[-1] != "${args}":
-        raise UserError(f"{path}: command is {told}; it must be [fgssl, fit, ..., '${{args}}'].")
+        raise UserError(f"{path}: command is {line}; it must be [fgssl, fit, ..., '${{args}}'].")
     axes = {}
-    for option, spec in content["parameters"].items():
+    for option, spec in parameters.items():
         if not isinstance(spec, dict) or not {"value", "values"} & spec.keys():
             raise UserError(f"{path}: parameters.{option} has neither 'value' nor 'values'.")
         axes[option] = spec["values"] if "values" in spec else [spec["value"]]
+        if not isinstance(axes[option], list) or not axes[option]:
+            raise UserError(
+                f"{path}: parameters.{option}.values is {axes[option]}; it must be a list of one value or more."
+            )
     fit = told[2:-1]
     if "--logger" in fit:  # for W&B's agent; without it each cell would be an offline W&B run
         place = fit.index("--logger")
         del fit[place : place + 2]
     then: dict[str, Step] = {}
-    for name, step in (content.get("then") or {}).items():
+    following = content.get("then") or {}
+    if not isinstance(following, dict):
+        raise UserError(f"{path}: then is {following}; it must be a mapping of names to {{command: [...]}}.")
+    for name, step in following.items():
         then |= read_steps(path, name, step)
     chosen = content.get("metric") or {}
+    if not isinstance(chosen, dict):
+        raise UserError(f"{path}: metric is {chosen}; it must be {{name: {chosen}}}.")
     metric = chosen.get("name", "test/recall@1")
     goal = "minimize" if lower_is_better(metric) else "maximize"
     if chosen.get("goal", goal) != goal:

@@ -85,7 +85,7 @@ def recall_curves(table: Comparison) -> Figure | None:
     figure = Figure((7.5, 4.2), dpi=120, layout="constrained")
     axis = figure.subplots()
     for colour, row in zip(COLOURS, table.rows[:SHOWN], strict=False):
-        values = np.array([[run.metric(f"recall@{k}") or np.nan for k in ks] for run in row.runs])
+        values = np.array([[run.metric(f"recall@{k}") for k in ks] for run in row.runs], dtype=float)  # None is NaN
         mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0
         axis.plot(ks, mean, marker="o", markersize=4, color=colour, label=_label(row))
         axis.fill_between(ks, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
@@ -94,7 +94,7 @@ def recall_curves(table: Comparison) -> Figure | None:
     axis.minorticks_off()
     axis.set_xlabel("K")
     axis.set_ylabel("Recall@K, %")
-    _percent(axis.yaxis, "recall")
+    _percent(axis.yaxis, "recall@1")
     _plain(axis)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     _title(figure, table, "mean over seeds (number in brackets), bands: standard deviation.")

@@ -1,11 +1,14 @@
 """What results.json says of the time of a run."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from fgssl.callbacks import record
 from fgssl.callbacks.record import Record
+from fgssl.errors import UserError
 from fgssl.loggers import MetricsLogger
 
 
@@ -100,3 +103,22 @@ def test_results_of_the_test_are_dropped_when_a_finished_run_is_trained_further(
     resumed.results["metrics"]["test/map"] = 0.7  # a callback may test during training
     resumed.on_train_batch_end(None, None, None, None, 1)
     assert resumed.results["metrics"]["test/map"] == 0.7
+
+
+def test_run_folder_of_a_living_process_is_refused_and_that_of_a_killed_one_is_not(tmp_path):
+    """Both would train to their end: rows of both in metrics.csv, last.ckpt of the slower one."""
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n0,9.0\n")
+    (tmp_path / "results.json").write_text("{}")
+    hold = "import sys; from pathlib import Path; from fgssl.run import claim; file = claim(Path(sys.argv[1])); "
+    with subprocess.Popen(
+        [sys.executable, "-c", hold + "print('held', flush=True); sys.stdin.read()", str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"is in use by process {other.pid} on .*choose another --run.name"):
+            start(Record(tmp_path, "{}", {"ckpt_path": None}), MetricsLogger(tmp_path))
+        assert (tmp_path / "results.json").read_text() == "{}"
+        assert (tmp_path / "metrics.csv").is_file()
+        other.kill()
+    start(Record(tmp_path, "{}", {"ckpt_path": None}), MetricsLogger(tmp_path))
+    assert not (tmp_path / "metrics.csv").is_file()

@@ -461,6 +461,13 @@ def test_cells_of_the_same_name_are_refused(values, then, name, tmp_path, capsys
         ({"method": "bayes"}, "method is bayes"),
         ({"parameters": {"model.tau": {"min": 0, "max": 1}}}, "parameters.model.tau has neither"),
         ({"parameters": None}, "'parameters' is missing"),
+        ({"parameters": ["model.tau"]}, "'parameters' is missing"),
+        ({"parameters": {"model.tau": {"values": 0.1}}}, "parameters.model.tau.values is 0.1; it must be a list"),
+        ({"parameters": {"model.variant": {"values": "selfcon"}}}, "it must be a list of one value or more"),
+        ({"parameters": {"model.tau": {"values": []}}}, "parameters.model.tau.values is []; it must be a list"),
+        ({"metric": "val/recall@1"}, "metric is val/recall@1; it must be {name: val/recall@1}"),
+        ({"then": ["probe"]}, "then is ['probe']; it must be a mapping"),
+        ({"command": "fgssl fit ${args}"}, "command is fgssl fit ${args}; it must be [fgssl, fit"),
         ({"command": ["python", "train.py", "${args}"]}, "it must be [fgssl, fit"),
         ({"metric": {"name": "val/spectral_decay", "goal": "maximize"}}, "metric.goal is maximize"),
         ({"metric": {"name": "val/recall@1", "goal": "minimize"}}, "of val/recall@1 it must be maximize"),
@@ -555,3 +562,13 @@ def test_cell_whose_process_was_aborted_is_failed(tmp_path, monkeypatch):
     assert run(path, tmp_path, "--trainer.callbacks", abort) == 1
     said = results(tmp_path / "sweep_grid" / "weight0.5")
     assert (said["status"], said["error"]) == ("failed", "the process ended with status -6")
+
+
+def test_cell_of_another_sweep_is_left_as_it_is(tmp_path, monkeypatch):
+    """It was refused, for its folder is in use."""
+    folder = tmp_path / "sweep_grid" / "weight0.5"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"status": "running"}')
+    monkeypatch.setattr(sweeps, "run_cell", lambda *_: sweeps.REFUSED)
+    assert sweeps.run_cells({"weight0.5": ["fit"]}, tmp_path / "sweep_grid", None) == ["weight0.5"]
+    assert results(folder)["status"] == "running"

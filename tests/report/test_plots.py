@@ -3,7 +3,7 @@
 import pytest
 
 from fgssl.report.compare import compare
-from fgssl.report.plots import curve_panels, epochs
+from fgssl.report.plots import curve_panels, epochs, recall_curves
 from fgssl.report.runs import read_runs
 from tests.report.test_compare import write_run
 
@@ -66,3 +66,13 @@ def test_axes_of_curves_have_no_offset(tmp_path):
     (axis,) = figure.axes
     assert axis.yaxis.get_offset_text().get_text() == ""
     assert pytest.approx(1000.01, abs=0.02) == float(axis.get_yticklabels()[1].get_text())
+
+
+def test_recall_is_drawn_in_percent_also_where_it_is_zero(tmp_path):
+    write_run(tmp_path, "a", metrics={"test/recall@1": 0.0, "test/recall@2": 0.5, "test/map": 0.1})
+    figure = recall_curves(panels_of(tmp_path)[0])
+    figure.savefig(tmp_path / "c.png")
+    (axis,) = figure.axes
+    assert axis.get_ylabel() == "Recall@K, %"
+    assert {label.get_text() for label in axis.get_yticklabels()} >= {"0", "20", "40"}
+    assert axis.lines[0].get_ydata().tolist() == [0.0, 0.5]
