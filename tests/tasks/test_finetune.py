@@ -18,6 +18,7 @@ from fgssl.data.index import Index
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Crop, Views
 from fgssl.errors import UserError
+from fgssl.loggers import MetricsLogger
 from fgssl.losses.classification import binary_cross_entropy
 from fgssl.methods import MLS, OBDSD, MaskCon
 from fgssl.optim import Optim
@@ -299,3 +300,19 @@ def test_voc_validates_by_average_precision_and_keeps_the_best(tmp_path):
         columns = csv.DictReader(file).fieldnames
     assert {"val/map_11point", "val/map_allpoint", "val/map_noninterpolated"} <= set(columns)
     assert not any("recall" in column for column in columns)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+def test_predictions_are_the_most_probable_class_of_each_test_image(several, tmp_path, capsys):
+    model, given = finetune(), data(Colours(several), eval_size=8)
+    trainer = tiny_trainer(logger=MetricsLogger(tmp_path))
+    outputs = trainer.predict(model, datamodule=given)
+    logits = torch.cat([output["logits"] for output in outputs])
+    with (tmp_path / "predictions.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["path"] for row in written] == [str(row) for row in range(32, 64)]
+    assert [row["class"] for row in written] == ["abcd"[best] for best in logits.argmax(dim=1)]
+    probability = (logits.sigmoid() if several else logits.softmax(dim=1)).amax(dim=1)
+    assert [float(row["probability"]) for row in written] == pytest.approx(probability.tolist(), abs=1e-4)
+    assert f"predictions: {tmp_path / 'predictions.csv'}" in capsys.readouterr().out
+    assert len(tiny_trainer().predict(model, datamodule=given)) == len(outputs)  # without a folder: returned alone
