@@ -14,6 +14,7 @@ from fgssl.checkpoint import read_backbone
 from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.base import DataSet
+from fgssl.data.datasets.folder import Folder
 from fgssl.data.index import Index
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Crop, Views
@@ -316,3 +317,15 @@ def test_predictions_are_the_most_probable_class_of_each_test_image(several, tmp
     assert [float(row["probability"]) for row in written] == pytest.approx(probability.tolist(), abs=1e-4)
     assert f"predictions: {tmp_path / 'predictions.csv'}" in capsys.readouterr().out
     assert len(tiny_trainer().predict(model, datamodule=given)) == len(outputs)  # without a folder: returned alone
+
+
+def test_classes_of_images_without_labels_are_numbers(tmp_path):
+    """Those of new images; a part to train from is there, and is not read."""
+    for number in range(3):
+        trees.write_image(tmp_path / f"{number}.png", number)
+    trees.write_lines(tmp_path / "new.csv", ["path,part", "0.png,train", "1.png,test", "2.png,test"])
+    model, given = finetune(), data(Folder(str(tmp_path / "new.csv")), eval_size=8)
+    (outputs,) = tiny_trainer(logger=MetricsLogger(tmp_path)).predict(model, datamodule=given)
+    with (tmp_path / "predictions.csv").open() as file:
+        written = [row["class"] for row in csv.DictReader(file)]
+    assert written == [str(best) for best in outputs["logits"].argmax(dim=1).tolist()]
