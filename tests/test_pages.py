@@ -84,7 +84,7 @@ PAGES = {
     "docs/methods/simsiam.md": Page(["parsed"]),
     "docs/methods/swav.md": Page(["parsed"]),
     "docs/methods/vicreg.md": Page(["parsed"]),
-    "experiments/evidence/README.md": Page(["parsed"] * 5),
+    "experiments/evidence/README.md": Page(["parsed"] * 6),
     "experiments/cmd_ablations/README.md": Page(["parsed"]),
     "experiments/flsl_ablations/README.md": Page(["parsed"]),
     "experiments/maskcon_baselines/README.md": Page(["parsed"]),

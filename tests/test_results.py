@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import statistics
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import yaml
@@ -57,6 +59,13 @@ def test_every_committed_run_is_text_and_small():
     for folder in PLACE.runs():
         assert {file.name for file in folder.iterdir()} <= {"results.json", "config.yaml", "metrics.csv"}
         assert sum(file.stat().st_size for file in folder.iterdir()) < 50_000
+
+
+def test_the_plan_has_the_command_of_every_sweep():
+    experiments = PLACE.sweeps.parents[1]
+    plans = [experiments / folder / "README.md" for folder in ("evidence", "rivals")]
+    named = set(re.findall(r"fgssl sweep experiments/evidence/sweeps/(\w+).yaml", "".join(map(Path.read_text, plans))))
+    assert named == {file.stem for file in PLACE.sweeps.glob("*.yaml")}
 
 
 @pytest.mark.slow

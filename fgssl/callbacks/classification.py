@@ -1,4 +1,6 @@
-"""Evaluates a classifier on the validation and test rows."""
+"""Evaluates a classifier on the validation and test rows, and writes its classes on predict."""
+
+import csv
 
 import torch
 from lightning.pytorch import Trainer
@@ -6,6 +8,7 @@ from lightning.pytorch import Trainer
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
 from fgssl.evaluation.embedding import collect, with_label
 from fgssl.metrics.classification import mean_average_precisions, topk_accuracy
+from fgssl.run import folder_of, shown
 
 
 class Classification(Evaluation):
@@ -28,3 +31,26 @@ class Classification(Evaluation):
         else:
             metrics = {}
         log_exactly(method, part, metrics)
+
+    on_predict_batch_end = Evaluation.on_validation_batch_end
+
+    def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
+        """Write ``predictions.csv``: path, most probable class and its probability, 0 to 1, of each image.
+
+        The probability is the softmax over the classes, or the sigmoid of the class where images have several labels.
+        Classes are numbers where the data do not name as many as the classifier has, such as images without labels.
+        """
+        logits_NC, _, index_N = (column.cpu() for column in collect(self.take()))
+        if not trainer.is_global_zero or not trainer.loggers:  # without a run folder, Lightning returns the predictions
+            return
+        index = trainer.datamodule.parts.index
+        probability_NC = logits_NC.softmax(dim=1) if index.targets is None else logits_NC.sigmoid()
+        classes = logits_NC.shape[1]
+        names = index.fine_names if len(index.fine_names) == classes else range(classes)
+        rows = zip(index_N.tolist(), *(column.tolist() for column in probability_NC.max(dim=1)), strict=True)
+        path = folder_of(trainer.loggers) / "predictions.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "class", "probability"])
+            writer.writerows([index.paths[row], names[best], f"{value:.4f}"] for row, value, best in rows)
+        print(f"predictions: {shown(path)}")

@@ -18,6 +18,7 @@ from fgssl.metrics.clustering import clustering_metrics
 from fgssl.metrics.cmd_code import cmd_code_retrieval
 from fgssl.metrics.retrieval import finish, retrieval_statistics
 from fgssl.metrics.structure import embedding_density, spectral_decay
+from fgssl.run import shown
 
 Extra = Literal["clustering", "density", "spectral_decay", "cmd_code"]
 
@@ -89,6 +90,7 @@ class Retrieval(Evaluation):
             from_rank_zero(lambda: draw_retrieval(*given))
 
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
+        """Write ``embeddings.npz``: ``paths``, and ``embedding``, ``fine`` and ``index`` of ``Embeddings``."""
         if not self.folder:
             return
         embeddings = collect(self.take())
@@ -96,6 +98,7 @@ class Retrieval(Evaluation):
             arrays = {name: value.cpu().numpy() for name, value in embeddings._asdict().items()}
             paths = np.asarray(trainer.datamodule.parts.index.paths)[arrays["index"]]
             np.savez(self.folder / "embeddings.npz", paths=paths, **arrays)
+            print(f"embeddings: {shown(self.folder / 'embeddings.npz')}")
 
 
 def extra_metrics(

@@ -5,8 +5,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
-import warnings
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -44,6 +42,7 @@ from fgssl.cli.defaults import set_normalisation
 from fgssl.cli.mistakes import mistakes_unwrapped, options_named
 from fgssl.cli.nulls import refuse_null
 from fgssl.cli.parser import ExperimentParser
+from fgssl.cli.quiet import LOGGERS, quieten
 from fgssl.cli.saved import check_epochs, check_rows, differences, explain
 from fgssl.data.datamodule import DataModule
 from fgssl.data.normalisation import normalisation
@@ -438,47 +437,6 @@ class Application(LightningCLI):
     after_validate = after_test
 
 
-LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
-_CLUTTER = re.compile(  # messages of Lightning that repeat what we say, or advertise
-    "Tip: For seamless|configure_callbacks. will override|[GT]PU available|Seed set to|LOCAL_RANK: |"
-    "`Trainer.fit` stopped: `max_|Restor(ing|ed) |Loaded model weights|Detected KeyboardInterrupt"
-)
-
-
-class _CurrentStderr(logging.StreamHandler):
-    """Writes to what ``sys.stderr`` is now: while a bar is shown, rich prints such lines above it."""
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: Any) -> None:
-        """Ignore the stream of the constructor."""
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-    return not _CLUTTER.search(record.getMessage())
-
-
-def _quieten() -> None:
-    """Suppress warnings of libraries that do not help the user."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_is_wanted)
-    for logger in map(logging.getLogger, LOGGERS):
-        logger.handlers = [_CurrentStderr() for _ in logger.handlers]
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # teachers and frozen statistics
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged is equal on all ranks, or rank 0's
-    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
-
-
 def stopping_signal(stop: BaseException) -> signal.Signals | None:
     """The signal that ended a command: SIGTERM, SIGINT (Ctrl-C), or None for an exit of another cause."""
     if isinstance(stop, Stopped):
@@ -506,7 +464,7 @@ def run(
     Raises:
         UserError: a mistake of the user, or an error of torch or Lightning whose cause is known.
     """
-    _quieten()
+    quieten()
     torch.set_float32_matmul_precision("high")
     try:
         application = kind(args, experiment, method)

@@ -248,9 +248,12 @@ def unknown_in_class(message: str, cls: type | None, actions: list[argparse.Acti
     if cls is None or option is None:
         return None
     place = next((f"--{place}." for base, place in PLACES if issubclass(cls, base)), "")
-    known = {action.dest for action in actions if action.dest != "help" and not action.dest.endswith(".help")}
-    listed = ", ".join(action.dest for action in actions if action.dest in known and "." not in action.dest)
-    hint = nearest_option(option, known, place) or (f" It has {listed}." if listed else " It has no options.")
+    known = [action.dest for action in actions if action.dest != "help" and not action.dest.endswith(".help")]
+    section = option.rpartition(".")[0]  # optim of optim.lrr; empty: the option is none of a section
+    inner = [name.removeprefix(f"{section}.") for name in known if name.startswith(f"{section}.")]
+    listed = ", ".join(inner or [name for name in known if "." not in name])
+    has = f" {place}{section} has {listed}." if inner else f" It has {listed}." if listed else " It has no options."
+    hint = nearest_option(option, set(known), place) or has
     return f"Option '{place}{option}' is not accepted by {cls.__name__}.{hint}"
 
 
@@ -271,12 +274,17 @@ def nearest_option(option: str | None, known: set[str], place: str = "--") -> st
         return f" Did you mean '{other}'?"
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     begun = [name for name in known if name.startswith(option)]
+    section = option.removesuffix(leaf)  # with its dot; empty: none
+    of_section = [name for name in sorted(known) if name.startswith(section)]
     if same_leaf or begun:  # nothing is abbreviated, but it can be meant so: --trainer.max_ep
         near = difflib.get_close_matches(option, same_leaf or begun, n=1, cutoff=0.0)
+    elif of_section:  # the section is right: its own options first, then those of the sections within it
+        beside = {name.removeprefix(section): name for name in of_section}
+        near = [beside[found] for found in difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)]
     else:
-        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.75 if place == "--" else 0.6)
+        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.75)
     if not near:
-        leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
+        leaves = {name.rpartition(".")[2]: name for name in of_section or sorted(known)}
         near = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f" Did you mean '{place}{near[0]}'?" if near else ""
 

@@ -243,7 +243,7 @@ def write_onnx(folder: Path, embed: Any, images: Any) -> Written:
 
 def results_of(ckpt_path: str) -> dict[str, Any]:
     """``results.json`` in the run folder of a checkpoint; empty if there is none."""
-    from fgssl.cli.application import checkpoint_file
+    from fgssl.checkpoint import checkpoint_file
 
     path = checkpoint_file(ckpt_path).parent.parent / "results.json"
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -96,7 +96,7 @@ class Index:
 
     def save(self, folder: str | Path) -> None:
         """Write the embeddings to ``<folder>/embeddings/``. The network is stored by name, not by its weights:
-        of these a fingerprint is kept, so that others are refused.
+        of these a fingerprint is kept, so that others are refused. Folder and network may be moved together.
 
         Raises:
             UserError: the folder already holds embeddings.
@@ -107,7 +107,7 @@ class Index:
         columns = {name: value for name, value in self.stored._asdict().items() if name != "about"}
         columns["paths"] = absolute(columns["paths"])
         write_shard(inner, f"{self.stored.about['part']}-0-00000", columns)
-        write_json(inner / "about.json", self.stored.about)
+        write_json(inner / "about.json", self.stored.about | {"folder": str(inner.resolve())})
 
     @property
     def model(self) -> Model:

@@ -1,5 +1,6 @@
 """A trained network with its preprocessing: from a run, a checkpoint, an export, timm or a weights file."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -208,8 +209,9 @@ def _embedded(folder: Path, device: Any) -> Model:
     if "model" in about:  # of Index.save
         if not about["model"]:
             raise UserError(f"{folder}: its network is in no file. Give it: fgssl.Index.load(folder, model).")
-        model = _load(about["model"], None, about.get("whose"), device)
-        _check_weights(model.state_dict(), about, about["model"], folder)
+        source = _source_of(folder, about)
+        model = _load(source, None, about.get("whose"), device)
+        _check_weights(model.state_dict(), about, source, folder)
         return model
     if "network" not in about:
         raise UserError(f"{folder} was written by an earlier version, which did not keep its network. Embed again.")
@@ -229,6 +231,23 @@ def _embedded(folder: Path, device: Any) -> Model:
         source = (arguments.get("backbone") or {}).get("weights") or f"{cls.__name__} of seed {seed}"
         _check_weights(method.state_dict(), network, source, folder)
     return Model(method, Preprocessing.from_dict(about["preprocessing"]), str(folder.resolve().parent))
+
+
+def _source_of(folder: Path, about: dict[str, Any]) -> str:
+    """``source`` of the network of a saved index; its new place where it was moved together with the index."""
+    source = about["model"]
+    name, equals, file = source.partition("=") if source.startswith("timm/") else ("", "", source)
+    if not file:  # timm's own weights
+        return source
+    places = [file]
+    if "folder" in about:  # an earlier version did not keep where the index was
+        places.insert(0, os.path.normpath(folder.resolve() / os.path.relpath(file, about["folder"])))
+    found = next((place for place in places if os.path.exists(place)), None)
+    if found is None:
+        raise UserError(
+            f"{folder}: its network {file} is not there. Put it back, or give it: fgssl.Index.load(folder, model)."
+        )
+    return f"{name}{equals}{found}"
 
 
 def _checkpoint_of(folder: Path, checkpoint: str) -> Path:

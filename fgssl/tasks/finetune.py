@@ -91,10 +91,12 @@ class Finetune(Downstream):
         if parts.index.targets is not None:
             self.targets = torch.from_numpy(parts.index.targets)
             return
+        if stage != "fit":
+            return
         name, seen = type(self).__name__, set(parts.index.fine[parts.train])
         if min(seen) < 0:
             raise UserError(f"model {name} needs a label for each training image, but {parts.index.name} lacks some.")
-        if stage == "fit" and not seen >= set(parts.index.fine[parts.test]) - {-1}:
+        if not seen >= set(parts.index.fine[parts.test]) - {-1}:
             raise UserError(
                 f"model {name}: some test classes have no training image, so a classifier cannot predict them. Choose "
                 f"a data.protocol.split with the same classes in both parts (now {parts.protocol.split})."

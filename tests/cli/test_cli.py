@@ -94,7 +94,7 @@ def test_the_saved_configuration_runs_again_and_gives_the_same_weights(run, tmp_
             assert torch.equal(value, theirs[name]), name
 
 
-def test_a_picture_of_neighbours_and_the_embeddings_are_written(run, tmp_path):
+def test_a_picture_of_neighbours_and_the_embeddings_are_written(run, tmp_path, capsys):
     assert fgssl("test", tmp_path, "--run.name", "t", "--retrieval.grid", "3", "--ckpt_path", str(run)) == 0
     assert (tmp_path / "maskcon_digits" / "t" / "retrieval.jpg").stat().st_size > 5000
     assert results(tmp_path / "maskcon_digits" / "t")["metrics"]["test/recall@1"] == pytest.approx(
@@ -104,6 +104,7 @@ def test_a_picture_of_neighbours_and_the_embeddings_are_written(run, tmp_path):
     arrays = np.load(tmp_path / "maskcon_digits" / "p" / "embeddings.npz")
     assert arrays["embedding"].shape == (450, 8)
     assert len(set(arrays["paths"])) == 450
+    assert f"embeddings: {tmp_path / 'maskcon_digits' / 'p' / 'embeddings.npz'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("steps", [None, "3"], ids=["at an epoch's end", "in mid-epoch"])

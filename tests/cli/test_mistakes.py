@@ -39,6 +39,9 @@ DIGITS = ["fit", "--config", "maskcon_digits", "--print_config"]
         (["--resume", "x"], "--ckpt_path"),
         (["--wandb"], "--logger wandb"),
         (["--print-config"], "--print_config"),
+        (["--data.protocol.val_fractoin", "0.2"], "--data.protocol.val_fraction"),
+        (["--data.val_fractoin", "0.2"], "--data.protocol.val_fraction"),
+        (["--modle.backbone.nme", "resnet50"], "--model.backbone.name"),
         (["model.tau=3"], "--model.tau=3"),
         (["maskcon_cub"], "--config maskcon_cub"),
         (["--model", "Maskcon"], "MaskCon"),
@@ -56,6 +59,11 @@ def test_wrong_option_suggests_the_one_that_was_meant(flags, meant, capsys):
     assert "\n" not in said
 
 
+def test_option_that_is_near_none_of_its_section_suggests_nothing(capsys):
+    assert main([*DIGITS, "--retrieval.rerank.nme", "jaccard"]) == 2
+    assert capsys.readouterr().err == "fgssl: unrecognized arguments: --retrieval.rerank.nme jaccard.\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -69,6 +77,9 @@ def test_wrong_option_suggests_the_one_that_was_meant(flags, meant, capsys):
          "'--trainer.callbacks.every' is not accepted by CtrlCAtTest. It has no options."),
         (["--model.optim.lrr", "3"],
          "'--model.optim.lrr' is not accepted by MaskCon. Did you mean '--model.optim.lr'?"),
+        (["--model.backbone.layers", "3"],
+         "'--model.backbone.layers' is not accepted by MaskCon. --model.backbone has name, pretrained, small_input, "
+         "options, pooling, weights, weights_of, freeze, freeze_statistics."),
         (["--data.views.every", "3"],
          "'--data.views.every' is not accepted by PairViews. It has recipe, size."),
     ],

@@ -237,13 +237,33 @@ def test_a_saved_index_embeds_queries_by_the_network_that_built_it(whose, tmp_pa
     assert again.model.whose == whose
 
 
+@pytest.mark.parametrize("kind", ["run", "weights"])
+def test_a_saved_index_is_searched_where_it_was_moved_together_with_its_network(kind, run, tmp_path):
+    before, now = tmp_path / "a=b", tmp_path / "now"
+    before.mkdir()
+    trees.write_image(tmp_path / "0.png")
+    shutil.copytree(run, before / "run")
+    torch.save(Backbone("test_resnet").build().state_dict(), before / "weights.pth")
+    source = before / "run" if kind == "run" else f"timm/test_resnet={before / 'weights.pth'}"
+    fgssl.Index.build(fgssl.load(source, device="cpu"), [tmp_path / "0.png"]).save(before / "index")
+    before.rename(now)
+    assert fgssl.Index.load(now / "index").search(tmp_path / "0.png", k=1)[0].cosine == pytest.approx(1, abs=1e-6)
+    (now / "index").rename(tmp_path / "index")
+    with pytest.raises(fgssl.UserError, match="its network .*a=b.* is not there. Put it back, or give it"):
+        fgssl.Index.load(tmp_path / "index").search(tmp_path / "0.png", k=1)
+    now.rename(before)  # the index alone was moved
+    assert fgssl.Index.load(tmp_path / "index").search(tmp_path / "0.png", k=1)[0].cosine == pytest.approx(1, abs=1e-6)
+
+
 def test_an_index_that_was_saved_without_its_choice_is_loaded(tmp_path):
     trees.write_image(tmp_path / "0.png")
     torch.save(Backbone("test_resnet").build().state_dict(), tmp_path / "weights.pth")
     model = fgssl.load(tmp_path / "weights.pth", backbone="test_resnet", device="cpu")
     fgssl.Index.build(model, [tmp_path / "0.png"]).save(tmp_path)
     about = tmp_path / "embeddings" / "about.json"
-    about.write_text(json.dumps({key: value for key, value in read_json(about).items() if key != "whose"}))
+    about.write_text(
+        json.dumps({key: value for key, value in read_json(about).items() if key not in ("whose", "folder")})
+    )
     assert fgssl.Index.load(tmp_path).search(tmp_path / "0.png", k=1)[0].cosine == pytest.approx(1, abs=1e-6)
 
 

@@ -14,10 +14,12 @@ from fgssl.checkpoint import read_backbone
 from fgssl.cli.main import main
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.base import DataSet
+from fgssl.data.datasets.folder import Folder
 from fgssl.data.index import Index
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import Crop, Views
 from fgssl.errors import UserError
+from fgssl.loggers import MetricsLogger
 from fgssl.losses.classification import binary_cross_entropy
 from fgssl.methods import MLS, OBDSD, MaskCon
 from fgssl.optim import Optim
@@ -299,3 +301,31 @@ def test_voc_validates_by_average_precision_and_keeps_the_best(tmp_path):
         columns = csv.DictReader(file).fieldnames
     assert {"val/map_11point", "val/map_allpoint", "val/map_noninterpolated"} <= set(columns)
     assert not any("recall" in column for column in columns)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+def test_predictions_are_the_most_probable_class_of_each_test_image(several, tmp_path, capsys):
+    model, given = finetune(), data(Colours(several), eval_size=8)
+    trainer = tiny_trainer(logger=MetricsLogger(tmp_path))
+    outputs = trainer.predict(model, datamodule=given)
+    logits = torch.cat([output["logits"] for output in outputs])
+    with (tmp_path / "predictions.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["path"] for row in written] == [str(row) for row in range(32, 64)]
+    assert [row["class"] for row in written] == ["abcd"[best] for best in logits.argmax(dim=1)]
+    probability = (logits.sigmoid() if several else logits.softmax(dim=1)).amax(dim=1)
+    assert [float(row["probability"]) for row in written] == pytest.approx(probability.tolist(), abs=1e-4)
+    assert f"predictions: {tmp_path / 'predictions.csv'}" in capsys.readouterr().out
+    assert len(tiny_trainer().predict(model, datamodule=given)) == len(outputs)  # without a folder: returned alone
+
+
+def test_classes_of_images_without_labels_are_numbers(tmp_path):
+    """Those of new images; a part to train from is there, and is not read."""
+    for number in range(3):
+        trees.write_image(tmp_path / f"{number}.png", number)
+    trees.write_lines(tmp_path / "new.csv", ["path,part", "0.png,train", "1.png,test", "2.png,test"])
+    model, given = finetune(), data(Folder(str(tmp_path / "new.csv")), eval_size=8)
+    (outputs,) = tiny_trainer(logger=MetricsLogger(tmp_path)).predict(model, datamodule=given)
+    with (tmp_path / "predictions.csv").open() as file:
+        written = [row["class"] for row in csv.DictReader(file)]
+    assert written == [str(best) for best in outputs["logits"].argmax(dim=1).tolist()]
