@@ -51,6 +51,7 @@ PSD = ("MS+PSD",)
 FROM_LCR = (
     "Barlow", "VICReg", "SimCLR", "BYOL", "SimSiam", "MoCo v2", "BYOL+LCR", "LCR", "LEWEL", "ContrastiveCrop",
 )  # fmt: skip
+MLS = ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")
 MARGINS = ("Margin", "Margin+OBD-SD", "R-Margin", "R-Margin+OBD-SD")
 
 # What a paper states once: (columns of the row, conditions). Later entries override earlier ones; ``setting`` wins.
@@ -61,8 +62,14 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "maskcon", "dataset": "imagenet32"}, {"image size": 32, "stem": "3x3", "batch": 256}),
     ({"paper": "maskcon"}, {"dimension": 128, "memory": 8192}),
     ({"paper": "maskcon", "dataset": "imagenet32"}, {"memory": 16_384}),  # of the released command
+    ({"paper": "maskcon"}, {"hidden": 512, "optimizer": "sgd", "learning rate": 0.02, "weight decay": 5e-4}),
+    ({"paper": "maskcon"}, {"augmentation": "cifar"}),
+    ({"paper": "maskcon", "dataset": "cars"}, {"augmentation": "cars"}),
+    ({"paper": "maskcon", "dataset": "sop"}, {"augmentation": "sop"}),
     # OBD-SD, section 5.1; batches of 112 images are those of its released code
     ({"paper": "obd_sd"}, {"batch": 112, "image size": 224, "init": "imagenet", "lr_schedule": "no"}),
+    ({"paper": "obd_sd"}, {"frozen BatchNorm": "yes", "optimizer": "adam", "learning rate": 1e-5}),
+    ({"paper": "obd_sd"}, {"weight decay": 4e-4}),
     ({"paper": "obd_sd"}, {"images a class": 2, "replacement": "yes", "temperature": 1}),  # the draw: released code
     ({"paper": "obd_sd", "method": OBDSD + PSD}, {"dynamic_weight": "yes"}),
     ({"paper": "obd_sd", "method": OBDSD}, {"diffusion": "batch"}),
@@ -78,26 +85,35 @@ STATED: tuple[tuple[dict[str, str | tuple[str, ...]], dict[str, Any]], ...] = (
     ({"paper": "obd_sd", "method": ("MS", "Margin", "R-Margin", "ProxyAnchor")}, {"temperature": None}),  # no teacher
     # from ProxyAnchor's own paper and code: batches of 180 images, drawn without regard to their classes
     ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"batch": 180, "images a class": "none", "replacement": None}),
-    ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"lr_schedule": "yes"}),
+    ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"lr_schedule": "yes", "optimizer": None, "learning rate": None}),
+    ({"paper": "obd_sd", "method": "ProxyAnchor"}, {"weight decay": None, "frozen BatchNorm": None}),
     # CMD, section IV-D
     ({"paper": "cmd"}, {"image size": 224, "init": "imagenet"}),
     # cited from LCR, whose released commands are of MoCo v2, BYOL and LCR on both; of the others it states no settings
     ({"paper": "cmd", "method": FROM_LCR, "backbone": "resnet50"}, {"batch": 128, "epochs": 100}),
     ({"paper": "cmd", "method": "CMD"}, {"components": "LV+MIL+LR+LT+LS", "region_crops": 8, "instance_size": 32}),
-    ({"paper": "cmd", "method": "CMD"}, {"lambda1": 0.1}),
+    ({"paper": "cmd", "method": "CMD"}, {"lambda1": 0.1, "EMA momentum": 0.996}),
+    ({"paper": "cmd", "method": "CMD"}, {"optimizer": "adamw", "learning rate": 5e-4, "weight decay": 0.05}),
+    ({"paper": "cmd", "method": "CMD"}, {"l_i": 0.5, "l_r": 0.5, "l_ts": 0}),
     # FLSL, section 5 and appendix E; detection: appendix G
     ({"paper": "flsl", "method": "FLSL"}, {"v": 0.03, "eta": 1, "gamma": 5, "sinkhorn": "no", "K": 4096}),
     ({"paper": "flsl", "method": "FLSL"}, {"batch_size": 512, "window": 2, "image size": 224, "init": "none"}),
-    ({"paper": "flsl", "method": "FLSL"}, {"pretrain": "imagenet"}),
+    ({"paper": "flsl", "method": "FLSL"}, {"pretrain": "imagenet", "EMA momentum": 0.996, "augmentation": "paper"}),
+    ({"paper": "flsl", "method": "FLSL"}, {"queries": "random", "teacher views": 2, "local crops": 0}),
+    ({"paper": "flsl", "method": "FLSL"}, {"optimizer": "adamw", "learning rate": 2.5e-4}),
+    ({"paper": "flsl", "method": "FLSL"}, {"weight decay": "0.05 to 0.5", "centring": "no"}),
+    ({"paper": "flsl", "method": "FLSL"}, {"student temperature": 0.1, "teacher temperature": 0.07}),
     ({"paper": "flsl", "protocol": "detection"}, {"fine-tuning batch": 16}),
     ({"paper": "flsl", "dataset": "coco", "protocol": "segmentation"}, {"fine-tuning batch": 16}),
     ({"paper": "flsl", "table": "Table 2"}, {"fine-tuning batch": 64}),  # of ViTDet, whose recipe it follows
     # MLS, supplement A.2; a batch of 256 is implied by the learning rate
-    ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"batch": 256, "image size": 224}),
-    ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"init": "none"}),
-    ({"paper": "mls", "method": ("MLS", "MoCo-v2", "Baseline", "+kNN", "+BCE-pos")}, {"temperature": 0.2}),
+    ({"paper": "mls", "method": MLS}, {"batch": 256, "image size": 224, "init": "none", "temperature": 0.2}),
+    ({"paper": "mls", "method": MLS}, {"dimension": 256, "hidden": 2048}),
+    ({"paper": "mls", "method": MLS}, {"optimizer": "sgd", "learning rate": 0.3, "weight decay": 1e-4}),
+    ({"paper": "mls", "method": MLS}, {"EMA momentum": 0.995, "augmentation": "moco"}),
     ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"k": 20, "dictionary": "both", "lambda": 0.5}),
     ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"reduction": "mean", "memory": 4096}),
+    ({"paper": "mls", "method": ("MLS", "+kNN", "+BCE-pos")}, {"weight of InfoNCE": 1, "epochs of InfoNCE alone": 0}),
     # DenseCL's released configuration for COCO
     ({"paper": "mls", "method": "DenseCL"}, {"batch": 256, "image size": 224, "init": "none", "lambda": 0.5}),
     ({"paper": "mls", "method": "DenseCL"}, {"temperature": 0.2, "memory": 65_536}),
@@ -201,6 +217,16 @@ def _image_size(e: Evidence) -> int | None:
     return crops[0]["size"] if crops else e.config.get("data.views.size")
 
 
+def _evaluated_size(e: Evidence) -> int | None:
+    """Side of an evaluated image, px."""
+    return e.run.config.get("data.eval_size") or _image_size(e)
+
+
+def _weight_decay(e: Evidence) -> Any:
+    start, end = (e.config.get(f"model.optim.{name}") for name in ("weight_decay", "weight_decay_end"))
+    return start if end is None else f"{start:g} to {end:g}"
+
+
 def _batch(config: dict[str, Any]) -> int | None:
     size = config.get("data.batch_size")
     return None if size is None else size * (config.get("trainer.accumulate_grad_batches") or 1)
@@ -267,6 +293,12 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "batch": lambda e: _batch(e.config),
     "batch_size": lambda e: _batch(e.config),
     "image size": _image_size,
+    "evaluated size": _evaluated_size,
+    "augmentation": option("data.views.recipe"),
+    "optimizer": option("model.optim.name"),
+    "learning rate": option("model.optim.lr"),
+    "weight decay": _weight_decay,
+    "EMA momentum": option("model.momentum"),
     "test images": lambda e: e.data["test"]["images"],
     "held out": lambda e: e.data.get("val_fraction", 0),
     "frozen stages": lambda e: e.of_task.get("model.backbone.freeze") or e.config.get("model.backbone.freeze", 0),
@@ -283,6 +315,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "w": option("model.weight"),
     "tau": option("model.tau"),
     "tau0": option("model.tau0"),
+    "hidden": option("model.hidden"),
     # OBD-SD
     "beta": option("model.dml_loss.beta"),
     "sampling": lambda e: SAMPLING.get(str(e.config.get("model.miner")), e.config.get("model.miner")),
@@ -294,25 +327,37 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "lambda": lambda e: e.config.get("model.distillation.lam", e.config.get("model.lam")),
     "omega": option("model.distillation.omega"),
     "push_own": option("model.dml_loss.push_own"),
+    "frozen BatchNorm": option("model.freeze_bn"),
     "lr_schedule": lambda e: bool(e.config.get("model.optim.milestones")),
     # CMD
     "components": _components,
     "lambda1": lambda e: e.config.get("model.l_s") or e.config.get("model.l_t"),
     "region_crops": option("data.views.local_crops"),
     "instance_size": _instance_size,
+    "l_i": option("model.l_i"),
+    "l_r": option("model.l_r"),
+    "l_ts": option("model.l_ts", 0),
     # FLSL
     "v": option("model.v"),
     "eta": option("model.eta"),
     "gamma": option("model.gamma"),
     "sinkhorn": lambda e: e.config.get("model.targets") == "sinkhorn",
+    "centring": lambda e: e.config.get("model.targets") == "center",
+    "student temperature": option("model.tau_s"),
+    "teacher temperature": option("model.tau_t"),
     "K": option("model.prototypes"),
     "window": option("model.window"),
+    "queries": option("model.queries"),
+    "teacher views": option("model.teacher_views"),
+    "local crops": option("model.local_crops"),
     "topk": lambda e: e.run.config.get("davis.topk"),
     "radius": lambda e: e.run.config.get("davis.radius"),
     # MLS
     "k": option("model.k"),
     "dictionary": option("model.dictionary"),
     "reduction": option("model.reduction"),
+    "weight of InfoNCE": option("model.nce_weight"),
+    "epochs of InfoNCE alone": option("model.nce_warmup_epochs"),
     # tasks on top of a trained method
     "pretrain": _pretraining_data,
     "detector": _detector,
@@ -352,6 +397,8 @@ def conditions(row: Row) -> dict[str, Any]:
     for columns, known in STATED:
         if all(row[name] in ((value,) if isinstance(value, str) else value) for name, value in columns.items()):
             stated |= known
+    if row["protocol"] in (*RETRIEVAL, "linear_probe", "bbox_knn"):
+        stated["evaluated size"] = stated.get("image size")
     stated |= {name: value for name, value in settings(row).items() if name not in REMARKS}
     if row["method"] in FIXED_W:
         stated.pop("w", None)
@@ -360,7 +407,7 @@ def conditions(row: Row) -> dict[str, Any]:
     if stated.get("components", "").count("L") and "LS" not in stated["components"]:
         stated.pop("lambda1", None)  # has no part in the loss
     if stated.get("components") in ("LV", "LV+MIL"):
-        stated["region_crops"] = 0
+        stated |= {"region_crops": 0, "l_i": 1, "l_r": 0}
     return stated
 
 

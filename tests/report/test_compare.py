@@ -29,6 +29,7 @@ def write_run(
     folder = root / "maskcon_cars" / name
     folder.mkdir(parents=True)
     options = {"variant": "maskcon", "weight": 1.0, "tau": 0.1, "tau0": 0.1, "dim": 128, "memory": 8192} | options
+    options = {"hidden": 512, "optim": {"name": "sgd", "lr": 0.02, "weight_decay": 5e-4}} | options
     options = {"backbone": {"name": "resnet18", "pretrained": True}} | options
     described = {"dataset": "cars", "split": "official", "val_fraction": 0.0, "label_fraction": 1.0, "label_noise": 0.0}
     described |= {"seed": 0, "flipped": 0, "flipped_hash": "e3b0c442"}

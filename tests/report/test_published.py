@@ -89,9 +89,11 @@ def test_coins_at_another_weight_has_no_printed_number(runs):
         ({"data__replacement": False}, "replacement yes, the run False"),
         ({"data__images_per_class": 4}, "images a class 2, the run 4"),
         ({"model__distillation__tau": 0.1}, "temperature 1, the run 0.1"),
+        ({"model__freeze_bn": False}, "frozen BatchNorm yes, the run False"),
+        ({"model__optim__lr": 1e-4}, "learning rate 1e-05, the run 0.0001"),
     ],
 )
-def test_draw_and_temperature_of_obd_sd_are_conditions(change, reason, runs):
+def test_draw_temperature_and_training_of_obd_sd_are_conditions(change, reason, runs):
     assert reason in beside(runs.add("run", changed("obd_sd_cub", run__paper="obd_sd, Table 1", **change)), "recall@1")
 
 
@@ -101,9 +103,12 @@ def test_draw_and_temperature_of_obd_sd_are_conditions(change, reason, runs):
         ({"model__reduction": "balanced"}, "reduction mean, the run balanced"),
         ({"model__tau": 0.1}, "temperature 0.2, the run 0.1"),
         ({"model__memory": 65536}, "memory 4096, the run 65536"),
+        ({"model__momentum": 0.999}, "EMA momentum 0.995, the run 0.999"),
+        ({"model__nce_weight": 2.0}, "weight of InfoNCE 1, the run 2"),
+        ({"model__optim__lr": 0.03}, "learning rate 0.3, the run 0.03"),
     ],
 )
-def test_reduction_temperature_and_dictionary_of_mls_are_conditions(change, reason, runs):
+def test_settings_of_mls_are_conditions(change, reason, runs):
     run = runs.add("run", changed("mls_coco", **change))
     assert reason in beside(runs.task(run, "detect_coco_fpn", run__paper="mls, Table 1"), "ap_box")
 
@@ -166,12 +171,37 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
         ({"data__protocol__val_fraction": 0.1}, "held out 0, the run 0.1"),
         ({"model__memory": 1024}, "memory 8192, the run 1024"),
         ({"model__dim": 64}, "dimension 128, the run 64"),
+        ({"model__optim__lr": 0.2}, "learning rate 0.02, the run 0.2"),
+        ({"model__optim__weight_decay": 0.0}, "weight decay 0.0005, the run 0"),
+        ({"model__optim__name": "adamw"}, "optimizer sgd, the run adamw"),
+        ({"data__views__recipe": "sop"}, "augmentation cars, the run sop"),
+        ({"data__eval_size": 448}, "evaluated size 224, the run 448"),
         ({"model__backbone__options": {"layers": [1, 1, 1, 1]}}, "network resnet18, the run resnet18 with layers"),
     ],
 )
 def test_note_names_the_condition_that_is_not_met(change, reason, runs):
     assert beside(runs.add("whole", changed("maskcon_cars")), "recall@1") == 45.53
     assert reason in beside(runs.add("changed", changed("maskcon_cars", **change)), "recall@1")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model__optim__weight_decay_end": 0.4}, "weight decay 0.05, the run 0.05 to 0.4"),
+        ({"model__l_i": 5.0}, "l_i 0.5, the run 5"),
+        ({"model__l_ts": 0.1}, "l_ts 0, the run 0.1"),
+    ],
+)
+def test_weights_and_optimiser_of_cmd_are_conditions(change, reason, runs):
+    assert reason in beside(runs.add("run", changed("cmd_cub", run__paper="cmd, Table II", **change)), "recall@1")
+
+
+def test_settings_of_flsls_released_code_have_no_printed_number(runs):
+    code = changed("flsl_imagenet_code", run__paper="flsl, Table 4")
+    reason = "augmentation paper, the run code; queries random, the run top_left"
+    assert reason in beside(runs.davis(runs.add("code", code)), "jf_mean")
+    centred = changed("flsl_imagenet", model__targets="center")
+    assert "centring no, the run True" in beside(runs.davis(runs.add("centred", centred)), "jf_mean")
 
 
 def test_part_of_a_data_set_has_no_printed_number(runs):
