@@ -127,6 +127,8 @@ def test_links_to_folders_are_followed(options, tmp_path):
         for name in NAMES:
             (tmp_path / "near" / part / name).symlink_to(tmp_path / "far" / name)
     (tmp_path / "far" / "cat" / "again").symlink_to(tmp_path / "far" / "cat")
+    (tmp_path / "far" / "cat" / "above").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "cat" / "near").symlink_to(tmp_path / "near")
     index = Folder(str(tmp_path / "near"), **options).index()
     assert index.split.tolist() == 6 * ["train"] + 6 * ["test"]
     assert labels(index) == ([None] * 12 if options else 2 * [name for name in NAMES for _ in range(2)])

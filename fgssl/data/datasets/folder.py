@@ -328,18 +328,19 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
 def images_under(folder: Path) -> list[str]:
     """The image files under a folder, at any depth, sorted; hidden files and folders are passed over.
 
-    Links to folders are followed; a folder that is reached twice is read once.
+    Links to folders are followed, but not to folders above; a folder that is reached twice is read once.
 
     Raises:
         UserError: a folder cannot be read, a photograph is in a format that PIL does not read, or a name is not UTF-8.
     """
-    found, unread, seen = [], [], set()
+    found, unread = [], []
+    above = (*folder.absolute().parents, *folder.resolve().parents)  # which hold images of other classes
+    seen = {_identity(parent) for parent in above}
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that holds it would never end
+        if _identity(parent) in seen:  # a link to a folder that holds it would never end
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(_identity(parent))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(parent, name) for name in names if is_image(name)]
         unread += [name for name in names if os.path.splitext(name)[1].lower() in NOT_READ and name[0] != "."]
@@ -355,6 +356,12 @@ def images_under(folder: Path) -> list[str]:
         shown = os.fsencode(path).decode(errors="replace")
         raise UserError(f"{shown}: the name of a file or folder is not UTF-8. Rename it and others like it.") from error
     return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What a folder and the links to it have in common: device and number."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def is_image(name: str) -> bool:
