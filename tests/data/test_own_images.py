@@ -175,6 +175,15 @@ def test_csv_file_gives_labels_coarse_labels_and_parts(tmp_path):
     assert (unlabelled.fine.tolist(), unlabelled.coarse) == ([-1] * 3, None)
 
 
+def test_csv_files_by_semicolons(tmp_path):
+    """As Excel writes them where the decimal mark is a comma."""
+    images(tmp_path, "1,5.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text("path;label;part\r\n1,5.jpg;cat;train\r\n2.jpg;dog;test\r\n")
+    (tmp_path / "map.csv").write_text("class;coarse\r\ncat;pet\r\ndog;pet\r\n")
+    index = Folder(str(tmp_path / "list.csv"), coarse_map=str(tmp_path / "map.csv")).index()
+    assert (labels(index), index.split.tolist(), index.coarse_names) == (["cat", "dog"], ["train", "test"], ("pet",))
+
+
 def test_csv_file_gives_boxes_and_images_without(tmp_path):
     images(tmp_path, "1.jpg", "2.jpg")
     (tmp_path / "list.csv").write_text("path,x0,y0,x1,y1\n1.jpg,1,2.5,30,40\n2.jpg,,,,\n")

@@ -33,8 +33,8 @@ class Folder(DataSet):
     - a folder that holds ``train`` and ``test``, ``val`` or both: the parts; other images and folders of images beside
       them are refused;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
-    - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
-      box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
+    - a CSV file, by commas or semicolons, with a header of the columns path and, optionally, label, coarse, part (of
+      train, val, test), and the box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
     - a text file with one path per line.
 
     The classes are the names of the folders below ``root`` or below the parts, sorted; images that lie in no such
@@ -238,7 +238,8 @@ def _boxes(file: Path, rows: list[dict[str, str]]) -> np.ndarray | None:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by column, without blanks."""
-    reader = csv.DictReader(io.StringIO(read_utf8(file)), strict=True)
+    text = read_utf8(file)
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator(text), strict=True)
     try:
         return _rows(file, reader)
     except csv.Error as fault:  # a quotation mark that is not closed swallows the lines behind it
@@ -271,6 +272,12 @@ def _rows(file: Path, reader: csv.DictReader) -> list[dict[str, str]]:
             raise UserError(f"{file}, line {reader.line_num}: part '{values['part']}' is not {', '.join(PARTS)}.")
         rows.append(values)
     return rows
+
+
+def separator(text: str) -> str:
+    """What separates the cells of a CSV file: a comma, or the semicolon of Excel in many countries."""
+    first = text.partition("\n")[0]
+    return ";" if ";" in first and "," not in first else ","
 
 
 def _read_lines(file: Path) -> list[dict[str, str]]:
@@ -388,7 +395,7 @@ def read_coarse_map(path: Path) -> dict[str, str]:
         except json.JSONDecodeError as error:
             raise UserError(f"coarse map {path} is not valid JSON: {error}") from error
     else:
-        pairs = [row for row in csv.reader(text.splitlines()) if row]
+        pairs = [row for row in csv.reader(text.splitlines(), delimiter=separator(text)) if row]
         if pairs and [cell.strip().lower() for cell in pairs[0]] == ["class", "coarse"]:
             pairs = pairs[1:]
     if not isinstance(pairs, list) or any(len(pair) != 2 or not isinstance(pair[1], str) for pair in pairs):
