@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fgssl.data.datasets import ALL, DataSet
-from fgssl.data.datasets.base import Published
+from fgssl.data.datasets.base import Published, some
 from fgssl.data.datasets.masks import MaskIndex
 from fgssl.data.datasets.objects import ObjectIndex
 from fgssl.data.images import read_row
@@ -88,6 +88,8 @@ def check(dataset: DataSet, console: Console, sheet: Path | None = None) -> Seen
     console.print(f"{dataset.name}: {len(index):,} images under {dataset.root}", soft_wrap=True)
     console.print(balance_table(index))
     console.print(balance_line(index), soft_wrap=True)
+    for line in odd_labels(index):
+        console.print(line, soft_wrap=True)
     if sizes := sizes_line(index):
         console.print(sizes, soft_wrap=True)
     if coarse := coarse_sizes(index):
@@ -131,6 +133,19 @@ def balance_line(index: Index) -> str:
     few, many = counts.argmin(), counts.argmax()
     names = index.fine_names
     return f"smallest class: {names[few]} ({counts[few]} images); largest: {names[many]} ({counts[many]})"
+
+
+def odd_labels(index: Index) -> list[str]:
+    """Lines on images without a label among others, and on classes of one part alone where the parts share classes."""
+    missing = int((index.fine < 0).sum())
+    lines = [f"images without a label: {missing:,}"] if 0 < missing < len(index) else []
+    names = np.array(index.fine_names)
+    train, test = (class_counts(index, index.rows(part)) > 0 for part in ("train", "test"))
+    if (train & test).any():  # else the parts are meant to differ, as SOP's
+        for part, alone in (("train", train & ~test), ("test", test & ~train)):
+            if alone.any():
+                lines.append(f"classes in the {part} part alone: {alone.sum():,}: {some(names[alone])}")
+    return lines
 
 
 def sizes_line(index: Index) -> str:

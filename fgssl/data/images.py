@@ -94,6 +94,10 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise UserError(f"image not found: {path}") from error
     except DAMAGED as error:
         raise UserError(f"unreadable image: {path} ({error})") from error
+    except RuntimeError as error:
+        if Path(path).suffix.lower() != ".avif":  # whose reader raises no other error
+            raise
+        raise UserError(f"unreadable image: {path} ({error})") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

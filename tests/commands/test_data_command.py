@@ -69,6 +69,17 @@ def test_images_without_a_label_are_of_no_class(tmp_path, capsys):
         "train": ("4", "2", "2"), "val": ("1", "0", "0"), "test": ("1", "1", "1"),
     }  # fmt: skip
     assert "classes by coarse class: A: 2, B: 1\n" in out
+    assert "images without a label: 2\n" in out
+    assert "part alone" not in out  # no class is in both parts, as of SOP
+
+
+def test_classes_of_one_part_alone_are_named(tmp_path, capsys):
+    for seed, name in enumerate(("train/cat", "train/dog", "train/Emu", "test/cat", "test/dog", "test/emu")):
+        trees.write_image(tmp_path / name / "1.jpg", seed)
+    assert main(["check", "folder", "--root", str(tmp_path), "--no-duplicates"]) == 0
+    out = capsys.readouterr().out
+    assert "classes in the train part alone: 1: Emu\nclasses in the test part alone: 1: emu\n" in out
+    assert "without a label" not in out
 
 
 def test_missing_and_truncated_images_are_named(tmp_path, capsys):

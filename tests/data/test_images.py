@@ -63,6 +63,19 @@ def test_truncated_file_is_named(suffix, tmp_path):
         read_image(path)
 
 
+@pytest.mark.parametrize(("name", "error"), [("a.avif", UserError), ("a.png", RuntimeError)])
+def test_damaged_avif_is_named(name, error, tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / name)
+
+    def load(image):
+        raise RuntimeError("Failed to decode image")  # as PIL does where an AVIF file is damaged
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(error, match="a.avif .Failed to decode" if name == "a.avif" else "Failed to decode"):
+        read_image(tmp_path / name)
+
+
 def test_missing_file_and_no_image(tmp_path):
     with pytest.raises(UserError, match="image not found: .*no.jpg"):
         read_image(tmp_path / "no.jpg")

@@ -127,6 +127,8 @@ def test_links_to_folders_are_followed(options, tmp_path):
         for name in NAMES:
             (tmp_path / "near" / part / name).symlink_to(tmp_path / "far" / name)
     (tmp_path / "far" / "cat" / "again").symlink_to(tmp_path / "far" / "cat")
+    (tmp_path / "far" / "cat" / "above").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "cat" / "near").symlink_to(tmp_path / "near")
     index = Folder(str(tmp_path / "near"), **options).index()
     assert index.split.tolist() == 6 * ["train"] + 6 * ["test"]
     assert labels(index) == ([None] * 12 if options else 2 * [name for name in NAMES for _ in range(2)])
@@ -171,6 +173,15 @@ def test_csv_file_gives_labels_coarse_labels_and_parts(tmp_path):
     assert read_row(index, 0).size == trees.SIZE
     unlabelled = Folder(str(tmp_path / "list.csv"), labels=False).index()
     assert (unlabelled.fine.tolist(), unlabelled.coarse) == ([-1] * 3, None)
+
+
+def test_csv_files_by_semicolons(tmp_path):
+    """As Excel writes them where the decimal mark is a comma."""
+    images(tmp_path, "1,5.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text("path;label;part\r\n1,5.jpg;cat;train\r\n2.jpg;dog;test\r\n")
+    (tmp_path / "map.csv").write_text("class;coarse\r\ncat;pet\r\ndog;pet\r\n")
+    index = Folder(str(tmp_path / "list.csv"), coarse_map=str(tmp_path / "map.csv")).index()
+    assert (labels(index), index.split.tolist(), index.coarse_names) == (["cat", "dog"], ["train", "test"], ("pet",))
 
 
 def test_csv_file_gives_boxes_and_images_without(tmp_path):

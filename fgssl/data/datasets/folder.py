@@ -33,8 +33,8 @@ class Folder(DataSet):
     - a folder that holds ``train`` and ``test``, ``val`` or both: the parts; other images and folders of images beside
       them are refused;
     - any other folder of images, nested or flat: training images, and test images by ``test_fraction``;
-    - a CSV file with a header of the columns path and, optionally, label, coarse, part (train, val or test), and the
-      box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
+    - a CSV file, by commas or semicolons, with a header of the columns path and, optionally, label, coarse, part (of
+      train, val, test), and the box of the labelled object in pixels, x0, y0, x1, y1, empty for an image without one;
     - a text file with one path per line.
 
     The classes are the names of the folders below ``root`` or below the parts, sorted; images that lie in no such
@@ -238,7 +238,8 @@ def _boxes(file: Path, rows: list[dict[str, str]]) -> np.ndarray | None:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by column, without blanks."""
-    reader = csv.DictReader(io.StringIO(read_utf8(file)), strict=True)
+    text = read_utf8(file)
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator(text), strict=True)
     try:
         return _rows(file, reader)
     except csv.Error as fault:  # a quotation mark that is not closed swallows the lines behind it
@@ -271,6 +272,12 @@ def _rows(file: Path, reader: csv.DictReader) -> list[dict[str, str]]:
             raise UserError(f"{file}, line {reader.line_num}: part '{values['part']}' is not {', '.join(PARTS)}.")
         rows.append(values)
     return rows
+
+
+def separator(text: str) -> str:
+    """What separates the cells of a CSV file: a comma, or the semicolon of Excel in many countries."""
+    first = text.partition("\n")[0]
+    return ";" if ";" in first and "," not in first else ","
 
 
 def _read_lines(file: Path) -> list[dict[str, str]]:
@@ -328,18 +335,19 @@ def read_class_folders(name: str, parts: dict[str, Path]) -> Index:
 def images_under(folder: Path) -> list[str]:
     """The image files under a folder, at any depth, sorted; hidden files and folders are passed over.
 
-    Links to folders are followed; a folder that is reached twice is read once.
+    Links to folders are followed, but not to folders above; a folder that is reached twice is read once.
 
     Raises:
         UserError: a folder cannot be read, a photograph is in a format that PIL does not read, or a name is not UTF-8.
     """
-    found, unread, seen = [], [], set()
+    found, unread = [], []
+    above = (*folder.absolute().parents, *folder.resolve().parents)  # which hold images of other classes
+    seen = {_identity(parent) for parent in above}
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that holds it would never end
+        if _identity(parent) in seen:  # a link to a folder that holds it would never end
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(_identity(parent))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(parent, name) for name in names if is_image(name)]
         unread += [name for name in names if os.path.splitext(name)[1].lower() in NOT_READ and name[0] != "."]
@@ -355,6 +363,12 @@ def images_under(folder: Path) -> list[str]:
         shown = os.fsencode(path).decode(errors="replace")
         raise UserError(f"{shown}: the name of a file or folder is not UTF-8. Rename it and others like it.") from error
     return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What a folder and the links to it have in common: device and number."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def is_image(name: str) -> bool:
@@ -381,7 +395,7 @@ def read_coarse_map(path: Path) -> dict[str, str]:
         except json.JSONDecodeError as error:
             raise UserError(f"coarse map {path} is not valid JSON: {error}") from error
     else:
-        pairs = [row for row in csv.reader(text.splitlines()) if row]
+        pairs = [row for row in csv.reader(text.splitlines(), delimiter=separator(text)) if row]
         if pairs and [cell.strip().lower() for cell in pairs[0]] == ["class", "coarse"]:
             pairs = pairs[1:]
     if not isinstance(pairs, list) or any(len(pair) != 2 or not isinstance(pair[1], str) for pair in pairs):
