@@ -21,6 +21,7 @@ from fgssl.data.datasets import ALL
 from fgssl.errors import UserError, did_you_mean
 
 SECTIONS = ("seed_everything", "model", "data", "trainer", "retrieval", "checkpoint", "logger", "run")
+MAPPINGS = ("data", "trainer", "retrieval", "checkpoint", "run")  # sections that are neither a class nor a value
 CLASSES = ("model", "dataset", "views")  # keys whose value may be the name of a class alone
 # Options of a command that belong to no section; a saved configuration contains them.
 FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "quiet")
@@ -83,7 +84,13 @@ def _apply_file(config: dict[str, Any], path: Path) -> None:
             raise UserError(
                 f"{path}: unknown section '{section}'.{did_you_mean(section, SECTIONS)} Known: {', '.join(SECTIONS)}."
             )
-        assign(config, str(key), _resolve(value, path))
+        resolved = _resolve(value, path)
+        if key in MAPPINGS and not isinstance(resolved, dict | None):
+            dataset = f" Did you mean 'data.dataset: {resolved}'?" if key == "data" else ""
+            raise UserError(
+                f"{path}: {key} is '{resolved}'; it must be a mapping of options, or the path of a YAML file.{dataset}"
+            )
+        assign(config, str(key), resolved)
 
 
 def _resolve(value: Any, beside: Path) -> Any:

@@ -34,10 +34,13 @@ def method_of(config: dict[str, Any]) -> type[Method] | None:
         raise UserError(f"{fault} '{named}' is a setting of a method: fgssl list experiments {named}.") from None
 
 
-def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = None) -> dict[str, Any]:
+def fill_in(
+    config: dict[str, Any], method: type[Method] | None, former: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Complete a configuration by the method's defaults, in a copy.
 
-    - Options of ``former`` that ``method`` does not have are removed, and those of its views.
+    - Options of ``former`` that ``method`` does not have are removed, and those of its views. Options that the command
+      line gives stay: the parser refuses them.
     - ``data.views`` without a class becomes the method's ``default_views`` with the given options.
     - If ``model.backbone.name`` is another network than the method's default, ``model.backbone.options`` of that
       default do not apply.
@@ -45,17 +48,17 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
     Args:
         config: composed configuration.
         method: class of its model section; None: the configuration is returned as it is.
-        former: model section before the command line's flags, which may have replaced the class.
+        former: configuration before the command line's flags, which may have replaced the class of the model.
     """
     if method is None:
         return config
     config = copy.deepcopy(config)
-    named, arguments = class_of(former)
+    former = former or {}
+    named, arguments = class_of(former.get("model"))
     if named and named.rpartition(".")[2] != method.__name__:
         accepted = {parameter.name for parameter in get_signature_parameters(method, None)}
-        for option in arguments.keys() - accepted:
-            class_of(config["model"])[1].pop(option, None)
-        _leave_views(config, method)
+        _remove(arguments, class_of(config["model"])[1], accepted)
+        _leave_views(config, former, method)
     if method.default_views is not None:
         section = config.setdefault("data", {})
         section["views"] = with_class(section.get("views"), method.default_views)
@@ -69,17 +72,21 @@ def fill_in(config: dict[str, Any], method: type[Method] | None, former: Any = N
     return config
 
 
-def _leave_views(config: dict[str, Any], method: type[Method]) -> None:
+def _leave_views(config: dict[str, Any], former: dict[str, Any], method: type[Method]) -> None:
     """Remove options of views without a class that the views of ``method`` do not have, in place."""
-    views = (config.get("data") or {}).get("views")
+    views, earlier = ((section.get("data") or {}).get("views") for section in (config, former))
     if method.default_views is None or not isinstance(views, dict) or "class_path" in views:
         return
     classes = {cls.__name__: cls for cls in subclasses(Views)}
-    accepted = {
-        parameter.name for parameter in get_signature_parameters(classes[method.default_views["class_path"]], None)
-    }
-    for option in views.keys() - accepted:
-        del views[option]
+    parameters = get_signature_parameters(classes[method.default_views["class_path"]], None)
+    _remove(earlier or {}, views, {parameter.name for parameter in parameters})
+
+
+def _remove(former: dict[str, Any], options: dict[str, Any], accepted: set[str]) -> None:
+    """Remove from ``options``, in place, those of ``former`` that are not accepted and have kept their value."""
+    for option in former.keys() - accepted:
+        if option in options and options[option] == former[option]:
+            del options[option]
 
 
 def with_class(views: Any, default: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 ``main`` prints help and reports mistakes before torch is imported; ``application.py`` runs the first four commands.
 """
 
+import errno
 import importlib
 import os
 import select
@@ -23,6 +24,11 @@ from fgssl.errors import UserError, did_you_mean
 # Names that other programs have for our commands.
 OTHER_NAMES = {"train": "fit", "eval": "test", "evaluate": "test", "infer": "predict", "finetune": "fit"}
 
+# What a folder or file of the user refuses: its permissions, a full disk, a file where a folder is needed.
+DENIED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+)  # fmt: skip
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if a run or check failed, 2 for a mistake of the user."""
@@ -38,13 +44,22 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return 128 + signal.SIGPIPE
     except UserError as mistake:
-        if os.environ.get("FGSSL_TRACEBACK"):
+        return _refused(mistake)
+    except OSError as fault:
+        if fault.errno not in DENIED:
             raise
-        print(f"fgssl: {mistake}", file=sys.stderr)
-        return 2
+        return _refused(fault, f"{fault.filename or 'a file could not be written'}: {fault.strerror}.")
     except KeyboardInterrupt:
         print("fgssl: stopped by Ctrl-C.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _refused(fault: Exception, message: str | None = None) -> int:
+    """Print what is wrong in one line; returns the exit status."""
+    if os.environ.get("FGSSL_TRACEBACK"):
+        raise fault
+    print(f"fgssl: {message or fault}", file=sys.stderr)
+    return 2
 
 
 def _reader_left() -> bool:
@@ -122,7 +137,7 @@ def start(
         kind: subclass of ``Application`` to run.
         needs_data: refuse missing files of the data set. False: ``kind`` reads no data.
     """
-    former = config.get("model")
+    former = config
     config, flags = apply_flags(config, flags)
     if not any(asks_for_help(flag.split("=")[0]) for flag in flags):
         check_data(config, files=needs_data)

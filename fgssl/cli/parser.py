@@ -69,7 +69,7 @@ class ExperimentParser(LightningArgumentParser):
             raise UserError(suggest(str(fault), self) if self.suggests else str(fault)) from None
 
     def error(self, message: str, ex: Exception | None = None):
-        text = unknown_in_class(message, self.of, self._actions) or clean(message)
+        text = unknown_in_class(message, self.of, self._actions) or clean(placed(message, self.of))
         raise UserError(suggest(text, self) if self.suggests else text)
 
 
@@ -119,12 +119,16 @@ def is_documented(action: argparse.Action) -> bool:
 
 
 # Prefixes of message lines that repeat the enclosing options of a nested option.
-FRAMES = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path but", "Given")
+FRAMES = (
+    "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path but", "Given",
+    "Option",
+)  # fmt: skip
 
 
 def clean(message: str) -> str:
     """Message of the parser in one line: the option, the expected type and the given value."""
-    if found := re.search(r"Option '\S+' is not accepted by .*", str(message)):
+    found = re.search(r"Option '\S+' is not accepted by .*", str(message))
+    if found and "Got value" not in str(message)[: found.start()]:
         return found[0]  # of the class that was named; what other classes lack is no help
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines()]
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
@@ -137,7 +141,7 @@ def clean(message: str) -> str:
         (r"[. ]+Expected an? ", ", or "),  # the alternatives of a union, after the first
         (r": *, or ", ": expected "),
         (r": Expected an? ", ": expected "),
-        (r"^model: (?=\w+[.:])", "model."),
+        (r"^([\w.]+): (?=\1\.)", ""),
     ):
         text = re.sub(pattern, replacement, text)
     is_value = given and len(given) <= 40 and "expected" in text and "Got value" not in text
@@ -234,6 +238,12 @@ def unknown_option(message: str) -> str | None:
 
 # Where a class stands among the options, by its base class.
 PLACES = ((Method, "model"), (DataSet, "data.dataset"), (Views, "data.views"), (Callback, "trainer.callbacks"))
+
+
+def placed(message: str, cls: type | None) -> str:
+    """Message on a value of an option of a class, with the dotted name of the option: ``data.views.size``."""
+    place = next((place for base, place in PLACES if cls is not None and issubclass(cls, base)), None)
+    return re.sub('^Parser key "', f'Parser key "{place}.', str(message)) if place else message
 
 
 def unknown_in_class(message: str, cls: type | None, actions: list[argparse.Action]) -> str | None:

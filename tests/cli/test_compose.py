@@ -84,6 +84,8 @@ def test_numbers_in_exponent_form_are_numbers(write):
         ("model: configs/modle.yaml\n", r"not found: .*modle.yaml \(named in .*a.yaml\). Did you mean 'model.yaml'\?"),
         ("model: [1, 2\n", r"a.yaml is not valid YAML"),
         ("- 1\n", r"an experiment is a mapping of sections"),
+        ("data: Digits\n", r"data is 'Digits'; it must be a mapping .* Did you mean 'data.dataset: Digits'\?"),
+        ("trainer:\n  max_epochs 1\n", r"trainer is 'max_epochs 1'; it must be a mapping"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(write, text, message):

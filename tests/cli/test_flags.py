@@ -67,14 +67,14 @@ def test_options_of_a_flag_replace_those_of_the_files():
 def test_model_flag_keeps_the_options_that_both_classes_have():
     former = {"class_path": "MaskCon", "init_args": {"dim": 8, "weight": 1.0, "optim": {"lr": 0.1}}}
     config, _ = apply_flags({"model": former}, ["--model", "MLS", "--model.k", "5"])
-    filled = fill_in(config, MLS, former)
+    filled = fill_in(config, MLS, {"model": former})
     assert filled["model"] == {"class_path": "MLS", "init_args": {"dim": 8, "optim": {"lr": 0.1}, "k": 5}}
 
 
 def test_misspelt_option_of_a_flag_is_not_dropped_with_the_class():
     former = {"class_path": "MaskCon", "init_args": {"weight": 1.0}}
     config, _ = apply_flags({"model": former}, ["--model", "MLS", "--model.weigth", "5"])
-    assert fill_in(config, MLS, former)["model"]["init_args"] == {"weigth": 5}
+    assert fill_in(config, MLS, {"model": former})["model"]["init_args"] == {"weigth": 5}
 
 
 # ---- the backbone's options -----------------------------------------------------------------------------------------

@@ -80,6 +80,10 @@ def test_option_that_is_near_none_of_its_section_suggests_nothing(capsys):
         (["--model.backbone.layers", "3"],
          "'--model.backbone.layers' is not accepted by MaskCon. --model.backbone has name, pretrained, small_input, "
          "options, pooling, weights, weights_of, freeze, freeze_statistics."),
+        (["--model", "CMD", "--model.tau", "0.2"],
+         "'--model.tau' is not accepted by CMD. Did you mean '--model.tau_t'?"),
+        (["--model", "CMD", "--data.views.locals", "4"],
+         "'--data.views.locals' is not accepted by MultiCrop. Did you mean '--data.views.local_size'?"),
         (["--data.views.every", "3"],
          "'--data.views.every' is not accepted by PairViews. It has recipe, size."),
     ],
@@ -88,6 +92,18 @@ def test_option_that_is_near_none_of_its_section_suggests_nothing(capsys):
 def test_option_that_a_class_does_not_have_names_the_class_and_suggests_its_own(flags, message, capsys):
     assert main([*DIGITS, *flags]) == 2
     assert capsys.readouterr().err == f"fgssl: Option {message}\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--model.tau", "--model.optim.lr", "--data.batch_size", "--data.views.size", "--data.dataset.partial",
+     "--trainer.callbacks.k"],
+)  # fmt: skip
+def test_value_of_another_type_names_the_whole_option(option, capsys):
+    assert main([*DIGITS, "--trainer.callbacks+", "OnlineKNN", option, "many"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fgssl: {option[2:]}: expected ")
+    assert said.endswith("Got value: many.\n")
 
 
 @pytest.mark.parametrize(
@@ -125,3 +141,10 @@ def test_other_method_on_an_experiment_leaves_the_options_of_the_former(method, 
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["class_path"].endswith(method)
     assert config["data"]["views"]["init_args"]["size"] == 64
+
+
+def test_place_that_cannot_be_written_is_named_without_a_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["init", "file/mine", "--method", "mls", "--data", "digits"]) == 2
+    assert capsys.readouterr().err == "fgssl: file: File exists.\n"
