@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fgssl.report.compare import Cell, Comparison, Row, leaf, missing, sources
 from fgssl.report.metric_names import EXTRA_TIME, is_count, is_share
@@ -110,7 +111,7 @@ def _terminal(tables: list[Comparison]) -> None:
             words = heading in ("method", "settings", "backbone")
             shown.add_column(heading, justify="left" if words else "right", no_wrap=not words)
         for row in table.rows:
-            shown.add_row(*(f"[bold]{words}[/bold]" if best else words for words, best in _cells(table, row)))
+            shown.add_row(*(Text(words, "bold" if best else "") for words, best in _cells(table, row)))
         console.print(shown)
         for line in [*_footnotes(table), ""]:
             console.print(line, soft_wrap=True, markup=False)

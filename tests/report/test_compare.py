@@ -123,6 +123,16 @@ def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsy
     assert "All rows: backbone resnet18, pretrained, epochs 200." in terminal
 
 
+def test_brackets_of_a_setting_are_shown(tmp_path, capsys):
+    """Rich's markup would hide them, or end the table."""
+    for name, weights in (("a", "/data/[old]/w.pth"), ("b", "/data/[/old]/w.pth")):
+        write_run(tmp_path, name, backbone={"name": "resnet18", "pretrained": False, "weights": weights})
+    assert main(["compare", str(tmp_path)]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert "weights=/data/[old]/w.pth" in told
+    assert "weights=/data/[/old]/w.pth" in told
+
+
 def test_a_metric_that_some_seeds_lack_says_how_many_have_it(tmp_path, capsys):
     for seed, metrics in enumerate([{"test/nmi": 0.4, "test/f1": 0.5}, {"test/f1": 0.6}, {}]):
         write_run(tmp_path, f"a{seed}", seed=seed, metrics=metrics)
