@@ -243,11 +243,15 @@ def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
 
 
 def _with_metrics_of(run: RunFolder, evaluation: RunFolder) -> RunFolder:
-    """The run with those metrics of an evaluation of its last checkpoint that it lacks."""
+    """The run with those metrics of an evaluation of its last checkpoint that it lacks, and their callbacks."""
     if Path(evaluation.results["ckpt_path"]).name == "best.ckpt":
         return run
     metrics = {**evaluation.results["metrics"], **run.results["metrics"]}
-    return replace(run, results={**run.results, "metrics": metrics})
+    config = run.config
+    if "test/box_knn_top1" not in run.results["metrics"]:  # else its own callbacks measured what they can
+        config = {name: value for name, value in config.items() if not name.startswith("trainer.callbacks")}
+        config |= {name: v for name, v in evaluation.config.items() if name.startswith("trainer.callbacks")}
+    return replace(run, results={**run.results, "metrics": metrics}, config=config)
 
 
 def _backbone(run: RunFolder) -> str:

@@ -252,6 +252,17 @@ def _pretraining_data(e: Evidence) -> str:
     return e.trained.results["data"]["dataset"] if e.trained else _start(e)
 
 
+def _neighbours(e: Evidence) -> int:
+    """k of the ``BoxKNN`` that measured the run, whose default is the paper's."""
+    callbacks = e.run.config.get("trainer.callbacks")
+    if callbacks == "BoxKNN":  # alone, without a list
+        return e.run.config.get("trainer.callbacks.k", 140)
+    if not isinstance(callbacks, list):
+        return 140
+    options = [c.get("init_args") or {} for c in callbacks if c["class_path"].endswith("BoxKNN")]
+    return options[-1].get("k", 140) if options else 140
+
+
 def _detector(e: Evidence) -> str:
     kind = "mask" if e.of_task.get("model.masks") else "faster"
     return f"{kind}_rcnn_{e.of_task.get('model.neck')}"
@@ -345,6 +356,7 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "centring": lambda e: e.config.get("model.targets") == "center",
     "student temperature": option("model.tau_s"),
     "teacher temperature": option("model.tau_t"),
+    "neighbours of a patch": _neighbours,
     "K": option("model.prototypes"),
     "window": option("model.window"),
     "queries": option("model.queries"),
@@ -400,6 +412,9 @@ def conditions(row: Row) -> dict[str, Any]:
     if row["protocol"] in (*RETRIEVAL, "linear_probe", "bbox_knn"):
         stated["evaluated size"] = stated.get("image size")
     stated |= {name: value for name, value in settings(row).items() if name not in REMARKS}
+    if row["protocol"] == "bbox_knn":  # 20 for each image's 9 patches times 7; ours are always those of 3 x 3 cells
+        stated = {name: value for name, value in stated.items() if name not in ("k", "cs", "s")}
+        stated["neighbours of a patch"] = 140
     if row["method"] in FIXED_W:
         stated.pop("w", None)
     if stated.get("dynamic_weight") == "no":

@@ -309,6 +309,20 @@ def test_a_run_stands_before_an_evaluation_of_it(tmp_path):
     assert [found.rows[0].cells[name].mean for name in ("recall@1", "box_knn_top1")] == [0.5, 0.7]  # what run lacks
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_metric_of_an_evaluation_comes_with_the_callbacks_that_measured_it(alone, tmp_path):
+    """The k of ``BoxKNN`` is a condition of the printed number."""
+    written = write_evaluation(tmp_path, write_run(tmp_path, "run"), metrics={"test/box_knn_top1": 0.7})
+    config = yaml.safe_load((written / "config.yaml").read_text())
+    callback = {"class_path": "fgssl.callbacks.box_knn.BoxKNN", "init_args": {"k": 20}}
+    config["trainer"]["callbacks"] = callback if alone else [callback]
+    (written / "config.yaml").write_text(yaml.safe_dump(config))
+    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1", "box_knn_top1"])
+    (kept,) = found.rows[0].runs
+    assert kept.config["trainer.callbacks"] == ("BoxKNN" if alone else [callback])
+    assert kept.config.get("trainer.callbacks.k") == (20 if alone else None)
+
+
 def test_another_checkpoint_of_a_run_lends_it_no_metric(tmp_path):
     write_evaluation(tmp_path, write_run(tmp_path, "run"), "best.ckpt", metrics={"test/box_knn_top1": 0.7})
     (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1", "box_knn_top1"])

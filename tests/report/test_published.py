@@ -204,6 +204,20 @@ def test_settings_of_flsls_released_code_have_no_printed_number(runs):
     assert "centring no, the run True" in beside(runs.davis(runs.add("centred", centred)), "jf_mean")
 
 
+def test_neighbours_of_a_patch_are_a_condition_of_k_nn_by_boxes(runs):
+    """k of the run's ``BoxKNN``, which Table 9 has as k = 20 times cs = 7."""
+
+    def reason(k: int, part: str, epochs: int) -> float | str | None:
+        callback = {"class_path": "fgssl.callbacks.box_knn.BoxKNN", "init_args": {"k": k, "temperature": 0.07}}
+        callbacks = [callback] if part == "Table 6" else callback  # as in a file, and as given alone
+        options = {"trainer__callbacks": callbacks, "trainer__max_epochs": epochs, "run__paper": f"flsl, {part}"}
+        return beside(runs.add("flsl", changed("flsl_imagenet", **options)), "box_knn_top1")
+
+    for part, epochs, printed in (("Table 6", 100, 72.4), ("Table 9", 1600, 76.7)):
+        assert reason(140, part, epochs) == printed
+        assert "neighbours of a patch 140, the run 20" in reason(20, part, epochs)
+
+
 def test_part_of_a_data_set_has_no_printed_number(runs):
     run = runs.add("part", changed("maskcon_cars"), data={"test": {"images": 2903, "rows_hash": "-"}})
     assert "test images 8041, the run 2903" in beside(run, "recall@1")
