@@ -1,4 +1,4 @@
-"""Exception for mistakes of the user, and helpers for its messages."""
+"""Exceptions for mistakes of the user, and functions that check arguments or complete a message."""
 
 
 class UserError(Exception):
