@@ -49,6 +49,7 @@ def vote(cosine_Qk: Tensor, labels_Qk: Tensor, temperature: float) -> Tensor:
     predicted = []
     for rows in torch.arange(len(cosine_Qk), device=cosine_Qk.device).split(4096):
         weight = cosine_Qk.new_zeros(len(rows), len(classes))
-        weight.scatter_add_(1, class_Qk[rows], (cosine_Qk[rows] / temperature).exp())
+        below_Qk = cosine_Qk[rows] - cosine_Qk[rows].amax(dim=1, keepdim=True)  # no exp of it overflows
+        weight.scatter_add_(1, class_Qk[rows], (below_Qk / temperature).exp())
         predicted.append(classes[weight.argmax(dim=1)])
     return torch.cat(predicted)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fgssl.evaluation.knn import knn_accuracy
 
@@ -25,3 +26,11 @@ def test_knn_accuracy_refuses_bad_input():
         knn_accuracy(torch.eye(2), torch.arange(2), torch.eye(2), torch.arange(2))
     with pytest.raises(ValueError, match="labels of shapes"):
         knn_accuracy(torch.eye(2), torch.arange(3), torch.eye(2), torch.arange(2), k=1)
+
+
+def test_small_temperature_is_the_nearest_neighbours_class():
+    """exp(1 / 0.001) is infinite in float32: all classes of such votes would be equal."""
+    embeddings = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(40) % 5
+    queries = F.normalize(embeddings + 0.01, dim=1)
+    assert knn_accuracy(queries, labels, embeddings, labels, k=10, temperature=0.001) == 1

@@ -87,9 +87,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:  # here, for the error of the system: SciPy's says nothing of permissions
         try:
             return loadmat(file, squeeze_me=True)
-        except (
-            Exception
-        ) as error:  # SciPy has no one error for damaged files: IndexError, zlib.error, MatReadError, ...
+        except Exception as error:  # damaged files: IndexError, zlib.error, MatReadError and others of SciPy
             raise UserError(f"{path} is not a readable .mat file: {error}. Get it again.") from error
 
 
