@@ -18,7 +18,7 @@ import yaml
 from fgssl.cli import help
 from fgssl.cli.compose import apply_flags, class_of, compose, split_config_files
 from fgssl.cli.help import COMMANDS, OWN
-from fgssl.cli.shipped import find
+from fgssl.cli.shipped import experiments, find
 from fgssl.errors import UserError, did_you_mean
 
 # Names that other programs have for our commands.
@@ -111,7 +111,23 @@ def _run(command: str, arguments: list[str]) -> int:
 
         config = configuration_of_run(command, run)
         return start(command, config, flags, config["run"]["experiment"])
+    if not files:
+        refuse_misspelt(flags)
     return start(command, compose(files), flags, find(files[-1]).stem if files else "fgssl")
+
+
+def refuse_misspelt(flags: list[str]) -> None:
+    """Refuse what was meant to name an experiment or a run, where there is none.
+
+    Raises:
+        UserError: names ``--config`` or ``--ckpt_path``.
+    """
+    if flags and flags[0] in experiments():
+        raise UserError(f"unknown argument '{flags[0]}'. Did you mean '--config {flags[0]}'?")
+    for name in (flag.partition("=")[0] for flag in flags):
+        hint = did_you_mean(name, ("--config", "--ckpt_path")) if name.startswith("--") and "." not in name else ""
+        if hint and name not in ("--ckpt_path", "--print_config"):
+            raise UserError(f"unknown option {name}.{hint}")
 
 
 def value_of(option: str, flags: list[str]) -> str | None:

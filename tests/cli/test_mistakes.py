@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from fgssl.cli.main import main
+from fgssl.cli.main import main, refuse_misspelt
 
 DIGITS = ["fit", "--config", "maskcon_digits", "--print_config"]
 
@@ -119,6 +119,9 @@ def test_value_of_another_type_names_the_whole_option(option, capsys):
         (["fit", "--config", "maskcon_digits", "--run.paper", "maskcon, Tabel 6"], "Did you mean 'Table 6'?"),
         (["fit"], "no data set is named"),
         (["fit", "--config"], "--config needs a file"),
+        (["fit", "maskcon_digits"], "Did you mean '--config maskcon_digits'?"),
+        (["fit", "--confg", "maskcon_digits"], "unknown option --confg. Did you mean '--config'?"),
+        (["test", "--ckpt_pth=runs/mine"], "unknown option --ckpt_pth. Did you mean '--ckpt_path'?"),
         (["fit", "--config", "maskcon_digits", "--model.tau"], "--model.tau needs a value"),
         (["data", "check", "cubs"], "Did you mean 'cub'?"),
         (["data", "cub"], "Did you mean 'fgssl data check cub'?"),
@@ -148,3 +151,12 @@ def test_place_that_cannot_be_written_is_named_without_a_traceback(tmp_path, mon
     (tmp_path / "file").write_text("")
     assert main(["init", "file/mine", "--method", "mls", "--data", "digits"]) == 2
     assert capsys.readouterr().err == "fgssl: file: File exists.\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--print_config", "--ckpt_path", "--checkpoint", "--checkpoint.monitor", "--quiet", "--logger", "--retrieval",
+     "--seed_everything", "--verbose", "--return_predictions", "--weights_only", "--trainer", "--run", "--help"],
+)  # fmt: skip
+def test_option_of_a_command_is_no_misspelt_config(option):
+    refuse_misspelt(["--model", "MLS", option])
