@@ -183,7 +183,8 @@ def suggest(message: str, parser: ExperimentParser) -> str:
     if found := re.search(r"^(?:model: )?(?:--)?([\w.]+?)(?:\.help)?: .*?unknown class '([\w.]+)'", message):
         place, name = found.groups()
         choices = classes_at(place)
-        every = f" Known: {', '.join(sorted(choices))}." if choices else ""
+        ours = sorted(short for short, cls in choices.items() if not cls.__module__.startswith(LIGHTNINGS))
+        every = f" Known: {', '.join(ours)}." if ours else ""
         return f"{place}: unknown class '{name}'." + did_you_mean(name.rpartition(".")[2], choices) + every
     if found := re.search(r"one of \[(.*?)\].*Got value: (\S+)$", message):
         return sentence(message) + did_you_mean(found[2], re.findall(r"'(.*?)'", found[1]))
@@ -210,16 +211,18 @@ def sentence(message: str) -> str:
     return message.rstrip(". ") + "."
 
 
-def classes_at(place: str) -> set[str]:
-    """Short names of the classes that an option such as ``data.views`` accepts."""
+LIGHTNINGS = ("lightning", "pytorch_lightning")
+
+
+def classes_at(place: str) -> dict[str, type]:
+    """Classes by short name that an option such as ``data.views`` accepts, Lightning's too."""
     accepted: dict[str, Iterable[type]] = {
         "model": known_methods().values(),
         "data.dataset": ALL.values(),
         "data.views": subclasses(Views),
         "trainer.callbacks": subclasses(Callback),
     }
-    lightnings = ("lightning", "pytorch_lightning")
-    return {cls.__name__ for cls in accepted.get(place, ()) if not cls.__module__.startswith(lightnings)}
+    return {cls.__name__: cls for cls in accepted.get(place, ())}
 
 
 def unknown_option(message: str) -> str | None:

@@ -233,6 +233,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(command, tmp_path, capsys
         (["--model.taux", "3"], "Option '--model.taux' is not accepted by MaskCon. Did you mean '--model.tau'?"),
         (["--model.tau", "abc"], "model.tau: expected float. Got value: abc"),
         (["--model", "MaskConn"], "model: unknown class 'MaskConn'. Did you mean 'MaskCon'?"),
+        (["--trainer.callbacks+", "EarlyStoping"], "unknown class 'EarlyStoping'. Did you mean 'EarlyStopping'?"),
         (["--model.variant", "grafitt"], "Did you mean 'grafit'?"),
         (["--model.optim.lrr", "3"], "Did you mean '--model.optim.lr'?"),
         (["--model.backbone.name", "resnet81"], "timm knows no model 'resnet81'. Did you mean 'resnet18'?"),
