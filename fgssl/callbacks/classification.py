@@ -37,16 +37,16 @@ class Classification(Evaluation):
     def on_predict_epoch_end(self, trainer: Trainer, method) -> None:
         """Write ``predictions.csv``: path, most probable class and its probability, 0 to 1, of each image.
 
-        The probability is the softmax over the classes, or the sigmoid of the class where images have several labels.
-        Classes are numbers where the data do not name as many as the classifier has, such as images without labels.
+        The probability is the softmax over the classes, or the sigmoid of the class where the network was trained on
+        images with several labels.
+        Classes are numbers where a checkpoint of an earlier version does not name them.
         """
         logits_NC, _, index_N = (column.cpu() for column in collect(self.take()))
         if not trainer.is_global_zero or not trainer.loggers:  # without a run folder, Lightning returns the predictions
             return
         index = trainer.datamodule.parts.index
-        probability_NC = logits_NC.softmax(dim=1) if index.targets is None else logits_NC.sigmoid()
-        classes = logits_NC.shape[1]
-        names = index.fine_names if len(index.fine_names) == classes else range(classes)
+        probability_NC = logits_NC.sigmoid() if method.several else logits_NC.softmax(dim=1)
+        names = method.classes or range(logits_NC.shape[1])
         rows = zip(index_N.tolist(), *(column.tolist() for column in probability_NC.max(dim=1)), strict=True)
         path = folder_of(trainer.loggers) / "predictions.csv"
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ COMMANDS_BY_GROUP = {
         "fit": "train a method, then test its last weights",
         "validate": "evaluate on the validation rows",
         "test": "evaluate on the test rows",
-        "predict": "write what a network says of the test rows: embeddings, classes",
+        "predict": "write what a network says of images: embeddings, classes",
         "probe": "linear probe of a network: top-1 and top-5 accuracy",
     },
     "use a network": {
@@ -78,8 +78,8 @@ WHAT = {
     "fit": "Train a method, then test its last weights on the test rows.",
     "validate": "Evaluate on the validation rows (data.protocol.val_fraction).",
     "test": "Evaluate on the test rows; without --ckpt_path the untrained network.",
-    "predict": "Write what a network says of the test rows: embeddings.npz, and predictions.csv\nof a classifier; "
-    "detections.json of a detector; masks/ of a segmenter.",
+    "predict": "Write what a network says of the test rows; without test rows, of all images:\nembeddings.npz, and "
+    "predictions.csv of a classifier; detections.json of a\ndetector; masks/ of a segmenter.",
 }
 EXAMPLES = {
     "fit": {

@@ -188,7 +188,7 @@ class DataModule(LightningDataModule):
     """Batches of views of a data set, by a protocol.
 
     Training batches hold random views, cropped by the loader and augmented and normalised on the device. Validation,
-    test and prediction batches hold one plain view. Prediction uses the test rows.
+    test and prediction batches hold one plain view. Prediction uses the test rows, or all rows where there are none.
 
     Args:
         dataset: data set and its place on the disk.
@@ -411,7 +411,10 @@ class DataModule(LightningDataModule):
             rank_zero_info(f"No test metrics: {self.dataset.name} has no test images.")
         return self._eval_loader(self.parts.test)
 
-    predict_dataloader = test_dataloader
+    def predict_dataloader(self) -> Loader:
+        """The test rows; all rows of data without a test part, such as a folder of new images."""
+        rows = self.parts.test if len(self.parts.test) else np.arange(len(self.parts.index))
+        return self._eval_loader(rows)
 
     def gallery_loader(self, rows: np.ndarray | None = None) -> Loader:
         """Plain views of the training rows, or of ``rows``: the gallery for queries of another part."""

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,11 +307,11 @@ def test_voc_validates_by_average_precision_and_keeps_the_best(tmp_path):
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
 def test_predictions_are_the_most_probable_class_of_each_test_image(several, tmp_path, capsys):
     model, given = finetune(), data(Colours(several), eval_size=8)
+    fit(model, given)
     trainer = tiny_trainer(logger=MetricsLogger(tmp_path))
     outputs = trainer.predict(model, datamodule=given)
     logits = torch.cat([output["logits"] for output in outputs])
-    with (tmp_path / "predictions.csv").open() as file:
-        written = list(csv.DictReader(file))
+    written = predicted(tmp_path)
     assert [row["path"] for row in written] == [str(row) for row in range(32, 64)]
     assert [row["class"] for row in written] == ["abcd"[best] for best in logits.argmax(dim=1)]
     probability = (logits.sigmoid() if several else logits.softmax(dim=1)).amax(dim=1)
@@ -319,13 +320,22 @@ def test_predictions_are_the_most_probable_class_of_each_test_image(several, tmp
     assert len(tiny_trainer().predict(model, datamodule=given)) == len(outputs)  # without a folder: returned alone
 
 
-def test_classes_of_images_without_labels_are_numbers(tmp_path):
-    """Those of new images; a part to train from is there, and is not read."""
+def predicted(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+def test_new_images_are_predicted_as_classes_of_the_training(several, tmp_path):
+    """A folder without labels and parts: all of its images, by the names that the checkpoint keeps."""
+    trained = finetune()
+    fit(trained, data(Colours(several), eval_size=8)).save_checkpoint(tmp_path / "trained.ckpt")
     for number in range(3):
-        trees.write_image(tmp_path / f"{number}.png", number)
-    trees.write_lines(tmp_path / "new.csv", ["path,part", "0.png,train", "1.png,test", "2.png,test"])
-    model, given = finetune(), data(Folder(str(tmp_path / "new.csv")), eval_size=8)
-    (outputs,) = tiny_trainer(logger=MetricsLogger(tmp_path)).predict(model, datamodule=given)
-    with (tmp_path / "predictions.csv").open() as file:
-        written = [row["class"] for row in csv.DictReader(file)]
-    assert written == [str(best) for best in outputs["logits"].argmax(dim=1).tolist()]
+        trees.write_image(tmp_path / "new" / f"{number}.png", number)
+    given, model = data(Folder(str(tmp_path / "new")), eval_size=8), finetune(optim=Optim(name="sgd"))
+    trainer = tiny_trainer(logger=MetricsLogger(tmp_path))
+    (outputs,) = trainer.predict(model, datamodule=given, ckpt_path=str(tmp_path / "trained.ckpt"))
+    assert [Path(row["path"]).name for row in predicted(tmp_path)] == ["0.png", "1.png", "2.png"]
+    assert [row["class"] for row in predicted(tmp_path)] == ["abcd"[best] for best in outputs["logits"].argmax(dim=1)]
+    probability = (outputs["logits"].sigmoid() if several else outputs["logits"].softmax(dim=1)).amax(dim=1)
+    assert [float(row["probability"]) for row in predicted(tmp_path)] == pytest.approx(probability.tolist(), abs=1e-4)
