@@ -96,8 +96,7 @@ def show_duplicates(seen: Seen, console: Console, sheet: Path | None) -> None:
     from fgssl.evaluation.duplicates import compares_parts, find_duplicates  # imports torch
 
     index, across = seen.index, compares_parts(seen.index)
-    with console.status("comparing test images with training images" if across else "comparing the images"):
-        pairs = find_duplicates(index, seen.digests, seen.thumbnails_NT)
+    pairs = find_duplicates(index, seen.digests, seen.thumbnails_NT, console)
     exact = sum(pair.exact for pair in pairs)
     said = "test images that are also training images" if across else "pairs of equal images"
     none = "no test image is also a training image" if across else "no image is there twice"

@@ -576,8 +576,9 @@ def test_data_check_says_that_there_are_no_duplicates(capsys):
 
 
 def test_data_check_finds_equal_images_without_a_test_part(tmp_path, capsys, monkeypatch):
-    """Two copies of one image, and a smaller one of another; each pair is named once."""
+    """Two copies of one image, and a smaller one of another; each pair is named once, also where it is found twice."""
     monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr("fgssl.evaluation.duplicates.AT_ONCE", 5)  # several steps of the progress bar
     root, sheet = tmp_path / "root", tmp_path / "pairs.png"
     for number in range(12):
         trees.write_image(root / "bird" / f"{number:02d}.png", number, size=(200, 150))
@@ -593,6 +594,7 @@ def test_data_check_finds_equal_images_without_a_test_part(tmp_path, capsys, mon
     second.resize((128, 96)).save(root / "bird/small.jpg", quality=50)
     assert data_main(command) == 0
     said = capsys.readouterr().out
+    assert "looking for near duplicates" in said
     assert "pairs of equal images: 2 exact, 1 near" in said
     rows = [line.split() for line in said.splitlines() if "root/bird" in line and "%" not in line]
     pairs = [{Path(word).name for word in row if "bird/" in word} for row in rows]
