@@ -484,6 +484,11 @@ def run(
             "--trainer.precision bf16-mixed."
         ) from fault
     except ValueError as fault:
+        if "more than 1 value per channel" in str(fault):
+            raise UserError(
+                "BatchNorm cannot be trained on one image of a process where its map has one position. Raise "
+                "data.batch_size, of which each process takes its share; or set trainer.sync_batchnorm on several GPUs."
+            ) from fault
         if "SyncBatchNorm" not in str(fault):
             raise
         raise UserError("trainer.sync_batchnorm needs GPUs. Set it to false on a CPU.") from fault

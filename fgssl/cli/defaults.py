@@ -39,8 +39,9 @@ def fill_in(
 ) -> dict[str, Any]:
     """Complete a configuration by the method's defaults, in a copy.
 
-    - Options of ``former`` that ``method`` does not have are removed, and those of its views; also an option such as
-      ``variant`` with a name that is none of its own. Options that the command line gives stay: the parser refuses them.
+    - Options of ``former`` that ``method`` does not have are removed, and those of its views; also one such as
+      ``variant`` with a name that ``method`` does not know. Options that the command line gives stay: the parser
+      refuses them.
     - ``data.views`` without a class becomes the method's ``default_views`` with the given options.
     - If ``model.backbone.name`` is another network than the method's default, ``model.backbone.options`` of that
       default do not apply.

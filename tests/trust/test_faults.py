@@ -7,7 +7,7 @@ import torch
 
 from fgssl.cli.main import main
 from tests import trees
-from tests.methods.runs import arguments, results, state
+from tests.methods.runs import arguments, results, rival_line, state
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +74,11 @@ def test_a_data_loader_process_that_dies_names_what_it_read(tmp_path, capsys):
     assert "digit" in said.split("while it was reading ")[1].split("(")[0], said
     # PyTorch's reason: the second one where its poll of the process reads the status before its signal handler does
     assert re.search(r"\(DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)", said), said
+
+
+def test_a_batch_of_one_image_says_why_it_cannot_be_trained(tmp_path, capsys):
+    assert main(rival_line("byol", tmp_path, "run", "--data.batch_size", "1", "--trainer.max_epochs", "1")) == 2
+    assert "BatchNorm cannot be trained on one image of a process" in capsys.readouterr().err
 
 
 def test_a_full_gpu_says_which_numbers_to_lower(tmp_path, capsys):
