@@ -81,6 +81,23 @@ def test_a_batch_of_one_image_says_why_it_cannot_be_trained(tmp_path, capsys):
     assert "BatchNorm cannot be trained on one image of a process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--trainer.val_check_interval", "999"), "`val_check_interval` (999) must be less than or equal to"),
+        (("--trainer.overfit_batches", "2"), "trainer.overfit_batches is not supported"),
+        (
+            ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/recal@1"),
+            "Early stopping conditioned on metric `val/recal@1` which is not available",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_options_of_lightning_that_do_not_fit_are_one_line(flags, said, tmp_path, capsys):
+    assert fit(tmp_path, *flags, "--trainer.limit_train_batches", "2") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_full_gpu_says_which_numbers_to_lower(tmp_path, capsys):
     assert fit(tmp_path, "--trainer.callbacks", "tests.trust.callbacks.GpuFull") == 2
     said = capsys.readouterr().err
