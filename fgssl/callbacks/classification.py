@@ -1,29 +1,56 @@
 """Evaluates a classifier on the validation and test rows, and writes its classes on predict."""
 
 import csv
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from fgssl.callbacks.evaluation import Evaluation, log_exactly
+from fgssl.data.datasets.base import some
 from fgssl.evaluation.embedding import collect, with_label
 from fgssl.metrics.classification import mean_average_precisions, topk_accuracy
 from fgssl.run import folder_of, shown
 
 
+def by_name(fine_N: torch.Tensor, names: Sequence[str], classes: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
+    """Labels [N] of data as numbers of the classes of a network, and the names that those do not have.
+
+    Args:
+        fine_N: labels, 0 or more.
+        names: name of each label.
+        classes: names of the classes of the network.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [str(names[label]) for label in fine_N.unique().tolist() if str(names[label]) not in numbers]
+    of_label = torch.tensor([numbers.get(str(name), -1) for name in names])
+    return of_label[fine_N.long()], unknown
+
+
 class Classification(Evaluation):
     """Top-1 and top-5 accuracy of the ``logits`` of a method's evaluation step, over the rows of all ranks.
 
-    Images without a label are left out. Mean average precisions instead where an image has several labels.
+    Images without a label are left out. Classes of other data are compared by their names; there is no accuracy where
+    the network was not trained on one of them. Mean average precisions instead where an image has several labels.
     """
 
     def keep(self, trainer: Trainer, method, outputs, batch) -> dict:
         return {**outputs, "embedding": outputs["logits"]}
 
     def evaluate(self, trainer: Trainer, method, outputs: list[dict], part: str) -> None:
-        rows, targets = collect(outputs), trainer.datamodule.parts.index.targets
+        index, rows = trainer.datamodule.parts.index, collect(outputs)
+        targets = index.targets
         rows = with_label(rows) if targets is None else rows
         logits_NC, fine_N, index_N = (column.cpu() for column in rows)
+        if not method.knows_classes_of(index):
+            fine_N, unknown = by_name(fine_N, index.fine_names, method.classes)
+            if unknown or targets is not None:
+                rank_zero_warn(
+                    f"No accuracy: {index.name} has classes that the network was not trained on "
+                    f"({some(unknown or list(index.fine_names))})."
+                )
+                return
         if targets is not None:
             metrics = mean_average_precisions(logits_NC, torch.from_numpy(targets[index_N.numpy()]))
         elif len(fine_N):

@@ -41,6 +41,11 @@ class Detection(Evaluation):
             write_json(path, {"detections": entries})
             print(f"detections: {shown(path)}")
 
+    def on_test_start(self, trainer: Trainer, method) -> None:
+        method.check_classes(trainer.datamodule.parts.index)
+
+    on_validation_start = on_predict_start = on_test_start
+
     def evaluate(self, trainer: Trainer, method, outputs: list[Found], part: str) -> None:
         found, index = _joined(outputs), trainer.datamodule.parts.index
         log_exactly(method, part, from_rank_zero(lambda: _scores(index, found, method.masks)))

@@ -1,6 +1,7 @@
 """Writes ``last.ckpt``."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,9 +17,9 @@ class LastCheckpoint(ModelCheckpoint):
     If one process receives such a signal (``Stopping``), all processes finish the optimiser step, several processes the
     next one too, write the checkpoint and end.
 
-    What is to be written at the last step of an epoch is written after the validation that follows, and a run that ends
-    inside an epoch writes its last step there, before the epoch counts as finished: a run that goes on from the file
-    has done all that an uninterrupted one has, and nothing twice.
+    What is to be written at a step is written after the validation that follows it, so that it knows the best score. A
+    run that ends inside an epoch, also by early stopping, ends after an optimiser step and writes it before the epoch
+    counts as finished: a run that goes on from the file has done all that an uninterrupted one has, and nothing twice.
 
     Args:
         folder: Folder of the checkpoint.
@@ -37,28 +38,48 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self.path = Path(folder) / "last.ckpt"
         self._stop: Stopped | None = None  # raised once the metrics of the last step have been logged
+        self._ends_soon = False  # early stopping or max_time asked for the end between two accumulated batches
 
     def on_train_start(self, trainer: Trainer, method) -> None:
         super().on_train_start(trainer, method)
-        self._stop = None
+        self._stop, self._ends_soon = None, False
         _go_on_between_epochs(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, method, batch, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, method, batch, batch_idx)
         if self._stop is not None:
             raise self._stop
+        # Lightning, going on from a checkpoint that a validation wrote, does not count the step before it.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         method.stop_requested = stop_requested(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int) -> None:
-        if trainer.is_last_batch:  # on_train_epoch_end writes
+        self._put_off_end(trainer)
+        if not _validation_follows(trainer):
+            self._after_batch(trainer, method)
+
+    def on_validation_end(self, trainer: Trainer, method) -> None:
+        if trainer.sanity_checking:
             return
-        super().on_train_batch_end(trainer, method, outputs, batch, batch_idx)
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between_steps and _ends_here(trainer):
+        self._put_off_end(trainer)  # early stopping
+        self._after_batch(trainer, method)
+
+    def _put_off_end(self, trainer: Trainer) -> None:
+        """Let early stopping and ``max_time`` end the fit after an optimiser step, so that no gradient is lost."""
+        if _between_steps(trainer):
+            trainer.should_stop |= self._ends_soon
+        elif trainer.should_stop:
+            self._ends_soon, trainer.should_stop = True, False
+
+    def _after_batch(self, trainer: Trainer, method) -> None:
+        """Write what is due after a batch and the validation behind it; on_train_epoch_end does after the last one."""
+        if trainer.is_last_batch or not _between_steps(trainer):
+            return
+        super().on_train_batch_end(trainer, method, None, None, 0)
+        if _ends_here(trainer):
             self.save_now(trainer)
         # Several processes agree in the check of each step, which does not wait for the device.
-        asked = method.stop_agreed if trainer.world_size > 1 else stop_requested(trainer)
-        if between_steps and asked:
+        if method.stop_agreed if trainer.world_size > 1 else stop_requested(trainer):
             self._end(trainer, stopped(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, method) -> None:
@@ -84,6 +105,16 @@ class LastCheckpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_checkpoint(trainer, str(self.path))
             rank_zero_info(f"{shown(self.path)}: written at step {trainer.global_step}")
+
+
+def _between_steps(trainer: Trainer) -> bool:
+    """Whether the gradients of all batches so far were applied; those of the last one of an epoch always are."""
+    return trainer.is_last_batch or (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    loop: Any = trainer.fit_loop
+    return sum(trainer.num_val_batches) > 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def _ends_here(trainer: Trainer) -> bool:

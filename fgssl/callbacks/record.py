@@ -142,7 +142,7 @@ class Record(Callback):
         self.results["status"] = status or self.results["status"]
         self.results["metrics"] |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.state.fn == "fit" and self._trained:
-            self.results |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+            self.results |= {"epochs": trainer.fit_loop.epoch_progress.current.processed, "steps": trainer.global_step}
         self.results["duration_s"] = round(time.time() - self._began, 1)
         self._write()
         if self._signs is not None and self.results["status"] not in GOING_ON:

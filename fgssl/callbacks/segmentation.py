@@ -40,7 +40,13 @@ class Segmentation(Callback):
     def on_test_epoch_end(self, trainer: Trainer, method) -> None:
         self._evaluate(trainer, method, "test")
 
+    def on_test_start(self, trainer: Trainer, method) -> None:
+        method.check_classes(trainer.datamodule.parts.index)
+
+    on_validation_start = on_test_start
+
     def on_predict_start(self, trainer: Trainer, method) -> None:
+        method.check_classes(trainer.datamodule.parts.index)
         # Processes that torchrun or srun starts name an unnamed run by their own clocks.
         self._folder = Path(from_rank_zero(lambda: str(folder_of(trainer.loggers)))) / "masks"
         self._folder.mkdir(parents=True, exist_ok=True)

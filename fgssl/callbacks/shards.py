@@ -1,6 +1,7 @@
 """Writes embeddings to files while they are computed."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ class Shards(Callback):
         self._rows: set[int] = set()  # that were written
 
     def setup(self, trainer: Trainer, method, stage: str) -> None:
-        if trainer.is_global_zero:  # before a precision of 16 bits changes the network
+        if trainer.is_global_zero:
+            # Those of an earlier start, whose process has ended: Record, before this, has locked the run folder.
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            # Here, before a precision of 16 bits changes the network.
             self._fingerprint = fingerprint(method.state_dict() if self.weights is None else self.weights)
 
     def on_test_batch_end(self, trainer: Trainer, method, outputs, batch, batch_idx: int, dataloader_idx=0) -> None:

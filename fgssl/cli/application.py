@@ -174,6 +174,11 @@ class Application(LightningCLI):
             raise UserError(
                 "trainer.logger is set by fgssl. Use --logger wandb, --logger tensorboard or --logger mlflow."
             )
+        if options.trainer.overfit_batches:
+            raise UserError(
+                "trainer.overfit_batches is not supported. --data.protocol.label_fraction trains on few images, "
+                "the same in each epoch."
+            )
         if self.config.subcommand == "fit" and options.trainer.enable_checkpointing is False:
             raise UserError(
                 "trainer.enable_checkpointing is false, but fit always writes last.ckpt. "
@@ -484,10 +489,19 @@ def run(
             "--trainer.precision bf16-mixed."
         ) from fault
     except ValueError as fault:
+        if "more than 1 value per channel" in str(fault):
+            raise UserError(
+                "BatchNorm cannot be trained on one image of a process where its map has one position. Raise "
+                "data.batch_size, of which each process takes its share; or set trainer.sync_batchnorm on several GPUs."
+            ) from fault
+        if "val_check_interval" in str(fault):
+            raise UserError(str(fault).strip()) from fault
         if "SyncBatchNorm" not in str(fault):
             raise
         raise UserError("trainer.sync_batchnorm needs GPUs. Set it to false on a CPU.") from fault
     except RuntimeError as fault:
+        if "Early stopping" in str(fault):  # by a metric that there is not
+            raise UserError(str(fault)) from fault
         if not _LOST_PROCESS.search(str(fault)):
             raise
         rank = getattr(rank_zero_only, "rank", 0)

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
@@ -39,8 +39,9 @@ def fill_in(
 ) -> dict[str, Any]:
     """Complete a configuration by the method's defaults, in a copy.
 
-    - Options of ``former`` that ``method`` does not have are removed, and those of its views. Options that the command
-      line gives stay: the parser refuses them.
+    - Options of ``former`` that ``method`` does not have are removed, and those of its views; also one such as
+      ``variant`` with a name that ``method`` does not know. Options that the command line gives stay: the parser
+      refuses them.
     - ``data.views`` without a class becomes the method's ``default_views`` with the given options.
     - If ``model.backbone.name`` is another network than the method's default, ``model.backbone.options`` of that
       default do not apply.
@@ -56,7 +57,8 @@ def fill_in(
     former = former or {}
     named, arguments = class_of(former.get("model"))
     if named and named.rpartition(".")[2] != method.__name__:
-        accepted = {parameter.name for parameter in get_signature_parameters(method, None)}
+        parameters = get_signature_parameters(method, None)
+        accepted = {each.name for each in parameters if _takes(each.annotation, arguments.get(each.name))}
         _remove(arguments, class_of(config["model"])[1], accepted)
         _leave_views(config, former, method)
     if method.default_views is not None:
@@ -70,6 +72,11 @@ def fill_in(
     ):
         chosen.setdefault("options", {})
     return config
+
+
+def _takes(annotation: Any, value: Any) -> bool:
+    """Whether an argument takes a value, as far as its values have names."""
+    return get_origin(annotation) is not Literal or value in get_args(annotation)
 
 
 def _leave_views(config: dict[str, Any], former: dict[str, Any], method: type[Method]) -> None:

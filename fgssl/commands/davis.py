@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -34,6 +35,9 @@ def main(argv: list[str]) -> int:
     folder = Path(args.run_root) / "davis" / (args.name or name_of(args))
     if (folder / "results.json").is_file():
         raise UserError(f"{folder} already contains a result. Choose another --run.name.")
+    make_folder(folder, "--run.root")
+    if options.save:
+        make_folder(Path(options.save), "--save")
 
     import torch
 
@@ -57,13 +61,26 @@ def main(argv: list[str]) -> int:
         "ckpt_path": args.ckpt_path, "data": described(options), "duration_s": round(time.time() - began, 1),
         **provenance(),
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(
         yaml.safe_dump({"davis": {**vars(args), "root": options.root}, "model": config.get("model")})
     )
     write_json(folder / "results.json", results)
     print_summary(results, shown(folder))
     return 0
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder that is written to after the evaluation of a video, or of all.
+
+    Raises:
+        UserError: nothing can be written to it; names the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as fault:
+        raise UserError(f"{option}: nothing can be written to {folder} ({fault.strerror}).") from fault
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ The test rows are also evaluated as by ``fgssl test``, so that ``fgssl compare``
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
         """Writes embeddings; the test rows are also evaluated."""
 
         def _callbacks(self) -> list:
-            make_room(self.folder, self.options.run.resume)
+            refuse_unfinished(self.folder, self.options.run.resume)
             kept = [c for c in super()._callbacks() if args.part == "test" or c is not self.retrieval]
             draw = LambdaCallback(on_test_end=lambda *_: self._draw())  # before the run counts as finished
             weights = (self.checkpoint or {}).get("state_dict")
@@ -92,8 +91,8 @@ def main(argv: list[str]) -> int:
     return start("test", config, flags, config["run"]["experiment"], Embedding)
 
 
-def make_room(run: Path, resume: bool) -> None:
-    """Remove the embeddings of an earlier start that did not finish, if ``--run.resume`` asks for it.
+def refuse_unfinished(run: Path, resume: bool) -> None:
+    """Refuse a folder with the embeddings of an earlier start, unless ``--run.resume`` asks to write them anew.
 
     Args:
         run: run folder.
@@ -103,13 +102,8 @@ def make_room(run: Path, resume: bool) -> None:
         UserError: there are embeddings, and ``resume`` is false.
     """
     folder = run / "embeddings"
-    if not folder.exists():
-        return
-    if not resume:
+    if folder.exists() and not resume:
         raise UserError(f"{folder} is unfinished. --run.resume true writes it anew; or choose another --run.name.")
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-    rank_zero_only(shutil.rmtree)(folder)
 
 
 def refuse_misspelt(flags: list[str], own: list[str]) -> None:

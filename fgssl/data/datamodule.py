@@ -418,7 +418,7 @@ class DataModule(LightningDataModule):
 
     def gallery_loader(self, rows: np.ndarray | None = None) -> Loader:
         """Plain views of the training rows, or of ``rows``: the gallery for queries of another part."""
-        return self._eval_loader(self.parts.train if rows is None else rows)
+        return self._eval_loader(self._rows_to_train() if rows is None else rows)
 
     def whole_loader(self) -> Loader:
         """The training rows, each image resized whole to the side of the first training view (ContrastiveCrop)."""
@@ -432,11 +432,22 @@ class DataModule(LightningDataModule):
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()
         options: dict[str, Any] = {"seed": self.seed, "rank": rank, "world": world, **start}
+        rows = self._rows_to_train()
         if self.images_per_class is None:
-            return Shuffled(len(self.parts.train), self.batch_size, **options)
-        labels = self.parts.index.fine[self.parts.train]
+            return Shuffled(len(rows), self.batch_size, **options)
+        labels = self.parts.index.fine[rows]
         options |= {"images_per_class": self.images_per_class, "replacement": self.replacement}
         return ClassBalanced(labels, self.batch_size, **options)
+
+    def _rows_to_train(self) -> np.ndarray:
+        """The training rows.
+
+        Raises:
+            UserError: there are none, which an evaluation of the test rows does not mind.
+        """
+        if len(self.parts.train) == 0:
+            raise UserError(f"{self.parts.index.name}: protocol '{self.protocol.split}' leaves no training image.")
+        return self.parts.train
 
     def _eval_loader(self, rows: np.ndarray, view: EvalView | None = None, lasting: bool = True) -> Loader:
         rank, world = self._rank_and_world()

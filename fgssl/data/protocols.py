@@ -95,7 +95,7 @@ class Protocol:
         """Rows of ``index`` under this protocol.
 
         Raises:
-            UserError: the split does not fit this data set, or leaves no training rows.
+            UserError: the split does not fit this data set.
         """
         index, train, val, test = SPLITS[self.split](index)
         if self.val_fraction:
@@ -105,8 +105,6 @@ class Protocol:
             draw = self._draw(LABEL_SHARE, len(index))
             train = stratified(train, index.fine, self.label_fraction, draw)
         index, flipped = self._flip_labels(index, train)
-        if len(train) == 0:
-            raise UserError(f"{index.name}: protocol '{self.split}' leaves no training image.")
         return Parts(train=train, val=val, test=test, index=index, flipped=flipped, protocol=self)
 
     def num_fine(self, dataset: DataSet) -> int:

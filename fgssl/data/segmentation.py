@@ -144,15 +144,15 @@ def read_pair(index: MaskIndex, row: int) -> tuple[Tensor, Tensor]:
     return image_3HW, mask_HW
 
 
-def check_header(index: MaskIndex, row: int) -> None:
-    """Check an image and its mask as far as their headers tell.
+def check_mask(index: MaskIndex, row: int) -> None:
+    """Check a whole mask, and of its image what the header tells.
 
     Raises:
-        UserError: one of them cannot be read, their sizes differ, or the mask is not of one channel of 8 bits.
+        UserError: one of them cannot be read, their sizes differ, or the mask is none, see ``read_mask``.
     """
-    with open_image(index.paths[row]) as image, open_image(index.masks[row]) as mask:
-        check_mode(index.masks[row], mask)
-        check_sizes(index, row, image.size, mask.size)
+    mask_HW = read_mask(index.masks[row], index.classes)
+    with open_image(index.paths[row]) as image:
+        check_sizes(index, row, image.size, tuple(mask_HW.shape[::-1]))
 
 
 def check_sizes(index: MaskIndex, row: int, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
@@ -252,7 +252,7 @@ class SegmentationData(AnnotatedData):
 
     def _check_header(self, row: int) -> None:
         index: Any = self.parts.index
-        check_header(index, row)
+        check_mask(index, row)
 
     def _images(self, rows: np.ndarray, views: Views, *shared: Any) -> MaskedImages:
         view = RandomView(

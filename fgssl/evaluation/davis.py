@@ -67,11 +67,18 @@ def check(options: Davis) -> None:
     """Check the files of all sequences by their headers, before the network runs.
 
     Raises:
-        UserError: a file is missing or of another size, or the folder for the masks is not empty.
+        UserError: a file is missing, of another size or not to be read, or the folder for the masks is not empty.
     """
     save = options.save
-    if save and Path(save).exists() and (Path(save).is_file() or any(Path(save).iterdir())):
-        raise UserError(f"--save: {save} exists and is not an empty folder. Choose another.")
+    try:
+        if save and Path(save).exists() and (Path(save).is_file() or any(Path(save).iterdir())):
+            raise UserError(f"--save: {save} exists and is not an empty folder. Choose another.")
+        _check_files(options)
+    except OSError as fault:
+        raise UserError(f"{fault.filename} cannot be read ({fault.strerror}).") from fault
+
+
+def _check_files(options: Davis) -> None:
     for name in sequences(options):
         video = video_of(options.root, name)
         size = _header(video.frames[0]).size
@@ -97,7 +104,10 @@ def sequences(options: Davis) -> list[str]:
             f"{path} not found. --root must be the folder DAVIS with JPEGImages/480p/, Annotations/480p/ and "
             "ImageSets/2017/val.txt."
         )
-    names = path.read_text().split()
+    try:
+        names = path.read_text().split()
+    except ValueError:
+        raise UserError(f"{path} is no text in UTF-8.") from None
     if not names:
         raise UserError(f"{path} names no sequence.")
     if len(names) != SEQUENCES and not options.partial:

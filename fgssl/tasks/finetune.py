@@ -53,7 +53,6 @@ class Finetune(Downstream):
         if frozen:  # else all but what backbone.freeze keeps
             self.backbone.requires_grad_(False)
         self.classifier = nn.Linear(self.backbone.num_features, num_fine)
-        self.classes: tuple[str, ...] = ()  # names of the C classes of the data that it was trained on
         self.several = False  # whether these images have several labels
         self.register_buffer("targets", None, persistent=False)  # [N, C] labels of the data set, set in ``setup``
         self.train()  # Lightning does not change the mode of modules
@@ -90,8 +89,6 @@ class Finetune(Downstream):
         super().setup(stage)
         trainer: Any = self.trainer
         parts = trainer.datamodule.parts
-        if stage == "fit":
-            self.classes = parts.index.fine_names
         if parts.index.targets is not None:
             self.targets, self.several = torch.from_numpy(parts.index.targets), True
             return
@@ -108,9 +105,8 @@ class Finetune(Downstream):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["classes"] = {"names": [str(name) for name in self.classes], "several": self.several}
+        checkpoint["classes"]["several"] = self.several
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if known := checkpoint.get("classes"):  # an earlier version did not keep them
-            self.classes, self.several = tuple(known["names"]), known["several"]
+        self.several = checkpoint.get("classes", {}).get("several", self.several)

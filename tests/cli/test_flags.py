@@ -71,6 +71,15 @@ def test_model_flag_keeps_the_options_that_both_classes_have():
     assert filled["model"] == {"class_path": "MLS", "init_args": {"dim": 8, "optim": {"lr": 0.1}, "k": 5}}
 
 
+def test_model_flag_leaves_the_variant_of_the_former_class():
+    """Both have ``variant``, with other names in it."""
+    former = {"class_path": "MaskCon", "init_args": {"variant": "maskcon", "dim": 8}}
+    config, _ = apply_flags({"model": former}, ["--model", "MLS"])
+    assert fill_in(config, MLS, {"model": former})["model"]["init_args"] == {"dim": 8}
+    config, _ = apply_flags({"model": former}, ["--model", "MLS", "--model.variant", "grafit"])
+    assert fill_in(config, MLS, {"model": former})["model"]["init_args"]["variant"] == "grafit", "the parser refuses it"
+
+
 def test_misspelt_option_of_a_flag_is_not_dropped_with_the_class():
     former = {"class_path": "MaskCon", "init_args": {"weight": 1.0}}
     config, _ = apply_flags({"model": former}, ["--model", "MLS", "--model.weigth", "5"])

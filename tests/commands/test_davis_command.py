@@ -87,3 +87,12 @@ def test_davis_refuses_missing_network_and_missing_data(root, tmp_path, capsys):
     assert "--ckpt_path RUN or --model timm/NAME" in capsys.readouterr().err
     assert main(["davis", "--model", "timm/resnet18", "--root", str(tmp_path)]) == 2
     assert "val.txt not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--run.root", "--save"])
+def test_davis_refuses_a_place_that_cannot_be_written_before_it_evaluates(option, root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fgssl.commands.davis.evaluate", lambda *_: pytest.fail("evaluated"))
+    (tmp_path / "file").write_text("")
+    flags = ["davis", "--model", "timm/test_resnet", "--pretrained", "false", "--root", str(root), *SMALL]
+    assert main([*flags, "--run.root", str(tmp_path), option, str(tmp_path / "file" / "folder")]) == 2
+    assert f"{option}: nothing can be written to {tmp_path / 'file' / 'folder'}" in capsys.readouterr().err

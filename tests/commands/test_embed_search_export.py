@@ -145,6 +145,28 @@ def test_embeddings_are_never_overwritten(run, embedded, capsys):
     path.write_text(finished)
 
 
+def test_embeddings_that_another_process_is_writing_stay(run, embedded, capsys):
+    """Also with ``--run.resume true``, by which a second job would have removed them."""
+    folder = run.with_name("running")
+    shutil.copytree(embedded, folder)
+    (folder / "results.json").unlink()
+    files = sorted(folder.rglob("*.npz"))
+    hold = "import sys; from pathlib import Path; from fgssl.run import claim; file = claim(Path(sys.argv[1])); "
+    again = ["embed", "--ckpt_path", str(run), "--retrieval.grid", "0", "--run.name", folder.name, *QUIET]
+    with subprocess.Popen(
+        [sys.executable, "-c", hold + "print('held', flush=True); sys.stdin.read()", str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        assert main([*again, "--run.resume", "true"]) == 2
+        other.kill()
+    assert f"is in use by process {other.pid}" in capsys.readouterr().err
+    assert sorted(folder.rglob("*.npz")) == files
+    (folder / "embeddings" / "test-1-00000.npz").write_bytes(b"of a process that died")
+    assert main([*again, "--run.resume", "true"]) == 0
+    assert len(read_embeddings(folder).index) == 450
+
+
 def test_embedding_counts_as_finished_when_its_map_is_drawn(run, monkeypatch):
     def draw(*_):
         raise KeyboardInterrupt

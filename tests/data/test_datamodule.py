@@ -15,10 +15,11 @@ from fgssl.data.batch import Batch
 from fgssl.data.datamodule import DataModule
 from fgssl.data.datasets.cub import CUB
 from fgssl.data.datasets.digits import Digits
+from fgssl.data.datasets.folder import Folder
 from fgssl.data.protocols import Protocol
 from fgssl.data.views import MultiCrop, PairViews, SingleView
 from fgssl.errors import UserError
-from tests.trees import make_cub
+from tests.trees import make_cub, write_image, write_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:cub under")
 
@@ -361,6 +362,22 @@ def test_no_readable_image_at_all(cub):
 def test_a_batch_larger_than_the_training_set_is_said_before_training(cub):
     with pytest.raises(UserError, match="batch_size is 13, and there are 12 training images"):
         fit(cub(batch_size=13, views=SingleView(16)), Recorder())
+
+
+def test_images_of_a_test_part_alone_are_evaluated_and_not_trained(tmp_path):
+    for number in range(4):
+        write_image(tmp_path / f"{number}.jpg", number)
+    cells = (f"{number}.jpg,{number % 2},test" for number in range(4))
+    write_lines(tmp_path / "list.csv", ["path,label,part", *cells])
+    data = DataModule(Folder(str(tmp_path / "list.csv")), views=PairViews("cars", 16), batch_size=2, num_workers=0)
+    for command in ("test", "predict"):
+        data.setup(command)
+    assert data.train_classes == []
+    assert data.describe()["test"]["images"] == 4
+    assert sum(len(batch.index) for batch in data.test_dataloader()) == 4
+    for refused in (lambda: data.setup("fit"), data.gallery_loader):
+        with pytest.raises(UserError, match="folder: protocol 'official' leaves no training image"):
+            refused()
 
 
 def test_a_worker_outlives_a_sigterm_that_its_own_process_did_not_send():

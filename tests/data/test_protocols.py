@@ -287,9 +287,11 @@ def test_labels_that_do_not_exist(option, missing):
 
 
 def test_no_training_rows():
+    """They can be tested. ``DataModule`` refuses to train on them."""
     index = replace(make_index(), split=np.full(800, "test"))
-    with pytest.raises(UserError, match="leaves no training image"):
-        Protocol().apply(index)
+    for options in ({}, {"label_fraction": 0.5}, {"label_noise": 0.5}, {"val_fraction": 0.5}):
+        parts = Protocol(**options).apply(index)
+        assert (len(parts.train), len(parts.val), len(parts.test)) == (0, 0, 800)
 
 
 def test_every_split_is_offered():

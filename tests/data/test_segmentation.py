@@ -259,6 +259,7 @@ def test_a_mask_that_does_not_fit_is_named(mask, said, root):
     [
         (np.zeros((30, 40), np.uint8), "has 40 x 30 px and its image 40 x 32"),
         (np.zeros((32, 40, 3), np.uint8), "no mask: one channel of 8 bits is expected, the image has mode RGB"),
+        (np.full((32, 40), 4, np.uint8), "label 4; labels are 0 to 3"),
         (np.zeros((32, 40), bool), "no mask: one channel of 8 bits is expected, the image has mode 1"),
     ],
 )

@@ -194,6 +194,10 @@ def spoil_list(root):
     (root / "ImageSets/2017/val.txt").unlink()
 
 
+def spoil_encoding(root):
+    (root / "ImageSets/2017/val.txt").write_bytes(b"\xffone")
+
+
 def spoil_names(root):
     (root / "ImageSets/2017/val.txt").write_text("\n")
 
@@ -234,6 +238,7 @@ def spoil_chunk(root):
     ("spoil", "said"),
     [
         (spoil_list, "val.txt not found.*ImageSets/2017"),
+        (spoil_encoding, "val.txt is no text in UTF-8"),
         (spoil_names, "val.txt names no sequence"),
         (spoil_frames, "JPEGImages/480p/one holds 0 frames"),
         (spoil_first, "annotation not found: .*one/00000.png"),
@@ -248,6 +253,12 @@ def test_faulty_file_is_named_before_the_network_runs(root, spoil, said):
     spoil(root)
     with pytest.raises(UserError, match=said):
         davis.check(options(root))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named():
+    """As one without permission; every name of it is too long for the file system."""
+    with pytest.raises(UserError, match="val.txt cannot be read .File name too long"):
+        davis.check(options(Path("x" * 300)))
 
 
 @pytest.mark.parametrize("given", [{"topk": 0}, {"radius": -1}, {"frames": -1}, {"temperature": 0}, {"short_side": 0}])

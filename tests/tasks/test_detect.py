@@ -122,6 +122,19 @@ def test_detections_do_not_depend_on_the_images_of_the_same_batch():
             assert all(np.array_equal(alone[name], found[name]) for name in ("boxes", "scores", "labels", "masks"))
 
 
+@pytest.mark.parametrize("hook", ["on_test_start", "on_validation_start", "on_predict_start"])
+def test_data_of_other_classes_are_refused(hook, voc):
+    method = detect()
+    index = ALL["voc0712"](str(voc), partial=True).index()
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(parts=SimpleNamespace(index=index)))
+    for classes in ((), index.fine_names):
+        method.classes = classes
+        getattr(Detection(), hook)(trainer, method)
+    method.on_load_checkpoint({"classes": {"names": ["dog", "cat"]}})
+    with pytest.raises(UserError, match=r"trained on other classes \(dog, cat\) than voc0712 has \(aeroplane, "):
+        getattr(Detection(), hook)(trainer, method)
+
+
 def test_detections_name_the_video_of_a_frame(tmp_path):
     paths = ["data/UAVDT/M0203/img000001.jpg", "data/UAVDT/M0205/img000001.jpg"]
     index = SimpleNamespace(paths=np.array(["data/other/1.jpg", *paths]), fine_names=("car",))

@@ -277,6 +277,40 @@ def test_evaluated_images_without_a_label_are_left_out():
     assert measured(method, datamodule)["test/top1"] == int(right.sum()) / 30
 
 
+class Named(Colours):
+    """The same images; ``names`` are those of their classes, in the order in which this data set numbers them."""
+
+    def __init__(self, names: str):
+        super().__init__()
+        self.names = names
+
+    def _read(self) -> Index:
+        index = super()._read()
+        kept = np.array([name in self.names for name in "abcd"])[index.fine]
+        number = np.array([self.names.find(name) for name in "abcd"])
+        columns = {name: getattr(index, name)[kept] for name in ("paths", "split", "pixels")}
+        return replace(index, fine=number[index.fine[kept]], fine_names=tuple(self.names), **columns)
+
+
+def test_classes_of_other_data_are_compared_by_their_names(tmp_path):
+    fitted = finetune()
+    fit(fitted, data(), epochs=25).save_checkpoint(tmp_path / "trained.ckpt")
+    for names in ("abcd", "dcba", "bd"):
+        trainer = tiny_trainer(callbacks=[Retrieval(ks=[1])])
+        (metrics,) = trainer.test(finetune(), data(Named(names)), str(tmp_path / "trained.ckpt"), verbose=False)
+        assert metrics["test/top1"] == 1, names
+
+
+def test_without_a_known_class_there_is_no_accuracy(capsys):
+    method = finetune()
+    fit(method, data())
+    method.classes = ("a", "b", "c", "e")
+    with pytest.warns(UserWarning, match="No accuracy: colours has classes that the network was not trained on .d."):
+        metrics = measured(method, data())
+    assert "test/top1" not in metrics
+    assert "test/recall@1" in metrics
+
+
 def test_without_any_label_nothing_is_measured():
     method, datamodule = finetune(), data(Mixed(*range(16, 64)))
     assert not any(name.startswith("val/") for name in fit(method, datamodule).callback_metrics)

@@ -115,6 +115,19 @@ def fitted(method: Segment, root, steps: int = 1, **options) -> dict[str, float]
     return trainer.test(method, datamodule=data, verbose=False)[0]
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_data_of_other_classes_are_refused(command, ade, tmp_path):
+    """Their numbers mean something else."""
+    method = segment()
+    fitted(method, ade)
+    root = trees.make_ade20k(tmp_path)
+    table = root / "objectInfo150.txt"
+    table.write_text(table.read_text().replace("red", "violet"))
+    other = SegmentationData(ALL["ade20k"](str(root), partial=True), size=32, batch_size=4, num_workers=0)
+    with pytest.raises(UserError, match=r"trained on other classes \(red.*\) than ade20k has \(violet"):
+        getattr(tiny_trainer(), command)(method, datamodule=other)
+
+
 def segment(**options) -> Segment:
     torch.manual_seed(0)
     return Segment(**({"backbone": RESNET, "num_fine": 3, "width": 16, "optim": QUICK} | options))

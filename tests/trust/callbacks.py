@@ -43,6 +43,38 @@ class EndAt(Callback):
         trainer.should_stop = trainer.global_step == self.step
 
 
+class EndAfter(Callback):
+    """Ends the fit after a batch (counted from 0 over the run), as ``trainer.max_time`` does."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx == self.batch
+
+
+class FailBefore(Callback):
+    """Raises an error before a batch (counted from 0 over the run)."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            raise RuntimeError(f"before batch {self.batch}")
+
+
+class FailInValidation(Callback):
+    """Raises an error in the validation after a step (counted from 1)."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError(f"in the validation after step {self.step}")
+
+
 class FailAt(Callback):
     """Raises an error after the sixth step."""
 

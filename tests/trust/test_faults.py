@@ -7,7 +7,7 @@ import torch
 
 from fgssl.cli.main import main
 from tests import trees
-from tests.methods.runs import arguments, results, state
+from tests.methods.runs import arguments, results, rival_line, state
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +74,28 @@ def test_a_data_loader_process_that_dies_names_what_it_read(tmp_path, capsys):
     assert "digit" in said.split("while it was reading ")[1].split("(")[0], said
     # PyTorch's reason: the second one where its poll of the process reads the status before its signal handler does
     assert re.search(r"\(DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)", said), said
+
+
+def test_a_batch_of_one_image_says_why_it_cannot_be_trained(tmp_path, capsys):
+    assert main(rival_line("byol", tmp_path, "run", "--data.batch_size", "1", "--trainer.max_epochs", "1")) == 2
+    assert "BatchNorm cannot be trained on one image of a process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--trainer.val_check_interval", "999"), "`val_check_interval` (999) must be less than or equal to"),
+        (("--trainer.overfit_batches", "2"), "trainer.overfit_batches is not supported"),
+        (
+            ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/recal@1"),
+            "Early stopping conditioned on metric `val/recal@1` which is not available",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_options_of_lightning_that_do_not_fit_are_one_line(flags, said, tmp_path, capsys):
+    assert fit(tmp_path, *flags, "--trainer.limit_train_batches", "2") == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_full_gpu_says_which_numbers_to_lower(tmp_path, capsys):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgssl.callbacks.record import Record
 from fgssl.checkpoint import AtomicCheckpointIO, read_checkpoint
 from fgssl.cli.main import main
 from fgssl.errors import UserError
@@ -164,6 +165,13 @@ def test_a_run_that_fails_after_an_epoch_goes_on_twice(whole, tmp_path):
     assert_equal_runs(tmp_path / "finetune" / "run", whole)
 
 
+def test_a_run_that_is_lost_right_after_its_last_epoch_counts_that_one(tmp_path, monkeypatch):
+    """A start that goes on from there trains nothing, and keeps the number."""
+    monkeypatch.setattr(Record, "on_fit_end", lambda *_: None)
+    assert fit(tmp_path, "run", "--trainer.limit_test_batches", "0") == 0
+    assert results(tmp_path / "finetune" / "run")["epochs"] == 3
+
+
 def test_a_checkpoint_written_right_after_the_last_batch_of_an_epoch_goes_on_twice(whole, tmp_path):
     """Lightning's own callback writes it before the validation and before the end of the epoch."""
     own = f"{{dirpath: {tmp_path / 'own'}, filename: own, every_n_train_steps: 6}}"
@@ -174,6 +182,69 @@ def test_a_checkpoint_written_right_after_the_last_batch_of_an_epoch_goes_on_twi
     assert fit(tmp_path, "run") == 0
     assert losses(tmp_path / "finetune" / "run") == losses(whole)
     assert_same_state(state(tmp_path / "finetune" / "run"), state(whole))
+
+
+# ---- between accumulated batches, and at validations inside an epoch ------------------------------------------------
+
+# Three epochs of three steps, each of two batches, with a validation behind each step.
+HALVES = (
+    "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "0.34", "--trainer.max_steps", "9",
+    "--checkpoint.monitor", "val/recall@1",
+)  # fmt: skip
+EACH_STEP = ("--checkpoint.every_n_train_steps", "1")
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("halves")
+    assert fit(root, "run", *HALVES) == 0
+    run = root / "finetune" / "run"
+    best = read_checkpoint(str(run / "checkpoints" / "best.ckpt"))
+    assert best["global_step"] % 3, "the best validation is to lie inside an epoch"
+    return run
+
+
+def test_a_run_that_early_stopping_ended_inside_an_epoch_goes_on_there(halves, tmp_path):
+    good = "{monitor: val/recall@1, mode: max, stopping_threshold: 0}"
+    stopping = f"{{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {good}}}"
+    assert fit(tmp_path, "run", *HALVES, "--trainer.callbacks", stopping) == 0
+    assert results(tmp_path / "finetune" / "run")["steps"] == 1
+    assert fit(tmp_path, "run", *HALVES) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", halves)
+
+
+def test_a_run_ends_after_an_optimiser_step(halves, tmp_path):
+    """And not between two accumulated batches, whose first would be lost."""
+    end = "{class_path: tests.trust.callbacks.EndAfter, init_args: {batch: 6}}"
+    assert fit(tmp_path, "run", *HALVES, "--trainer.callbacks", end) == 0
+    assert results(tmp_path / "finetune" / "run")["steps"] == 4
+    assert fit(tmp_path, "run", *HALVES) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", halves)
+
+
+def test_a_run_that_fails_between_accumulated_batches_twice_goes_on(halves, tmp_path):
+    """The checkpoint holds no gradients, so none is written there by the second start."""
+    fail = ("--trainer.callbacks", "{class_path: tests.trust.callbacks.FailBefore, init_args: {batch: 5}}")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="before batch 5"):
+            fit(tmp_path, "run", *HALVES, *EACH_STEP, *fail)
+    assert fit(tmp_path, "run", *HALVES, *EACH_STEP) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", halves)
+
+
+def test_a_run_that_fails_in_a_validation_inside_an_epoch_repeats_it(halves, tmp_path):
+    with pytest.raises(RuntimeError, match="in the validation after step 5"):
+        fit(tmp_path, "run", *HALVES, *EACH_STEP, *ended("FailInValidation", 5))
+    assert fit(tmp_path, "run", *HALVES, *EACH_STEP) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", halves)
+    assert rows(tmp_path / "finetune" / "run") == rows(halves)
+
+
+def test_a_run_that_is_stopped_at_a_validation_inside_an_epoch_knows_its_best_score(halves, tmp_path):
+    best = read_checkpoint(str(halves / "checkpoints" / "best.ckpt"))["global_step"]
+    assert fit(tmp_path, "run", *HALVES, "--trainer.callbacks", at(2 * best - 1, signal.SIGTERM)) == 143
+    assert fit(tmp_path, "run", *HALVES) == 0
+    assert_equal_runs(tmp_path / "finetune" / "run", halves)
 
 
 # ---- Ctrl-C ---------------------------------------------------------------------------------------------------------
