@@ -193,7 +193,7 @@ class DataModule(LightningDataModule):
     Args:
         dataset: data set and its place on the disk.
         protocol: training, validation and test rows, and their labels.
-        views: views of a training image.
+        views: views of a training image; the command line takes those of the method (``default_views``) by default.
         eval_size: side of the evaluation view, px; null: side of the first training view.
         eval_resize: length to which the shorter side is resized before the central crop of ``eval_size``, px (256 for
             224 px is usual); null: resize the whole image to ``eval_size`` x ``eval_size`` (MaskCon).
