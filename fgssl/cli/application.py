@@ -140,7 +140,8 @@ class Application(LightningCLI):
             default=False,
             help="Store the weights of convolutions channels-last, which is faster for convolutions in half precision.",
         )
-        if "views" in {parameter.name for parameter in get_signature_parameters(self.datamodule_class, None)}:
+        options = get_signature_parameters(self.datamodule_class or DataModule, None)
+        if "views" in {parameter.name for parameter in options}:
             # The method's views are filled in. Of a default here, other views would take the size and the recipe.
             parser.set_defaults({"data.views": None})
         parser.link_arguments("seed_everything", "data.seed")

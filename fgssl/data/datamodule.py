@@ -431,12 +431,19 @@ class DataModule(LightningDataModule):
 
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()
-        options: dict[str, Any] = {"seed": self.seed, "rank": rank, "world": world, **start}
+        return self.train_sampler(seed=self.seed, rank=rank, world=world, **start)
+
+    def train_sampler(self, **options: Any) -> TrainSampler:
+        """Sampler of the training batches. A subclass overrides it to order them in its own way.
+
+        Args:
+            options: ``seed``, ``epoch``, ``start_batch``, ``rank`` and ``world``, for the constructor of the sampler.
+        """
         if self.images_per_class is None:
             return Shuffled(len(self.parts.train), self.batch_size, **options)
         labels = self.parts.index.fine[self.parts.train]
-        options |= {"images_per_class": self.images_per_class, "replacement": self.replacement}
-        return ClassBalanced(labels, self.batch_size, **options)
+        balance: Any = {"images_per_class": self.images_per_class, "replacement": self.replacement}
+        return ClassBalanced(labels, self.batch_size, **balance, **options)
 
     def _eval_loader(self, rows: np.ndarray, view: EvalView | None = None, lasting: bool = True) -> Loader:
         rank, world = self._rank_and_world()

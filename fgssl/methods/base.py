@@ -99,11 +99,11 @@ class Method(Scheduled):
 
     def step(self, batch: Batch) -> StepResult:
         """Training step: loss of a batch."""
-        raise NotImplementedError
+        raise self._not_written("step(batch)", "the loss of a batch")
 
     def embed(self, images: Tensor) -> Tensor:
         """Features [B, F] of images [B, 3, H, W], for evaluation."""
-        raise NotImplementedError
+        raise self._not_written("embed(images)", "the features that evaluation uses")
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, F] of preprocessed images [B, 3, H, W], as ``embed``."""
@@ -147,7 +147,7 @@ class Method(Scheduled):
 
     def teacher_momentum(self, step: int, total: int) -> float:
         """Momentum of the teachers' moving average after optimiser step ``step`` (from 1) of ``total``."""
-        raise NotImplementedError
+        raise self._not_written("teacher_momentum(step, total)", "the momentum of the teachers' moving average")
 
     def follows_length(self) -> list[str]:
         moving = any(pair.every == "step" for pair in self.teachers())
@@ -156,7 +156,11 @@ class Method(Scheduled):
 
     def prefill(self, batch: Batch) -> dict[str, Keys]:
         """Rows that ``step`` would enqueue, without training. Fills the memories before the first epoch."""
-        raise NotImplementedError
+        raise self._not_written("prefill(batch)", "the rows that fill the memory before the first epoch")
+
+    def _not_written(self, signature: str, returns: str) -> UserError:
+        """Error for a part of the interface that a subclass needs and has not written."""
+        return UserError(f"{type(self).__name__} needs a method {signature} that returns {returns}. See fgssl.Method.")
 
     def labels_needed(self) -> set[Literal["fine", "coarse"]]:
         """Labels that ``step`` needs of each training image; empty: none, so that images without labels will do."""

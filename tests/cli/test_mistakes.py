@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from fgssl.cli.main import main, refuse_misspelt
+from fgssl.data.datasets.base import DataSet
 from fgssl.data.views import PairViews
 
 DIGITS = ["fit", "--config", "maskcon_digits", "--print_config"]
@@ -162,6 +163,22 @@ def test_other_views_have_their_own_defaults(views, own, capsys):
         main([*DIGITS, "--data.views", views])
     chosen = yaml.safe_load(capsys.readouterr().out)["data"]["views"]["init_args"]
     assert {name: chosen[name] for name in own} == own
+
+
+class Unread(DataSet):
+    """Data set whose reader has a mistake."""
+
+    def _read(self):
+        return {}["labels.csv"]
+
+
+def test_mistake_in_a_data_set_of_ones_own_is_shown_with_its_line(tmp_path, capsys):
+    flags = ["--data.dataset", "tests.cli.test_mistakes.Unread", "--run.root", str(tmp_path)]
+    assert main(["fit", "--config", "maskcon_digits", *flags]) == 2
+    said = capsys.readouterr().err
+    assert "fgssl: KeyError: 'labels.csv'" in said
+    assert "test_mistakes.py, line " in said
+    assert "compute_fn" not in said
 
 
 class SmallViews(PairViews):
