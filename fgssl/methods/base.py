@@ -221,7 +221,7 @@ class Method(Scheduled):
             return self.preprocessing["mean"], self.preprocessing["std"]
         try:
             return trained_normalisation(self.arguments())
-        except UserError:  # of the file of starting weights: said when they are loaded, and a resumed run needs none
+        except UserError:  # no file of starting weights: said when they are loaded; a resumed run needs none
             return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -384,7 +384,7 @@ class Method(Scheduled):
         self._checked = (result._replace(loss=loss), batch, batch_idx)
         self.skipped = False
         if self.max_skips and self.trainer.accumulate_grad_batches > 1:
-            # Gradients of earlier batches are there, which those of a skipped batch must not spoil.
+            # The sum of the gradients of earlier batches is there, and a skipped batch must not add to it.
             self._read_check()
             if self.skipped:
                 return {"loss": self._no_loss(), "enqueue": {}}
@@ -392,7 +392,7 @@ class Method(Scheduled):
 
     def on_after_backward(self) -> None:
         """Read whether the loss is finite: here, so that the device has the backward pass to work on meanwhile."""
-        if self._check is None:  # read before the backward pass, which was that of no loss
+        if self._check is None:  # training_step has read it, and returned a loss of zero
             return
         self._read_check()
         if self.skipped:
