@@ -181,6 +181,11 @@ def test_mistake_in_a_data_set_of_ones_own_is_shown_with_its_line(tmp_path, caps
     assert "compute_fn" not in said
 
 
+def test_unknown_class_of_a_callback_is_said_once(capsys):
+    assert main([*DIGITS, "--trainer.callbacks+", "tests.cli.test_mistakes.Absent"]) == 2
+    assert capsys.readouterr().err.count("has no attribute 'Absent'") == 1
+
+
 class SmallViews(PairViews):
     """Two small views.
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fgssl
+from fgssl.callbacks.queue import enqueue
 from fgssl.cli.main import main
 from fgssl.data.samplers import TrainSampler
 from fgssl.errors import UserError
@@ -126,6 +127,13 @@ def test_own_sampler_gives_its_order():
     data = SortedData(fgssl.Digits(), views=fgssl.PairViews("digits", 16), batch_size=64, num_workers=0)
     labels = torch.cat([batch.fine for batch in data.train_dataloader()])
     assert labels.tolist() == sorted(labels.tolist())
+
+
+def test_name_of_a_memory_that_is_not_there_is_answered_with_the_names():
+    method = Method()
+    method.queue = fgssl.Memory(4, 2)
+    with pytest.raises(UserError, match="by the name 'quue', but its memories are: queue"):
+        enqueue(method, {"quue": (torch.zeros(1, 2), torch.zeros(1), torch.zeros(1))})
 
 
 @pytest.mark.parametrize("part", ["step(batch)", "embed(images)", "prefill(batch)", "teacher_momentum(step, total)"])
