@@ -11,6 +11,8 @@ from torch import Tensor
 from fgssl.callbacks.progress import counted
 from fgssl.callbacks.stopping import stop_of
 from fgssl.distributed import check_equal_on_ranks, gather_rows
+from fgssl.errors import UserError
+from fgssl.nn.memory import Memory
 
 CHECK_EVERY = 100  # optimiser steps between two comparisons of the memories over the ranks
 
@@ -45,7 +47,22 @@ class QueueUpdate(Callback):
 def enqueue(method, entries: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
     """Gather keys, labels and rows from all ranks and put them into the memory of each name."""
     for name, rows in entries.items():
-        method.get_submodule(name).enqueue(*gather_rows(*rows))
+        memory_of(method, name).enqueue(*gather_rows(*rows))
+
+
+def memory_of(method, name: str) -> Memory:
+    """The memory of a name.
+
+    Raises:
+        UserError: the method has none of this name.
+    """
+    try:
+        return method.get_submodule(name)
+    except AttributeError:
+        known = ", ".join(method.memories()) or "none"
+        raise UserError(
+            f"{type(method).__name__} enqueues keys by the name '{name}', but its memories are: {known}."
+        ) from None
 
 
 @torch.no_grad()
@@ -68,7 +85,7 @@ def _prefill(trainer: Trainer, method) -> None:
             with trainer.precision_plugin.forward_context():
                 entries = method.prefill(batch)
             for name, rows in entries.items():
-                memory = method.get_submodule(name)
+                memory = memory_of(method, name)
                 room = memory.length - memory.fill
                 memory.enqueue(*(row[:room] for row in gather_rows(*rows)))
             set_done(max(memory.fill for memory in memories))

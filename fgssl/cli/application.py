@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -139,6 +140,10 @@ class Application(LightningCLI):
             default=False,
             help="Store the weights of convolutions channels-last, which is faster for convolutions in half precision.",
         )
+        options = get_signature_parameters(self.datamodule_class or DataModule, None)
+        if "views" in {parameter.name for parameter in options}:
+            # The method's views are filled in. Of a default here, other views would take the size and the recipe.
+            parser.set_defaults({"data.views": None})
         parser.link_arguments("seed_everything", "data.seed")
         # Class counts of the data set, known without reading it: --print_config needs no data on disk.
         for option in ("num_coarse", "num_fine", "train_classes"):

@@ -26,6 +26,8 @@ CLASSES = ("model", "dataset", "views")  # keys whose value may be the name of a
 # Options of a command that belong to no section; a saved configuration contains them.
 FLAGS = ("ckpt_path", "weights_only", "verbose", "return_predictions", "quiet")
 
+COUNTED = ("model.num_coarse", "model.num_fine", "model.train_classes")  # arguments that the data set sets
+
 
 class _Loader(yaml.SafeLoader):
     """YAML loader that refuses duplicate keys and reads 1e-4 as a number."""
@@ -235,7 +237,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
         The configuration and the remaining flags, for the parser.
 
     Raises:
-        UserError: an option without a value.
+        UserError: an option has no value, or is one that fgssl sets itself.
     """
     config, left, given_options = copy.deepcopy(config), [], []
     waiting = iter(flags)
@@ -248,6 +250,7 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
         if given is None or (not equals and given.startswith("--")):
             raise UserError(f"--{key} needs a value.")
         given_options.append((key, read_value(given)))
+        refuse_linked(key)
     for key, value in sorted(given_options, key=lambda option: _rank(option[0])):
         if key == "data" and not isinstance(value, dict):
             dataset = ALL[value.lower()].__name__ if str(value).lower() in ALL else "NAME"
@@ -259,6 +262,18 @@ def apply_flags(config: dict[str, Any], flags: list[str]) -> tuple[dict[str, Any
         else:
             assign(config, key, value)
     return config, left
+
+
+def refuse_linked(option: str) -> None:
+    """Refuse an option that fgssl sets itself; the parser would drop the given value.
+
+    Raises:
+        UserError: says what sets it.
+    """
+    if option == "data.seed":
+        raise UserError("--data.seed is set by --seed_everything. Give that one.")
+    if option.replace(".init_args", "") in COUNTED:
+        raise UserError(f"--{option} is counted in the data set. Leave it out.")
 
 
 def _rank(option: str) -> tuple[bool, int]:

@@ -1,10 +1,11 @@
 """Errors of constructors, in the words of the command line."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 
 from fgssl.cli.parser import clean
 from fgssl.errors import OutOfRange, UserError
@@ -19,8 +20,19 @@ def mistakes_unwrapped() -> Iterator[None]:
         cause: BaseException | None = fault
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        message = clean(str(fault)) or type(fault).__name__
-        raise cause or UserError(f"{message} (FGSSL_TRACEBACK=1 shows where.)") from fault
+        raise cause or UserError(f"{first_fault(fault)} (FGSSL_TRACEBACK=1 shows where.)") from fault
+
+
+def first_fault(fault: BaseException) -> str:
+    """Message of a mistake of the parser; of an exception of another kind inside it, with its file and line."""
+    inner = fault
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    counting = str(fault).startswith("Call to compute_fn")  # the class counts, for which the data set is read
+    if inner is fault or isinstance(inner, ArgumentError) or (isinstance(inner, TypeError) and not counting):
+        return clean(str(fault)) or type(fault).__name__
+    place = traceback.extract_tb(inner.__traceback__)[-1]
+    return f"{type(inner).__name__}: {inner} ({place.filename}, line {place.lineno})"
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def clean(message: str) -> str:
         return found[0]  # of the class that was named; what other classes lack is no help
     lines = [line.strip().removeprefix("- ") for line in str(message).splitlines()]
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
-    text = " ".join(line for line in lines if line and not line.startswith(FRAMES))
+    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(FRAMES)))
     for pattern, replacement in (
         (r'Parser key "([^"]+)":', r"\1:"),
         (r"<class '(\w+)'>", r"\1"),

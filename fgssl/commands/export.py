@@ -37,8 +37,7 @@ def main(argv: list[str]) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty. Choose another folder with --out.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    args.formats = args.formats or ["timm", "torch", *(() if missing else ("onnx",))]
-    if "onnx" in args.formats and missing:
+    if "onnx" in (args.formats or ()) and missing:
         raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'fgssl[export]', or --formats timm torch.")
 
     import torch
@@ -66,13 +65,14 @@ def main(argv: list[str]) -> int:
         def forward(self, images_B3HW: torch.Tensor) -> torch.Tensor:
             return self.method.embed(images_B3HW)
 
-    backbone = method.backbone_of()
+    config = flatten(application.config[application.config.subcommand].as_dict())
+    backbone = method.backbones().get(method.evaluates)
+    formats = formats_of(args.formats, config, backbone, has_onnx=not missing)
     drop_unused(method, lambda: method.embed(images))
     embed = Embed().eval()
     with torch.no_grad():
         expected = embed(images)
     folder.mkdir(parents=True, exist_ok=True)
-    config = flatten(application.config[application.config.subcommand].as_dict())
     wanted = {
         "timm": lambda: write_timm(folder, backbone, config, preprocessing),
         "torch": lambda: write_torch(folder, embed, images),
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         "moco": lambda: write_for_moco(folder, backbone, getattr(method, "query", None), config),
     }
     for name in FORMATS:
-        if name in args.formats:
+        if name in formats:
             file, read_back = wanted[name]()
             reference = expected
             if name in ("timm", "moco"):
@@ -88,10 +88,10 @@ def main(argv: list[str]) -> int:
                     reference = backbone(images)
             difference = check(read_back(images), reference, file)
             print(f"{file}: read back, largest relative difference of features {difference:.1e}")
-    built = {"name": config["model.backbone.name"], "options": options_of(config), **own_parts(config)}
+    built = {"name": config.get("model.backbone.name"), "options": options_of(config), **own_parts(config)}
     write_json(folder / "fgssl.json", {"preprocessing": preprocessing.to_dict(), "backbone": built})
     results = results_of(args.ckpt_path) if args.ckpt_path and not args.network else {}  # of the evaluated network
-    (folder / "README.md").write_text(card(results, config, data, args.formats, expected.shape[1]))
+    (folder / "README.md").write_text(card(results, config, data, formats, expected.shape[1]))
     print(f"model card: {folder / 'README.md'}")
     return 0
 
@@ -105,9 +105,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS,
         help="timm: weights of the backbone; torch: torch.export program; onnx: ONNX graph; moco: checkpoint in the "
-        "format of MoCo v2; default timm torch, and onnx where fgssl[export] is installed",
+        "format of MoCo v2; default timm (of a network of timm) and torch, and onnx where fgssl[export] is installed",
     )  # fmt: skip
     return parser
+
+
+def formats_of(asked: list[str] | None, config: dict[str, Any], backbone: Any, has_onnx: bool) -> list[str]:
+    """Formats to write; None: all that the network has.
+
+    Args:
+        asked: value of ``--formats``, or None.
+        config: configuration with dotted names.
+        backbone: the network; None: the method has none with timm's interface.
+        has_onnx: whether the packages of ONNX are there.
+
+    Raises:
+        UserError: timm did not build the network, and a format needs that.
+    """
+    by_timm = "model.backbone.name" in config and hasattr(backbone, "pretrained_cfg")
+    if asked is None:
+        return [*(("timm",) if by_timm else ()), "torch", *(("onnx",) if has_onnx else ())]
+    refused = [name for name in ("timm", "moco") if name in asked and not by_timm]
+    if refused:
+        network = "the network of the method" if backbone is None else type(backbone).__name__
+        raise UserError(f"--formats {refused[0]}: {network} was not built by timm. Take --formats torch.")
+    return asked
 
 
 def default_folder(args: argparse.Namespace) -> Path:
@@ -257,14 +279,14 @@ def card(
     features: int,
 ) -> str:
     """Text of the model card: method, data, results, and how to load the files."""
-    network, dataset = config["model.backbone.name"], data.dataset
+    network, dataset = config.get("model.backbone.name"), data.dataset
     if config["model"] == "Frozen":
         title, about = network, {"network": f"{network}, {origin_of(config)}"}
     else:
-        title = f"{config['model']} on {dataset.name}: {network}"
+        title = f"{config['model']} on {dataset.name}" + (f": {network}" if network else "")
         about = {
             "method": config["model"] + (f", {config['model.variant']}" if config.get("model.variant") else ""),
-            "network": f"{network}, initialised from {origin_of(config)}",
+            **({"network": f"{network}, initialised from {origin_of(config)}"} if network else {}),
             "trained on": f"{dataset.name}: {_part(results, 'train')}, {config['data.protocol.split']} split",
             "licence of the data": dataset.licence,
             "training": f"{results.get('epochs', 'unknown')} epochs, seed {results.get('seed', 'unknown')}",
@@ -272,7 +294,7 @@ def card(
             "source": f"git {results['git']['revision']}" if results.get("git") else "unknown",
             "command": f"`{results['command']}`" if results.get("command") else "unknown",
         }
-    lines = ["---", "library_name: timm", "tags: [image-feature-extraction, fgssl]", "---", ""]
+    lines = ["---", *(["library_name: timm"] if network else []), "tags: [image-feature-extraction, fgssl]", "---", ""]
     lines += [f"# {title}", "", *(f"- {name}: {value}" for name, value in about.items())]
     metrics = {name: value for name, value in results.get("metrics", {}).items() if name in MAIN_METRICS}
     if metrics:

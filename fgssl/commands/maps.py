@@ -226,11 +226,11 @@ def gradcam(net: Net, images: Any) -> list[list[list[Panel]]]:
     """
     import torch
 
-    from fgssl.nn.feature_map import as_map
+    from fgssl.nn.feature_map import as_map, pooled
 
     images = images.clone().requires_grad_()  # a teacher's weights require no gradient, so the input must
     raw = net.backbone.forward_features(images)
-    pooled_BF = net.backbone.forward_head(raw, pre_logits=True)
+    pooled_BF = pooled(net.backbone, raw)
     heads = getattr(getattr(net.method, net.whose, None), "heads", {})
     if "image" in heads:
         logits_BK = heads["image"](pooled_BF)

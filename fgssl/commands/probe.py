@@ -105,7 +105,8 @@ def probe_of(config: dict[str, Any], args: argparse.Namespace) -> None:
     model |= {"init_from": args.ckpt_path, "network": args.network if args.ckpt_path else None}
     model |= {"of": name_of(probed, args)}
     config["model"] = {"class_path": "Probe", "init_args": model}
-    set_views(config.setdefault("data", {}))
+    config["data"] = of_data_module(config.get("data") or {})
+    set_views(config["data"])
     config["data"] |= recipe["data"]
     trainer = config.get("trainer") or {}
     config["trainer"] = {option: trainer[option] for option in OF_ANY_FIT if option in trainer}
@@ -139,6 +140,19 @@ def paper_of(ckpt_path: str) -> str | None:
 
     saved = checkpoint_file(ckpt_path).parent.parent / "config.yaml"
     return (read_yaml(saved).get("run") or {}).get("paper") if saved.is_file() else None
+
+
+def of_data_module(data: dict[str, Any]) -> dict[str, Any]:
+    """The options that the probe's data module has; a method of one's own may have a data module with others."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters
+
+    from fgssl.data.datamodule import DataModule
+
+    accepted = {parameter.name for parameter in get_signature_parameters(DataModule, None)}
+    left_out = [f"data.{option}" for option in data if option not in accepted]
+    if left_out:
+        print(f"Not used by the probe: {', '.join(left_out)}, of the method's own data module.")
+    return {option: value for option, value in data.items() if option in accepted}
 
 
 def set_views(data: dict[str, Any]) -> None:

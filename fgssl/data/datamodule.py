@@ -193,7 +193,7 @@ class DataModule(LightningDataModule):
     Args:
         dataset: data set and its place on the disk.
         protocol: training, validation and test rows, and their labels.
-        views: views of a training image.
+        views: views of a training image; the command line takes those of the method (``default_views``) by default.
         eval_size: side of the evaluation view, px; null: side of the first training view.
         eval_resize: length to which the shorter side is resized before the central crop of ``eval_size``, px (256 for
             224 px is usual); null: resize the whole image to ``eval_size`` x ``eval_size`` (MaskCon).
@@ -431,13 +431,20 @@ class DataModule(LightningDataModule):
 
     def _sampler(self, **start: int) -> TrainSampler:
         rank, world = self._rank_and_world()
-        options: dict[str, Any] = {"seed": self.seed, "rank": rank, "world": world, **start}
-        rows = self._rows_to_train()
+        self._rows_to_train()  # that there are some
+        return self.train_sampler(seed=self.seed, rank=rank, world=world, **start)
+
+    def train_sampler(self, **options: Any) -> TrainSampler:
+        """Sampler of the training batches. A subclass overrides it to order them in its own way.
+
+        Args:
+            options: ``seed``, ``epoch``, ``start_batch``, ``rank`` and ``world``, for the constructor of the sampler.
+        """
         if self.images_per_class is None:
-            return Shuffled(len(rows), self.batch_size, **options)
-        labels = self.parts.index.fine[rows]
-        options |= {"images_per_class": self.images_per_class, "replacement": self.replacement}
-        return ClassBalanced(labels, self.batch_size, **options)
+            return Shuffled(len(self.parts.train), self.batch_size, **options)
+        labels = self.parts.index.fine[self.parts.train]
+        balance: Any = {"images_per_class": self.images_per_class, "replacement": self.replacement}
+        return ClassBalanced(labels, self.batch_size, **balance, **options)
 
     def _rows_to_train(self) -> np.ndarray:
         """The training rows.

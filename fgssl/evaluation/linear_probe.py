@@ -17,6 +17,7 @@ from fgssl.data.batch import Batch
 from fgssl.data.datamodule import Images, Loader
 from fgssl.errors import UserError
 from fgssl.evaluation.embedding import Embeddings
+from fgssl.nn.feature_map import pooled
 
 
 def block_features(network: Any, images: Tensor, blocks: int) -> Tensor:
@@ -112,7 +113,7 @@ def _pooled(network: Any, output: Tensor, last: Tensor) -> Tensor:
         return output.flatten(1, -2).mean(dim=1) if channels_last else output.flatten(2).mean(dim=2)
     if isinstance(getattr(network, "norm", None), nn.Module):
         output = network.norm(output)
-    return network.forward_head(output, pre_logits=True)
+    return pooled(network, output)
 
 
 def _image_size(network: Any) -> tuple[int, int]:

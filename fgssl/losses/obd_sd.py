@@ -70,7 +70,7 @@ def symmetric_transition(similarity: Tensor, clamp: bool = True) -> Tensor:
 def _walk(transition_BB: Tensor, start_BB: Tensor, omega: float) -> Tensor:
     """Limit of the iteration f = omega S f + (1 - omega) f0 (Eq. 3), by solving the linear system."""
     identity = torch.eye(len(start_BB), dtype=start_BB.dtype, device=start_BB.device)
-    # solve() would wait for the device to say that the matrix is not singular; it is diagonally dominant.
+    # solve() would wait for the device to check that the matrix is regular; a diagonally dominant one is.
     return (1 - omega) * torch.linalg.solve_ex(identity - omega * transition_BB, start_BB).result
 
 

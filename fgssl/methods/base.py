@@ -99,11 +99,11 @@ class Method(Scheduled):
 
     def step(self, batch: Batch) -> StepResult:
         """Training step: loss of a batch."""
-        raise NotImplementedError
+        raise self._not_written("step(batch)", "the loss of a batch")
 
     def embed(self, images: Tensor) -> Tensor:
         """Features [B, F] of images [B, 3, H, W], for evaluation."""
-        raise NotImplementedError
+        raise self._not_written("embed(images)", "the features that evaluation uses")
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, F] of preprocessed images [B, 3, H, W], as ``embed``."""
@@ -147,7 +147,7 @@ class Method(Scheduled):
 
     def teacher_momentum(self, step: int, total: int) -> float:
         """Momentum of the teachers' moving average after optimiser step ``step`` (from 1) of ``total``."""
-        raise NotImplementedError
+        raise self._not_written("teacher_momentum(step, total)", "the momentum of the teachers' moving average")
 
     def follows_length(self) -> list[str]:
         moving = any(pair.every == "step" for pair in self.teachers())
@@ -156,7 +156,11 @@ class Method(Scheduled):
 
     def prefill(self, batch: Batch) -> dict[str, Keys]:
         """Rows that ``step`` would enqueue, without training. Fills the memories before the first epoch."""
-        raise NotImplementedError
+        raise self._not_written("prefill(batch)", "the rows that fill the memory before the first epoch")
+
+    def _not_written(self, signature: str, returns: str) -> UserError:
+        """Error for a part of the interface that a subclass needs and has not written."""
+        return UserError(f"{type(self).__name__} needs a method {signature} that returns {returns}. See fgssl.Method.")
 
     def labels_needed(self) -> set[Literal["fine", "coarse"]]:
         """Labels that ``step`` needs of each training image; empty: none, so that images without labels will do."""
@@ -217,7 +221,7 @@ class Method(Scheduled):
             return self.preprocessing["mean"], self.preprocessing["std"]
         try:
             return trained_normalisation(self.arguments())
-        except UserError:  # of the file of starting weights: said when they are loaded, and a resumed run needs none
+        except UserError:  # no file of starting weights: said when they are loaded; a resumed run needs none
             return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -380,7 +384,7 @@ class Method(Scheduled):
         self._checked = (result._replace(loss=loss), batch, batch_idx)
         self.skipped = False
         if self.max_skips and self.trainer.accumulate_grad_batches > 1:
-            # Gradients of earlier batches are there, which those of a skipped batch must not spoil.
+            # The sum of the gradients of earlier batches is there, and a skipped batch must not add to it.
             self._read_check()
             if self.skipped:
                 return {"loss": self._no_loss(), "enqueue": {}}
@@ -388,7 +392,7 @@ class Method(Scheduled):
 
     def on_after_backward(self) -> None:
         """Read whether the loss is finite: here, so that the device has the backward pass to work on meanwhile."""
-        if self._check is None:  # read before the backward pass, which was that of no loss
+        if self._check is None:  # training_step has read it, and returned a loss of zero
             return
         self._read_check()
         if self.skipped:

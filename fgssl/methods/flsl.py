@@ -151,7 +151,7 @@ class FLSL(SelfDistillation):
             z_hat: [T, B, Q, D] their modes in the student views.
             z_hat_plus: [T, B, Q, D] their modes in the teacher views.
         """
-        # One softmax for each network: over K centroids and all queries each pass through memory shows in the step.
+        # One softmax for each network: with K centroids and all queries, each further one would slow the step.
         log_p_TBQK = (at_least_float32(self.student.head(z_hat)) / self.tau_s).log_softmax(dim=-1)
         with torch.no_grad():
             raw_TBQK = at_least_float32(self.teacher.head(z_hat_plus))

@@ -16,7 +16,7 @@ from fgssl.methods.byol import BYOL
 from fgssl.methods.momentum_contrast import MomentumContrast
 from fgssl.nn.attention import MaxAttention, attention_pool
 from fgssl.nn.backbones import Backbone, Encoder
-from fgssl.nn.feature_map import as_map
+from fgssl.nn.feature_map import as_map, pooled
 from fgssl.nn.heads import mlp
 from fgssl.nn.memory import Memory
 
@@ -189,4 +189,4 @@ class BYOLLCR(Rationale, BYOL):
 def features_of(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Output of ``forward_features``, and the pooled features [B, F] that are computed from it."""
     raw = network.forward_features(images)
-    return raw, network.forward_head(raw, pre_logits=True)
+    return raw, pooled(network, raw)

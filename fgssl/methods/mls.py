@@ -97,7 +97,7 @@ class MLS(MomentumContrast):
         g1_BF = self.query.features(view1)
         z1_BC = self.query.project(g1_BF)
         g2_BF, z2_BC = self.keys(view2)
-        enqueue = self.pairs(g2_BF, z2_BC, batch)  # after the optimiser step: labels and logits come from before it
+        enqueue = self.pairs(g2_BF, z2_BC, batch)  # after the optimiser step: the dictionaries below are without them
         q_g_DF, q_z_DC = self.dictionaries()
         nce = info_nce(z1_BC, z2_BC, q_z_DC, tau=self.tau)
         parts = {"nce": nce, "q_z_mean": mean_length(q_z_DC)}

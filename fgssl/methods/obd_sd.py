@@ -136,7 +136,7 @@ class OBDSD(MetricLearning):
         """Data-set rows [N] of the training images, and the teacher's embeddings [N, D] of their plain views."""
         trainer: Any = self.trainer
         outputs = []
-        with torch.random.fork_rng(devices=[]):  # a new loader draws a seed; dropout must not notice
+        with torch.random.fork_rng(devices=[]):  # a new loader draws a seed; the numbers of dropout stay
             for batch in trainer.datamodule.gallery_loader():
                 batch = trainer.strategy.batch_to_device(batch)
                 z_BD = self.teacher_embeddings(batch.views[0])

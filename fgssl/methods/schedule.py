@@ -18,7 +18,12 @@ class Scheduled(LightningModule):
 
     Args:
         optim: optimiser, learning rate and schedule.
+
+    A subclass with a schedule of its own overrides ``lr_factor``; one with an optimiser of its own overrides
+    ``configure_optimizers``, as in Lightning, and ``optim`` then has no effect.
     """
+
+    _group_settings: list[dict[str, Any]] | None = None  # None: the optimiser is a subclass's own
 
     def __init__(self, optim: Optim):
         super().__init__()
@@ -99,6 +104,8 @@ class Scheduled(LightningModule):
 
     def on_train_start(self) -> None:
         """Apply the configured learning rate, weight decay and momentum, also after a checkpoint was restored."""
+        if self._group_settings is None:
+            return
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         scheduler.base_lrs = [settings["lr"] for settings in self._group_settings]
         restored = zip(optimizer.param_groups, self._group_settings, self.lr_factors(self._group_settings), strict=True)

@@ -26,7 +26,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x_BC)
         x = x_BC if x_BC.dtype == torch.float64 else x_BC.float()
         variance_C, mean_C = (moment.double() for moment in torch.var_mean(x, dim=0, correction=0))
-        moments_2C = torch.stack([mean_C, variance_C + mean_C**2])  # equal parts: average them
+        moments_2C = torch.stack([mean_C, variance_C + mean_C**2])  # the processes have equal parts
         mean_C, square_C = sum_with_gradient(moments_2C) / dist.get_world_size()
         variance_C = square_C - mean_C**2
         self._track(mean_C.detach(), variance_C.detach(), count=len(x) * dist.get_world_size())

@@ -343,9 +343,12 @@ def _class_of(path: str, kind: str, option: str) -> type:
     if "." in path:
         place, _, name = path.rpartition(".")
         try:
-            return getattr(importlib.import_module(place), name)
+            found = getattr(importlib.import_module(place), name)
         except (ImportError, AttributeError) as fault:
             raise UserError(f"{option}: there is no class '{path}' ({fault}).") from fault
+        if not inspect.isclass(found):
+            raise UserError(f"{option}: '{path}' is no class. Write it as a torch.nn.Module.")
+        return found
     known: dict[str, type] = dict(OURS[kind])
     for part in (kind, *PARTS):
         module = importlib.import_module(f"pytorch_metric_learning.{part}")  # imported here because it takes a second

@@ -1,4 +1,4 @@
-"""Patch features of any timm network."""
+"""Pooled and patch features of any network with timm's interface."""
 
 from typing import Any
 
@@ -20,8 +20,21 @@ def last_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         and register tokens. F' differs from F in the few networks whose head widens the features.
     """
     raw = network.forward_features(images)
-    pooled_BF = network.forward_head(raw, pre_logits=True)
-    return pooled_BF, as_map(network, raw, images)
+    return pooled(network, raw), as_map(network, raw, images)
+
+
+def pooled(network: Any, raw: Tensor) -> Tensor:
+    """Pooled features [B, F] of the output of ``forward_features``.
+
+    Raises:
+        UserError: a network that is not of timm lacks timm's ``forward_head``.
+    """
+    if not hasattr(network, "forward_head"):
+        raise UserError(
+            f"{type(network).__name__} lacks forward_head(features, pre_logits), by which networks of timm pool the "
+            "output of forward_features. Add this method to its class."
+        )
+    return network.forward_head(raw, pre_logits=True)
 
 
 def as_map(network: Any, raw: Tensor, images: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x_BCHW)
         x = x_BCHW if x_BCHW.dtype == torch.float64 else x_BCHW.float()
         variance_C, mean_C = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        moments_2C = torch.stack([mean_C, variance_C + mean_C**2]).double()  # equal parts: average them
+        moments_2C = torch.stack([mean_C, variance_C + mean_C**2]).double()  # the processes have equal parts
         dist.all_reduce(moments_2C)
         mean_C, square_C = moments_2C / dist.get_world_size()
         variance_C = square_C - mean_C**2

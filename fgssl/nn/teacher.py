@@ -29,7 +29,7 @@ def teacher_of(student: Network) -> Network:
 
 def without_drop_path(network: Network) -> Network:
     """The network, whose stochastic depth is off from now on, also in training (a DINO teacher's)."""
-    from timm.layers import DropPath  # takes seconds to import, and the command line has none to give
+    from timm.layers import DropPath  # takes seconds to import; the command line starts without it
 
     for module in network.modules():
         if isinstance(module, DropPath):

@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from fgssl.cli.main import main, refuse_misspelt
+from fgssl.data.datasets.base import DataSet
+from fgssl.data.views import PairViews
 
 DIGITS = ["fit", "--config", "maskcon_digits", "--print_config"]
 
@@ -134,6 +136,65 @@ def test_value_of_another_type_names_the_whole_option(option, capsys):
 def test_wrong_command_says_what_to_do(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("data.seed", "set by --seed_everything"),
+        ("model.num_coarse", "counted in the data set"),
+        ("model.init_args.train_classes", "counted in the data set"),
+    ],
+)
+def test_option_that_is_set_by_another_one_is_refused(option, remedy, capsys):
+    assert main([*DIGITS, f"--{option}", "3"]) == 2
+    assert f"--{option} is {remedy}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("views", "own"),
+    [
+        ("ContrastiveCrop", {"recipe": "moco", "size": 224}),
+        ("tests.cli.test_mistakes.SmallViews", {"size": 40}),
+    ],
+)
+def test_other_views_have_their_own_defaults(views, own, capsys):
+    with pytest.raises(SystemExit):
+        main([*DIGITS, "--data.views", views])
+    chosen = yaml.safe_load(capsys.readouterr().out)["data"]["views"]["init_args"]
+    assert {name: chosen[name] for name in own} == own
+
+
+class Unread(DataSet):
+    """Data set whose reader has a mistake."""
+
+    def _read(self):
+        return {}["labels.csv"]
+
+
+def test_mistake_in_a_data_set_of_ones_own_is_shown_with_its_line(tmp_path, capsys):
+    flags = ["--data.dataset", "tests.cli.test_mistakes.Unread", "--run.root", str(tmp_path)]
+    assert main(["fit", "--config", "maskcon_digits", *flags]) == 2
+    said = capsys.readouterr().err
+    assert "fgssl: KeyError: 'labels.csv'" in said
+    assert "test_mistakes.py, line " in said
+    assert "compute_fn" not in said
+
+
+def test_unknown_class_of_a_callback_is_said_once(capsys):
+    assert main([*DIGITS, "--trainer.callbacks+", "tests.cli.test_mistakes.Absent"]) == 2
+    assert capsys.readouterr().err.count("has no attribute 'Absent'") == 1
+
+
+class SmallViews(PairViews):
+    """Two small views.
+
+    Args:
+        size: side, px.
+    """
+
+    def __init__(self, size: int = 40):
+        super().__init__("digits", size)
 
 
 @pytest.mark.parametrize("method", ["CMD", "OBDSD"])

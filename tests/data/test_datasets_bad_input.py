@@ -9,6 +9,8 @@ import pytest
 from scipy.io import savemat
 
 from fgssl.data.datasets import ALL
+from fgssl.data.datasets.base import DataSet
+from fgssl.data.index import Index
 from fgssl.errors import UserError
 from tests import trees
 
@@ -303,3 +305,33 @@ def test_cifar_class_folder_of_another_name(name, tmp_path):
 def test_misspelt_option(name, option):
     with pytest.raises(UserError, match="Did you mean '(good|family)'"):
         ALL[name](**option)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"paths": ["a.png", "b.png"]}, "'paths' is no NumPy array"),
+        ({"fine": [0, 1]}, "'fine' is no NumPy array"),
+        ({"fine": np.zeros((2, 1), int)}, "'fine' is no NumPy array of one dimension"),
+        ({"fine": np.array([0.0, 1.0])}, "'fine' holds float64"),
+        ({"split": np.array(["train", "testing"])}, "'split' holds testing; the parts are train, val and test"),
+    ],
+)
+def test_columns_of_a_data_set_of_ones_own_are_checked(columns, message):
+    class Own(DataSet):
+        name = "own"
+
+        def _read(self):
+            rows = {"paths": np.array(["a.png", "b.png"]), "fine": np.array([0, 1]), "split": np.array(["train"] * 2)}
+            return Index("own", fine_names=("x", "y"), **(rows | columns))
+
+    with pytest.raises(UserError, match=message):
+        Own().index()
+
+
+def test_data_set_without_a_reader_is_told_what_it_needs():
+    class Own(DataSet):
+        pass
+
+    with pytest.raises(UserError, match=r"Own needs a method _read\(\)"):
+        Own().index()

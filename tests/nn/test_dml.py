@@ -116,6 +116,7 @@ def test_a_loss_has_a_name_with_and_without_loss_at_its_end(name, of, label):
         ({"class_path": "TripletMarginLoss", "init_args": {"distance": {"class_path": "Cosine"}}}, None, "distance"),
         ({"class": "Margin"}, None, "is neither a class's name nor {class_path: NAME, init_args: {...}}"),
         ("no.such.module.Loss", None, "there is no class 'no.such.module.Loss'"),
+        ("torch.nn.functional.mse_loss", None, "'torch.nn.functional.mse_loss' is no class"),
         ("CrossBatchMemory", None, "CrossBatchMemory cannot be built"),
     ],
 )

@@ -108,7 +108,8 @@ class DataSet:
         return self._index
 
     def _read(self) -> Index:
-        raise NotImplementedError
+        """Index of the files. A subclass implements it."""
+        raise UserError(f"{type(self).__name__} needs a method _read() that returns an Index of its images.")
 
     def _check_counts(self, index: Index) -> None:
         faults = count_faults(index, self.published) + empty_classes(index)
@@ -146,7 +147,7 @@ def readable(name: str) -> Iterator[None]:
 
 
 def check_rows(index: Index) -> None:
-    """Check an index: one label for each row, labels in range, no image listed twice.
+    """Check an index: one label for each row, labels in range, known parts, no image listed twice.
 
     Raises:
         UserError: a check fails; the message names the column, the label or the image.
@@ -157,6 +158,15 @@ def check_rows(index: Index) -> None:
             raise UserError(f"{index.name}: {len(index.paths)} images but {len(values)} rows of '{column}'.")
     if len(index) == 0:
         raise UserError(f"{index.name}: the file list names no image.")
+    for column in ("paths", "fine", "split", "coarse"):
+        values = getattr(index, column)
+        if values is not None and not (isinstance(values, np.ndarray) and values.ndim == 1):
+            raise UserError(f"{index.name}: '{column}' is no NumPy array of one dimension, [N].")
+        if column in ("fine", "coarse") and values is not None and values.dtype.kind not in "iu":
+            raise UserError(f"{index.name}: '{column}' holds {values.dtype}; labels are whole numbers, int64.")
+    unknown = sorted(set(index.split.tolist()) - {"train", "val", "test"})
+    if unknown:
+        raise UserError(f"{index.name}: 'split' holds {some(unknown)}; the parts are train, val and test.")
     for kind, labels, names in (("fine", index.fine, index.fine_names), ("coarse", index.coarse, index.coarse_names)):
         if labels is not None and (labels.min() < -1 or labels.max() >= len(names)):
             raise UserError(
