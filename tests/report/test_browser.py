@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -319,6 +320,15 @@ def test_neighbours_are_drawn_of_images_with_a_label(labels, drawn, tmp_path, mo
     monkeypatch.setattr("fgssl.report.browser.draw_retrieval", lambda queries, *_: found.append(len(queries.fine)))
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert found == drawn
+
+
+def test_neighbours_are_not_drawn_from_rows_that_are_other_images_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+    monkeypatch.setattr("fgssl.report.browser.draw_retrieval", lambda *_: pytest.fail("of other images"))
+    index, _ = digits_run(tmp_path / "runs", 40, labels=40)
+    names = np.array([f"of another {path}" for path in index.paths])
+    monkeypatch.setattr("fgssl.report.browser.read_index", lambda _: replace(index, paths=names))
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_images_in_memory_and_the_sample_sheet_come_from_the_data_set(tmp_path, monkeypatch):
