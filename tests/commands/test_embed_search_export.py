@@ -324,6 +324,7 @@ def test_timm_and_torch_files_give_the_checkpoints_features(run, tmp_path, capsy
     config = json.loads((out / "config.json").read_text())
     assert (config["architecture"], config["pretrained_cfg"]["mean"]) == ("resnet18", [0.5, 0.5, 0.5])
     card = (out / "README.md").read_text()
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1  # who may read one file may read all
     said = results(run)
     for words in ("MaskCon on digits", "69 training images", f"| map | {100 * said['metrics']['test/map']:.2f} |"):
         assert words in card
