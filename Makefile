@@ -61,7 +61,7 @@ bench-gpu: $(READY)  ## speed and memory on the GPU of this machine, into docs/b
 
 docs: $(READY)  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html; for the search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
 
 clean:  ## remove the environments and caches; runs/ stays
 	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .mypy_cache *.egg-info

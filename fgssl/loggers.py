@@ -6,11 +6,14 @@ import json
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
@@ -194,15 +197,22 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, folder: Path, step: int | None = None):
         _require("tensorboard")
+        self._step = step or 0
         super().__init__(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=step)
 
     @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._step = self._step if step is None else step
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
     def log_image(self, key: str, images: list[str]) -> None:
-        """Log picture files under one name."""
+        """Log picture files under one name, at the step that was logged last."""
         from PIL import Image
 
         for path in images:
-            self.experiment.add_image(key, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            self.experiment.add_image(key, pixels, self._step, dataformats="HWC")
 
 
 class MLflow(MLFlowLogger):
@@ -210,33 +220,75 @@ class MLflow(MLFlowLogger):
 
     The server is that of ``MLFLOW_TRACKING_URI``, or the file ``mlflow.db`` beside the experiments:
     ``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db``. A resumed run goes on with its MLflow run, whose id is
-    in ``mlflow.json``. ``@`` in names of metrics, which MLflow does not accept, becomes ``_at_``.
+    in ``mlflow.json``, or begins another one where that has been deleted. ``@`` in names of metrics, which MLflow does
+    not accept, becomes ``_at_``.
 
     Args:
         folder: the run folder.
         tags: tags of the MLflow run.
 
     Raises:
-        UserError: MLflow is not installed.
+        UserError: MLflow is not installed, or its server does not answer.
     """
 
     def __init__(self, folder: Path, tags: dict[str, str]):
         _require("mlflow")
+        import mlflow  # noqa: F401  # sets the level of its messages, which is changed below
+
         runs = folder.parent.parent.resolve()
-        runs.mkdir(parents=True, exist_ok=True)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
         self._memory, self._earlier = folder / "mlflow.json", None
         if self._memory.is_file() and (kept := json.loads(self._memory.read_text()))["uri"] == uri:
             self._earlier = kept["run_id"]
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it says that it makes its tables
-        super().__init__(
-            experiment_name=folder.parent.name,
-            run_name=folder.name,
-            tracking_uri=uri,
-            artifact_location=(runs / "mlflow").as_uri() if uri.startswith("sqlite:") else None,
-            run_id=self._earlier,
-            tags=tags,
-        )
+        self._lock = FileLock(runs / "mlflow.lock")
+        with self._first_contact(uri):
+            super().__init__(
+                experiment_name=folder.parent.name,
+                run_name=folder.name,
+                tracking_uri=uri,
+                artifact_location=(runs / "mlflow").as_uri() if uri.startswith("sqlite:") else None,
+                run_id=self._earlier,
+                tags=tags,
+            )
+            if self._earlier and not self._is_there(self._earlier):
+                self._earlier = self._run_id = None
+
+    @property
+    def experiment(self) -> Any:
+        """MLflow's client; at first use, the experiment and the run are made."""
+        if self._initialized:
+            return self._mlflow_client
+        with self._first_contact(str(self._tracking_uri)):
+            return super().experiment
+
+    @contextmanager
+    def _first_contact(self, uri: str) -> Iterator[None]:
+        """Runs that make the tables, or the same experiment, at the same time fail: one after the other."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                yield
+        except OSError as fault:
+            raise UserError(f"run.root: {self._lock.lock_file} cannot be written ({fault.strerror}).") from None
+        except MlflowException as fault:
+            raise UserError(
+                f"--logger mlflow: {uri} cannot be used. Start its server, or name another in MLFLOW_TRACKING_URI. "
+                f"MLflow says: {fault}"
+            ) from None
+
+    def _is_there(self, run_id: str) -> bool:
+        """Whether a run can be written to: it is neither deleted nor of a server that was made anew."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._mlflow_client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as fault:
+            if fault.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

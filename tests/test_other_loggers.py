@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import pytest
+from filelock import FileLock, Timeout
 
 from fgssl.cli.main import main
 from fgssl.loggers import MLflow
@@ -48,7 +49,7 @@ def test_tensorboard_has_the_metrics_and_pictures_and_hides_what_a_resumed_run_r
     assert [event.step for event in read.Scalars("train/loss")] == list(range(8))
     recall = results(run)["metrics"]["test/recall@1"]
     assert read.Scalars("test/recall@1")[-1].value == pytest.approx(recall, rel=1e-6)
-    assert "test/retrieval_grid" in read.Tags()["images"]
+    assert [picture.step for picture in read.Images("test/retrieval_grid")] == [7]
 
 
 @needs("mlflow")
@@ -71,12 +72,36 @@ def test_mlflow_has_the_metrics_and_pictures_and_a_resumed_run_goes_on(tmp_path,
     assert found.data.metrics["test/recall_at_1"] == pytest.approx(results(run)["metrics"]["test/recall@1"])
     assert "similarity.png" in [file.path for file in client.list_artifacts(found.info.run_id)]
 
+    client.delete_run(found.info.run_id)
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "3"]) == 0
+    (another,) = client.search_runs([experiment.experiment_id])
+    assert another.info.run_id == json.loads((run / "mlflow.json").read_text())["run_id"] != found.info.run_id
+    assert another.data.params["trainer/max_epochs"] == "3"
+    assert "status" not in another.data.params  # it would stay "running"
+    assert [metric.step for metric in client.get_metric_history(another.info.run_id, "train/loss")] == [8, 9, 10, 11]
+
+
+@needs("mlflow")
+def test_mlflow_that_does_not_answer_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert fgssl("fit", tmp_path, "--logger", "mlflow") == 2
+    said = capsys.readouterr().err
+    assert "fgssl: --logger mlflow: http://127.0.0.1:9 cannot be used. Start its server, or name another" in said
+    assert "Traceback" not in said
+
 
 @needs("mlflow")
 def test_mlflow_without_a_server_keeps_a_file_beside_the_runs(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     seen = {}
-    monkeypatch.setattr("fgssl.loggers.MLFlowLogger.__init__", lambda self, **given: seen.update(given))
+
+    def begin(self, **given):
+        seen.update(given)
+        with pytest.raises(Timeout):  # runs that start at the same time would make the tables twice, and fail
+            FileLock(tmp_path / "runs" / "mlflow.lock", timeout=0).acquire()
+
+    monkeypatch.setattr("fgssl.loggers.MLFlowLogger.__init__", begin)
     MLflow(tmp_path / "runs" / "digits" / "a", {})
     assert seen["tracking_uri"] == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert seen["artifact_location"] == f"file://{tmp_path}/runs/mlflow"

@@ -33,7 +33,7 @@ class Record(Callback):
     """
 
     def __init__(self, folder: Path, config: str, facts: dict[str, Any]):
-        self.folder, self.config = Path(folder), config
+        self.folder, self.config, self.facts = Path(folder), config, facts
         self.results: dict[str, Any] = {**facts, "status": "running", "metrics": {}}
         self._began = time.time()
         self._started = self._trained = self._tested_before = False
@@ -55,7 +55,7 @@ class Record(Callback):
                 raise UserError(f"run.root: nothing can be written to {self.folder} ({fault.strerror}).") from fault
             self._started = True
             for logger in trainer.loggers:
-                logger.log_hyperparams(yaml.safe_load(self.config) | self.results)
+                logger.log_hyperparams(yaml.safe_load(self.config) | self.facts)  # what does not change during the run
             self._say_where(trainer)
             self._write()
             self._signs = SignsOfLife(self.folder / "results.json")

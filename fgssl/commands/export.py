@@ -6,6 +6,7 @@ Each file is read back, and its features are compared with those of the network.
 import argparse
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def main(argv: list[str]) -> int:
     write_json(folder / "fgssl.json", {"preprocessing": preprocessing.to_dict(), "backbone": built})
     results = results_of(args.ckpt_path) if args.ckpt_path and not args.network else {}  # of the evaluated network
     (folder / "README.md").write_text(card(results, config, data, formats, expected.shape[1]))
+    if "timm" in formats:  # safetensors lets its owner alone read it
+        shutil.copymode(folder / "README.md", folder / "model.safetensors")
     print(f"model card: {folder / 'README.md'}")
     return 0
 

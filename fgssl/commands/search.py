@@ -3,6 +3,7 @@
 import argparse
 import itertools
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,12 @@ class Query(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Run ``fgssl search <argv>``."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)  # images may stand after options
     if not args.images and not args.row:
         raise UserError("no query is given. Give image files, or --row with rows of the embedded data set.")
     for image in args.images:
+        if Path(image).is_dir():
+            raise UserError(f"{image} is a folder. Give its images, such as {Path(image) / '*.jpg'}.")
         if not Path(image).is_file():
             raise UserError(f"image not found: {image}")
 
@@ -59,13 +62,15 @@ def main(argv: list[str]) -> int:
     order = "by cosine similarity" + ("" if rerank.name == "none" else f", re-ranked by {rerank.name}")
     try:
         image_at, out = pictures_of(index, Path(args.folder)), args.out or free(OUT)
-        draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, out)
+        missing = draw(queries, cosine_Qk, ids_Qk, stored, image_at, order, out)
     except UserError as fault:
         if args.out:
             raise
         print(f"no picture: {fault}")
         return 0
     print(f"picture: {out}" + ("" if out in (args.out, OUT) else f" ({OUT} exists)"))
+    if missing:
+        print(f"grey in the picture: {len(missing)} of its images could not be read, such as: {missing[0]}")
     return 0
 
 
@@ -112,26 +117,40 @@ def _parser() -> argparse.ArgumentParser:
 def pictures_of(index, folder: Path) -> Callable[[int], np.ndarray]:
     """Function from a position in the index to its image [H, W, 3] uint8.
 
-    The image is read from its path. Images that are in no file come from the data set of the run's configuration.
+    The image is read from its path. One that is not there comes from the data set of the run's configuration, if its
+    row still has the same name: images of a folder may have come or gone since they were embedded.
     """
+    from fgssl.evaluation.store import same_image
     from fgssl.report.figures import image_of
 
-    first = index.stored.paths[0]
-    if Path(first).is_file():
-        return lambda position: read(str(index.stored.paths[position]))
+    rows = cache(lambda: rows_of(str(index.stored.paths[0]), folder))
+
+    def image_at(position: int) -> np.ndarray:
+        path, row = Path(str(index.stored.paths[position])), int(index.stored.index[position])
+        if path.is_file():
+            return read(str(path))
+        known = rows().paths
+        if row >= len(known) or not same_image(str(known[row]), str(path)):
+            raise UserError(f"image not found: {path}")
+        return image_of(rows(), row)
+
+    return image_at
+
+
+def rows_of(image: str, folder: Path):
+    """The data set of the configuration of a run of ``fgssl embed``; ``image`` is one of its images, for messages."""
     config = (folder.parent if (folder / "about.json").is_file() else folder) / "config.yaml"
     if not config.is_file():
-        raise UserError(f"{first} is no file, and {config}, which names its data set, is missing.")
+        raise UserError(f"{image} is no file, and {config}, which names its data set, is missing.")
 
     from fgssl.cli.compose import read_section
     from fgssl.data.datamodule import DataModule
     from fgssl.methods.arguments import build
 
     try:
-        rows = build(DataModule, read_section(str(config))["data"]).parts.index
+        return build(DataModule, read_section(str(config))["data"]).parts.index
     except UserError:  # its advice names options of other commands
-        raise UserError(f"{first} is no file here, and the data set that {config} names is not found either.") from None
-    return lambda position: image_of(rows, int(index.stored.index[position]))
+        raise UserError(f"{image} is no file here, and the data set that {config} names is not found either.") from None
 
 
 def read(path: str) -> np.ndarray:
@@ -169,21 +188,40 @@ def print_table(queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray,
 
 def draw(
     queries: list[Query], cosine_Qk: np.ndarray, ids_Qk: np.ndarray, stored, image_at, order: str, path: Path
-) -> None:
-    """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown)."""
+) -> list[UserError]:
+    """Draw queries and neighbours; frames are green (same class), red (another class) or grey (class unknown).
+
+    Returns:
+        Why images of the index could not be read, for each of them. They are grey.
+
+    Raises:
+        UserError: a query that is a file, or all images of the index, cannot be read.
+    """
     from fgssl.report.figures import QUERY, RIGHT, UNKNOWN, WRONG, picture_rows
 
     names = stored.about["fine_names"]
+    missing: dict[int, UserError] = {}
+
+    def shown(position: int) -> np.ndarray:
+        try:
+            return image_at(position)
+        except UserError as fault:
+            missing[position] = fault
+            return np.full((8, 8, 3), 192, np.uint8)
+
     lines = []
     for query, cosine_k, ids_k in zip(queries, cosine_Qk, ids_Qk, strict=True):
-        image = read(query.name) if query.position is None else image_at(query.position)
+        image = read(query.name) if query.position is None else shown(query.position)
         line = [(image, names[query.label] if query.label >= 0 else Path(query.name).stem, QUERY)]
         for cosine, found in zip(cosine_k, ids_k, strict=True):
             label = int(stored.fine[found])
             colour = UNKNOWN if query.label < 0 else RIGHT if label == query.label else WRONG
             name = f"{names[label]}\n{cosine:.2f}" if label >= 0 else f"{cosine:.2f}"
-            line.append((image_at(int(found)), name, colour))
+            line.append((shown(int(found)), name, colour))
         lines.append(line)
+    if len(missing) == len({*ids_Qk.flatten().tolist(), *(query.position for query in queries)} - {None}):
+        raise next(iter(missing.values()))
     known = any(query.label >= 0 for query in queries)
     reading = " (green: same class, red: another class, grey: unknown class)" if known else ""
     picture_rows(lines, f"query, then its nearest neighbours {order}{reading}", path)
+    return list(missing.values())

@@ -164,8 +164,11 @@ def commands_of(
         later_flags: further options of what follows a fit.
 
     Raises:
-        UserError: two cells have the same name.
+        UserError: two cells have the same name, or an option names another run folder.
     """
+    taken = [flag for flag in (*flags, *later_flags) if flag.partition("=")[0] in placed(folder, "")]
+    if taken:
+        raise UserError(f"{taken[0]}: the sweep sets it. Cells are in the folder --name NAME of --runs FOLDER.")
     fits = [(name_of(cell), Command(command(sweep, folder, cell, flags))) for cell in sweep.cells()]
     later = []
     for (fit, _), (name, step) in itertools.product(fits, sweep.then.items()):

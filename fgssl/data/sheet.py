@@ -1,5 +1,6 @@
 """Sheet of sample images, one row for each class."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ PAIRS = 4  # pairs of duplicates in a line
 TILE = 96  # px
 GAP = 4  # px between images
 LABEL_WIDTH = 260  # px
+LABEL_LETTERS, LABEL_LINES = 30, 5  # of a name in that width and beside a tile
 
 
 def write_sheet(index: Index, file: Path) -> None:
@@ -25,9 +27,10 @@ def write_sheet(index: Index, file: Path) -> None:
     rows = sample_rows(index)
     step = TILE + GAP
     sheet = Image.new("RGB", (LABEL_WIDTH + COLUMNS * step, len(rows) * step), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for y, (label, members) in enumerate(rows.items()):
-        draw.multiline_text((6, y * step + TILE // 3), label, fill="black", font=ImageFont.load_default(13))
+        place = (6, y * step + TILE // 2)
+        draw.multiline_text(place, _in_lines(label), fill="black", font=font, anchor="lm")
         for x, row in enumerate(members):
             try:
                 sheet.paste(_tile(index, row), (LABEL_WIDTH + x * step, y * step))
@@ -55,6 +58,19 @@ def _save(sheet: Image.Image, file: Path) -> None:
         sheet.save(file)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture sheet {file}: {error}") from error
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """The font of the other pictures; that of PIL has no letters but those of English."""
+    from matplotlib.font_manager import findfont
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), 12)
+
+
+def _in_lines(label: str) -> str:
+    """The lines of a label, long ones in several."""
+    lines = [part for line in label.split("\n") for part in textwrap.wrap(line, LABEL_LETTERS)]
+    return "\n".join(lines if len(lines) <= LABEL_LINES else [*lines[: LABEL_LINES - 1], "…"])
 
 
 def sample_rows(index: Index) -> dict[str, np.ndarray]:

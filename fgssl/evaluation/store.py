@@ -43,6 +43,11 @@ def absolute(paths: np.ndarray) -> np.ndarray:
     return np.array([os.path.abspath(path) if os.path.isfile(path) else path for path in paths.tolist()], dtype=str)
 
 
+def same_image(path: str, other: str) -> bool:
+    """Whether two paths end in the same folder and file: those of a data set that was moved do."""
+    return Path(path).parts[-2:] == Path(other).parts[-2:]
+
+
 def write_shard(folder: Path, name: str, columns: dict[str, np.ndarray]) -> None:
     """Write one shard atomically."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from fgssl.data.index import Index
 from fgssl.data.sheet import write_sheet
 from fgssl.errors import UserError
 from fgssl.evaluation.embedding import Embeddings, with_label
-from fgssl.evaluation.store import Stored, read_embeddings
+from fgssl.evaluation.store import Stored, read_embeddings, same_image
 from fgssl.report.compare import Comparison
 from fgssl.report.confusion import Pair, whole_percent
 from fgssl.report.explorer import photographs_of, write_explorer
@@ -257,7 +257,7 @@ def pictures(
     if "retrieval" not in found and stored is not None and evaluated:
         index = indexes.of(shown.run.folder)
         queries = with_label(Embeddings(*map(torch.from_numpy, (stored.embedding, stored.fine, stored.index))))
-        if index is not None and len(queries.fine) > 1:
+        if index is not None and len(queries.fine) > 1 and holds(index, stored):
             title = title_of(shown.run.folder, known_metrics(shown.run))
             draw_retrieval(queries, None, index, out / folder, [], QUERIES, title)
             found |= {path.stem: path for path in (out / folder).iterdir()}
@@ -267,6 +267,12 @@ def pictures(
         if not copy.exists():
             shutil.copyfile(found[name], copy)
         yield {"path": str(folder / copy.name), "caption": CAPTIONS.get(name, name), "chart": name in CHARTS}
+
+
+def holds(index: Index, stored: Stored) -> bool:
+    """Whether the rows of a data set are still those that were embedded: images of a folder may come and go."""
+    inside = int(stored.index.max()) < len(index)
+    return inside and all(map(same_image, index.paths[stored.index].tolist(), stored.paths.tolist()))
 
 
 # ---- data sets ------------------------------------------------------------------------------------------------------

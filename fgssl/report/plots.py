@@ -10,7 +10,7 @@ from matplotlib.figure import Figure  # instead of pyplot, which keeps figures o
 
 from fgssl.report.compare import Comparison, Row
 from fgssl.report.metric_names import is_share, lower_is_better
-from fgssl.report.tables import number
+from fgssl.report.tables import in_words, number
 
 SHOWN = 12  # most rows of a chart; the best ones are shown
 COLOURS = (  # Paul Tol's muted set, safe for colour-blind readers, and three greys
@@ -49,7 +49,8 @@ def draw_table(table: Comparison, folder: Path, name: str, suffix: str = ".png")
 def bars(table: Comparison) -> Figure:
     """Bars of each metric, one for each row, best on top; whiskers are the standard deviation over the seeds."""
     rows = table.rows[:SHOWN]
-    widest = max(len(_label(row)) for row in rows)
+    labels = [_label(table, row) for row in rows]
+    widest = max(map(len, labels))
     figure = Figure(
         (1.2 + 0.075 * widest + 2.9 * len(table.metrics), 1.3 + 0.36 * len(rows)), dpi=120, layout="constrained"
     )
@@ -69,7 +70,7 @@ def bars(table: Comparison) -> Figure:
         axis.margins(x=0.22)  # room for the numbers
         _percent(axis.xaxis, metric)
         _plain(axis)
-    axes[0].set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes[0].set_yticks(range(len(rows)), labels, fontsize=8)
     axes[0].invert_yaxis()
     paper = " Diamonds: the paper." if any(c.printed for row in rows for c in row.cells.values()) else ""
     _title(figure, table, f"mean over seeds (number in brackets), whiskers: standard deviation.{paper}")
@@ -82,12 +83,12 @@ def recall_curves(table: Comparison) -> Figure | None:
     ks = sorted(int(m[1]) for name in names if (m := re.fullmatch(r"test/recall@(\d+)", name)))
     if len(ks) < 2:
         return None
-    figure = Figure((7.5, 4.2), dpi=120, layout="constrained")
+    figure = Figure((4.7 + max(2.8, _legend_inches(table)), 4.2), dpi=120, layout="constrained")
     axis = figure.subplots()
     for colour, row in zip(COLOURS, table.rows[:SHOWN], strict=False):
         values = np.array([[run.metric(f"recall@{k}") for k in ks] for run in row.runs], dtype=float)  # None is NaN
         mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0
-        axis.plot(ks, mean, marker="o", markersize=4, color=colour, label=_label(row))
+        axis.plot(ks, mean, marker="o", markersize=4, color=colour, label=_label(table, row))
         axis.fill_between(ks, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     axis.set_xscale("log")
     axis.set_xticks(ks, [str(k) for k in ks])
@@ -111,14 +112,14 @@ def epochs(table: Comparison) -> Figure | None:
     panels = curve_panels(table)
     if not panels:
         return None
-    figure = Figure((2.5 + 4.5 * len(panels), 4.2), dpi=120, layout="constrained")
+    figure = Figure((max(2.5, _legend_inches(table)) + 4.5 * len(panels), 4.2), dpi=120, layout="constrained")
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for place, curves in panel.curves.items():
             colour = COLOURS[place]
             for curve in curves:
                 axis.plot(*zip(*sorted(curve.items()), strict=True), color=colour, linewidth=0.6, alpha=0.6)
             mean = mean_curve(curves)
-            label = _label(table.rows[place])
+            label = _label(table, table.rows[place])
             axis.plot(list(mean), list(mean.values()), color=colour, linewidth=2, label=label)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -127,7 +128,8 @@ def epochs(table: Comparison) -> Figure | None:
         if panel.metric != "train/loss":
             _percent(axis.yaxis, panel.metric)
         _plain(axis)
-    lines = {str(line.get_label()): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
+    handles = [line for axis in figure.axes for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    lines = {str(line.get_color()): line for line in handles}  # a row has one colour in all panels
     figure.legend(handles=list(lines.values()), loc="outside right center", fontsize=8, frameon=False)
     _title(figure, table, "thick: mean over seeds (number in brackets), thin: one seed.")
     return figure
@@ -261,9 +263,15 @@ def _frame(column: int, row: int):
     return Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="#d1352b", linewidth=2)
 
 
-def _label(row: Row, width: int = 48) -> str:
-    label = row.label if len(row.label) <= width else row.label[: width - 1] + "…"
-    return f"{label} ({len(row.runs)})"
+def _label(table: Comparison, row: Row, width: int = 72) -> str:
+    words = in_words(table, row)
+    if len(words) > width:  # names of networks differ at their start and in their tag
+        words = f"{words[: width - 25]}…{words[-24:]}"
+    return f"{words} ({len(row.runs)})"
+
+
+def _legend_inches(table: Comparison) -> float:
+    return 0.6 + 0.062 * max(len(_label(table, row)) for row in table.rows[:SHOWN])
 
 
 def _unit(metric: str) -> str:

@@ -57,6 +57,18 @@ def _shared(table: Comparison) -> dict[str, str]:
     return {name: facts[0][name] for name in FACTS if len({fact[name] for fact in facts}) == 1}
 
 
+def in_words(table: Comparison, row: Row) -> str:
+    """What tells a row from the others of its table, for pictures: its method, settings, backbone and epochs."""
+    differing = {name: fact for name, fact in _facts(row).items() if name not in _shared(table)}
+    words = [row.label]
+    network = str(row.runs[0].config.get("model.backbone.name"))
+    if "backbone" in differing and network not in row.method:  # a public network is its row's method
+        words.append(differing["backbone"])
+    if differing.get("epochs", "-") != "-":
+        words.append(f"{row.epochs} epochs")
+    return ", ".join(words)
+
+
 def _columns(table: Comparison) -> list[str]:
     """The headings."""
     facts = [name for name in FACTS if name not in _shared(table)]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from matplotlib.figure import Figure
@@ -10,6 +11,8 @@ from PIL import Image
 from fgssl.commands.data import _parser, main
 from fgssl.data.datasets import ALL
 from fgssl.data.datasets.cub import family
+from fgssl.data.index import Index
+from fgssl.data.sheet import GAP, LABEL_WIDTH, TILE, write_sheet
 from fgssl.errors import UserError
 from tests import trees
 
@@ -33,6 +36,19 @@ def test_sound_copy(tmp_path, capsys):
     assert "classes by number of images: 6: 4" in out
     assert "all images readable" in out
     assert Image.open(sheet).size[0] > 8 * 96
+
+
+def test_names_in_a_sheet_have_the_letters_of_other_languages_and_end_before_the_images(tmp_path):
+    fine, pixels = np.arange(3), np.full((3, 8, 8, 3), 255, np.uint8)
+    index = Index("own", np.array(list("abc")), fine, ("Äö", "Öä", "x" * 200), np.full(3, "test"), pixels=pixels)
+    write_sheet(index, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    first, second, third = np.split(sheet[:, :LABEL_WIDTH], 3)
+    assert (first < 128).any()
+    assert (first != second).any()  # one box stood for each letter that is not English
+    assert len(sheet) == 3 * (TILE + GAP)
+    assert (third < 128).any(axis=(1, 2)).sum() > 20  # several lines
+    assert (sheet[:, LABEL_WIDTH:] == 255).all()
 
 
 def test_chart_shows_the_sizes_of_the_classes_and_of_the_coarse_ones(tmp_path, capsys, monkeypatch):

@@ -235,6 +235,43 @@ def test_search_finds_a_given_image_itself_and_a_rows_true_neighbours(embedded, 
     assert (tmp_path / "new" / "found.png").stat().st_size > 5000
 
 
+def test_search_shows_each_image_from_its_own_file_also_where_others_are_gone(tmp_path, monkeypatch, capsys):
+    """The rows of the folder have moved up by one: an image from its row would be that of the next one."""
+    shades = [10, 60, 110, 160]
+    for row, shade in enumerate(shades):
+        (tmp_path / "photos" / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (shade,) * 3).save(tmp_path / "photos" / "a" / f"{row}.png")
+    paths = np.array([str(tmp_path / "photos" / "a" / f"{row}.png") for row in range(4)])
+    columns = {"embedding": np.eye(4, dtype=np.float32) + 0.1, "fine": np.zeros(4, int), "coarse": np.full(4, -1)}
+    write_shard(tmp_path / "run" / "embeddings", "all-0-00000", columns | {"index": np.arange(4), "paths": paths})
+    (tmp_path / "run" / "embeddings" / "about.json").write_text(json.dumps({"fine_names": ["a"]}))
+    dataset = {"class_path": "fgssl.Folder", "init_args": {"root": str(tmp_path / "photos")}}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"data": {"dataset": dataset}}))
+    drawn = []
+
+    def drawing(lines, title, path):
+        drawn.append([int(image[0, 0, 0]) for image, _, _ in lines[0]])
+
+    monkeypatch.setattr("fgssl.report.figures.picture_rows", drawing)
+    command = ["search", str(tmp_path / "run"), "--row", "2", "-k", "3", "--out", str(tmp_path / "found.png")]
+    assert main(command) == 0
+    assert drawn.pop() == [110, 10, 60, 160]
+    capsys.readouterr()
+    (tmp_path / "photos" / "a" / "0.png").unlink()
+    assert main(command) == 0
+    assert drawn.pop() == [110, 192, 60, 160]
+    said = f"grey in the picture: 1 of its images could not be read, such as: image not found: {paths[0]}"
+    assert said in capsys.readouterr().out
+    (tmp_path / "photos").rename(tmp_path / "moved")  # the data set is found where the configuration says
+    dataset["init_args"]["root"] = str(tmp_path / "moved")
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"data": {"dataset": dataset}}))
+    Image.new("RGB", (8, 8), (10,) * 3).save(tmp_path / "moved" / "a" / "0.png")
+    assert main(command) == 0
+    assert drawn.pop() == [110, 10, 60, 160]
+    assert main([*command, str(tmp_path)]) == 2
+    assert f"{tmp_path} is a folder. Give its images, such as {tmp_path}/*.jpg" in capsys.readouterr().err
+
+
 def test_search_and_test_rerank_on_demand(run, embedded, tmp_path, capsys):
     stored = read_embeddings(embedded)
     z, labels = torch.from_numpy(stored.embedding), torch.from_numpy(stored.fine)
@@ -275,6 +312,7 @@ def test_mistakes_in_search(run, embedded, tmp_path, capsys):
             [str(embedded), "--row", "1", "--out", "found.txt"],
             "argument --out: found.txt is no picture: it must end in .png,",
         ),
+        ([str(embedded), "-k", "2", str(tmp_path / "absent.png")], "image not found"),  # after an option too
         ([str(embedded), "--rwo", "1"], "Did you mean '--row'?"),
     ):
         assert main(["search", *arguments]) == 2
@@ -308,6 +346,7 @@ def test_timm_and_torch_files_give_the_checkpoints_features(run, tmp_path, capsy
     config = json.loads((out / "config.json").read_text())
     assert (config["architecture"], config["pretrained_cfg"]["mean"]) == ("resnet18", [0.5, 0.5, 0.5])
     card = (out / "README.md").read_text()
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1  # who may read one file may read all
     said = results(run)
     for words in ("MaskCon on digits", "69 training images", f"| map | {100 * said['metrics']['test/map']:.2f} |"):
         assert words in card

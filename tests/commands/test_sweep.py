@@ -438,6 +438,13 @@ def test_names_of_experiments_keep_what_follows_a_dot(tmp_path, capsys):
     assert names == ["table6_lambda_0.001", "table6_lambda_0.01", "lambda_0.1"]
 
 
+@pytest.mark.parametrize("flags", [["--run.root", "elsewhere"], ["--run.name=one"], ["--then=--run.root elsewhere"]])
+def test_options_that_would_move_the_cells_are_refused(flags, tmp_path, capsys):
+    """The sweep would look for its cells where it had told them to be, and find none."""
+    assert main(["sweep", str(chain(tmp_path)), "--runs", str(tmp_path), "--dry_run", *flags]) == 2
+    assert "the sweep sets it. Cells are in the folder --name NAME of --runs FOLDER." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("values", "then", "name"),
     [

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ def made(tmp_path_factory) -> tuple[Path, Path]:
     run = write_run(root / "runs", "good", metrics=recall)
     write_run(root / "runs", "bad", metrics={"test/recall@1": 0.0512, "test/map": 0.9}, tau=0.5)
     write_run(root / "runs", "third", metrics={"test/recall@1": 0.25}, tau=0.7)
-    Image.new("RGB", (40, 30), "red").save(run / "gradcam.png")
+    Image.new("RGB", (40, 30), "red").save(run / "grad cam #1 50%.png")
     Image.new("RGB", (40, 30), "blue").save(run / "retrieval.jpg")
     write_embeddings(run, root / "images")
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +100,7 @@ def test_every_reference_is_a_file_of_the_folder(made):
         references = re.findall(r'(?:src|href)="([^"#][^"]*)"', page.read_text())
         assert len(references) >= 4
         for reference in references:
-            assert reference == "data:," or (page.parent / reference).is_file(), reference
+            assert reference == "data:," or (page.parent / unquote(reference)).is_file(), reference
     for file in (*pages, *(out / "assets").iterdir()):
         assert not re.search(r"https?://|//cdn|@import|fetch\(|XMLHttpRequest", file.read_text()), file
 
@@ -110,7 +112,7 @@ def test_tables_notes_and_pictures_are_those_of_compare_and_of_the_runs(made):
         assert text.replace("55.00", "50.00") in page, text
     assert {path.name for path in (out / "charts").iterdir()} == {"0_bars.svg", "0_recall.svg", "0_epochs.svg"}
     shown = re.findall(r'img loading="lazy"[^>]*src="(pictures[^"]+)"', page)
-    assert [Path(path).name for path in shown] == ["retrieval.jpg", "gradcam.png"]
+    assert [Path(path).name for path in shown] == ["retrieval.jpg", "grad%20cam%20%231%2050%25.png"]
     assert f"fgssl embed --ckpt_path {runs / 'bad'}" in page  # the run without embeddings says which command makes them
     assert "<b>bird" not in page  # class names are escaped
 
@@ -320,6 +322,15 @@ def test_neighbours_are_drawn_of_images_with_a_label(labels, drawn, tmp_path, mo
     assert found == drawn
 
 
+def test_neighbours_are_not_drawn_from_rows_that_are_other_images_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(explorer, "has_umap", lambda: False)
+    monkeypatch.setattr("fgssl.report.browser.draw_retrieval", lambda *_: pytest.fail("of other images"))
+    index, _ = digits_run(tmp_path / "runs", 40, labels=40)
+    names = np.array([f"of another {path}" for path in index.paths])
+    monkeypatch.setattr("fgssl.report.browser.read_index", lambda _: replace(index, paths=names))
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_images_in_memory_and_the_sample_sheet_come_from_the_data_set(tmp_path, monkeypatch):
     """The digits: 40 of them, with the paths that the data set gives them."""
     monkeypatch.setattr(explorer, "has_umap", lambda: False)
@@ -456,6 +467,8 @@ def test_click_on_a_point_shows_its_photograph_and_its_nearest_neighbours(made, 
             assert name == f"Black footed <b>bird</b> {fine[j]}"
     label = explored.run("document.querySelector('.chosen .photo').getAttribute('aria-label')")
     assert label == "photograph images/71.png"
+    explored.run("document.querySelector('#chosen strong').innerText = 'Black_Footed_Albatross_'.repeat(9)")
+    assert explored.run("document.querySelector('aside').scrollWidth <= document.querySelector('aside').clientWidth")
 
 
 def test_a_neighbour_that_is_pressed_is_selected(made, explored):

@@ -1,9 +1,10 @@
 """Charts of comparisons: which curves are drawn, and on which axes."""
 
 import pytest
+import yaml
 
 from fgssl.report.compare import compare
-from fgssl.report.plots import curve_panels, epochs, recall_curves
+from fgssl.report.plots import bars, curve_panels, epochs, recall_curves
 from fgssl.report.runs import read_runs
 from tests.report.test_compare import write_run
 
@@ -76,3 +77,18 @@ def test_recall_is_drawn_in_percent_also_where_it_is_zero(tmp_path):
     assert axis.get_ylabel() == "Recall@K, %"
     assert {label.get_text() for label in axis.get_yticklabels()} >= {"0", "20", "40"}
     assert axis.lines[0].get_ydata().tolist() == [0.0, 0.5]
+
+
+def test_rows_that_differ_in_backbone_and_epochs_have_labels_of_their_own(tmp_path):
+    """Also where the names are long: each of them is on the axis of the bars and in the legend of the curves."""
+    for number, epochs_of_run in enumerate((2, 2, 3)):
+        run = write_run(tmp_path, f"r{number}", results={"epochs": epochs_of_run})
+        name = f"vit_small_patch16_224_of_a_name_that_is_much_longer_than_others.tag_{min(number, 1)}"
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["model"]["init_args"]["backbone"]["name"] = name
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    table, _ = panels_of(tmp_path)
+    assert len(table.rows) == 3
+    labels = [text.get_text() for text in bars(table).axes[0].get_yticklabels()]
+    assert len(set(labels)) == 3
+    assert [text.get_text() for text in epochs(table).legends[0].get_texts()] == labels
