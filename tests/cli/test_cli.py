@@ -77,7 +77,7 @@ def test_a_run_folder_says_what_was_run_and_what_came_out(run):
     assert {"rows_hash", "classes"} <= said["data"]["test"].keys()
     assert (said["epochs"], said["steps"]) == (2, 8)
     assert {"torch", "lightning", "fgssl"} <= said["versions"].keys()
-    assert {"command", "git", "hardware", "duration_s", "seed", "processes"} <= said.keys()
+    assert {"command", "began", "git", "hardware", "duration_s", "seed", "processes"} <= said.keys()
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["tau"] == 0.05
     assert config["data"]["protocol"]["label_fraction"] == 0.05
