@@ -1,5 +1,7 @@
 """Charts of comparisons: which curves are drawn, and on which axes."""
 
+import statistics
+
 import pytest
 
 from fgssl.report.compare import compare
@@ -76,3 +78,14 @@ def test_recall_is_drawn_in_percent_also_where_it_is_zero(tmp_path):
     assert axis.get_ylabel() == "Recall@K, %"
     assert {label.get_text() for label in axis.get_yticklabels()} >= {"0", "20", "40"}
     assert axis.lines[0].get_ydata().tolist() == [0.0, 0.5]
+
+
+def test_band_of_recall_is_the_standard_deviation_over_the_seeds(tmp_path):
+    values = (0.2, 0.3, 0.7)
+    for seed, value in enumerate(values):
+        write_run(tmp_path, f"a{seed}", seed=seed, metrics={"test/recall@1": value, "test/recall@2": 0.8})
+    (axis,) = recall_curves(panels_of(tmp_path)[0]).axes
+    (band,) = axis.collections
+    heights = [y for x, y in band.get_paths()[0].vertices if x == 1]
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    assert (min(heights), max(heights)) == pytest.approx((mean - spread, mean + spread))
