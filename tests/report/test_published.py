@@ -165,6 +165,7 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
     [
         ({"trainer__max_epochs": 15}, "epochs 200, the run 15"),
         ({"data__batch_size": 64}, "batch 128, the run 64"),
+        ({"trainer__accumulate_grad_batches": 2}, "batch 128, the run 256"),
         ({"data__views__size": 96}, "image size 224, the run 96"),
         ({"model__backbone__pretrained": False}, "init imagenet, the run none"),
         ({"model__tau": 0.5}, "tau 0.1, the run 0.5"),
