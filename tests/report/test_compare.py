@@ -639,6 +639,9 @@ def test_time_of_a_trained_teacher_counts(tmp_path, capsys):
     assert run.seconds_an_epoch == pytest.approx(11 + 10 * 100 / 200)
     rows = {(row["method"], row["metric"]): row for row in table(capsys, str(tmp_path), "--baseline", "MaskCon/supce")}
     assert float(rows["MaskCon", "extra_time"]["mean"]) == pytest.approx(0.6)
+    told = json.loads((teacher / "results.json").read_text())
+    (teacher / "results.json").write_text(json.dumps(told | {"hardware": {"cpus": 99, "gpus": []}}))
+    assert read_runs([str(student)])[0][0].seconds_an_epoch is None  # the teacher's time is one of another machine
     (teacher / "results.json").unlink()
     assert read_runs([str(student)])[0][0].seconds_an_epoch is None
 

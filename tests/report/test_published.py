@@ -343,3 +343,8 @@ def test_clusters_of_nmi_are_a_condition(runs):
     run = runs.add("fewer", changed("obd_sd_cub", retrieval__clusters=20, **table))
     assert "clusters classes, the run 20" in beside(run, "nmi")
     assert beside(run, "recall@1") == 67.76
+
+
+def test_numbers_that_are_no_shares_are_as_printed(runs):
+    run = runs.add("run", changed("obd_sd_cub", run__paper="obd_sd, Table 8"))
+    assert [published(run, metric).value for metric in ("density", "spectral_decay")] == [0.6291, 0.0292]
