@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -215,7 +215,7 @@ def status_of(results: Path, content: dict[str, Any]) -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Command, versions, hardware and git revision, for ``results.json``."""
+    """Command, the time in UTC, versions, hardware and git revision, for ``results.json``."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -228,6 +228,7 @@ def provenance() -> dict[str, Any]:
     program = Path(sys.argv[0]).name
     return {
         "command": shlex.join(["fgssl" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "began": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "versions": {"fgssl": __version__, **versions},
         "hardware": {"cpus": os.cpu_count(), "gpus": gpus},
         "git": git_revision(),

@@ -51,6 +51,8 @@ ONE_PROCESS = "not ddp and not gpu and not long"
 ROOMS: dict[str, tuple[str, ...]] = {
     "losses": ("losses/*.py",),
     "metrics": ("metrics/*.py",),
+    "evaluation": ("evaluation/*.py",),
+    "tables": tuple(f"report/{name}.py" for name in ("compare", "conditions", "metric_names", "published", "runs")),
     "nn": ("nn/*.py",),
     "methods": ("methods/*.py",),
     "tasks": ("tasks/*.py",),
@@ -69,6 +71,7 @@ IN_OTHER_PROCESSES = {
     "callbacks": ("tests/trust/test_interruption.py",),
     "methods": ("tests/ddp/test_mls_processes.py", "tests/ddp/test_processes.py"),
     "metrics": ("tests/ddp/test_processes.py",),
+    "evaluation": ("tests/ddp/test_processes.py",),
     "nn": ("tests/ddp/test_mls_processes.py", "tests/ddp/test_processes.py"),
     "tasks": ("tests/ddp/test_downstream_processes.py",),
 }

@@ -282,14 +282,17 @@ def runs_by_seed(label: str, folders: list[Path]) -> dict[int, RunFolder]:
 
 
 def check_same_rows(rows: list[Row]) -> None:
-    """Refuse a table whose runs were evaluated on different images."""
+    """Refuse a table whose runs were trained or evaluated on different images, or searched in other ones."""
     evaluated: dict[tuple, str] = {}
     for row in rows:
         for run in row.runs.values():
             data = run.results["data"]
-            evaluated.setdefault((data["dataset"], data["test"]["rows_hash"], data["val"]["rows_hash"]), run.name)
+            images = (data["dataset"], *(data[part]["rows_hash"] for part in ("train", "val", "test")))
+            search = (run.results.get("gallery", "evaluated"), run.results.get("reranking", "none"))
+            evaluated.setdefault(images + search, run.name)
     if len(evaluated) > 1:
-        raise UserError(f"tables.yaml: {' and '.join(evaluated.values())} were evaluated on different images.")
+        runs = " and ".join(evaluated.values())
+        raise UserError(f"tables.yaml: {runs} were trained or evaluated on different images, or searched otherwise.")
 
 
 def text_of_table(table: dict[str, Any], place: Place) -> str:

@@ -76,6 +76,14 @@ def test_schedules_end_with_the_run_whichever_limit_ends_it(limits):
     assert look.decays == pytest.approx([0.1 * (1 - math.cos(math.pi * step / 8)) for step in range(8)])
 
 
+def test_a_warmup_of_a_share_of_an_epoch_is_rounded_to_the_nearest_step():
+    """The 1,000 steps of a paper are 0.1364 epochs of COCO, 999.8 steps."""
+    look, method = Look(), Line()
+    method.optim = Optim(lr=0.1, warmup=0.7, schedule="steps")  # 2.8 of 4 steps
+    tiny_trainer(max_epochs=1, callbacks=[look]).fit(method, blob_loader(32, 8))
+    assert look.rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1])
+
+
 def test_a_run_without_a_length_is_refused_where_something_depends_on_it():
     endless = {"max_epochs": -1, "max_time": {"hours": 1}}
     for optim, what in (({}, "the learning rate"), ({"length": 4, "weight_decay_end": 0.2}, "the weight decay")):

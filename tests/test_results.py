@@ -279,9 +279,17 @@ def test_row_of_cells_that_the_sweep_does_not_have_is_refused(place):
         rows_of({"rows": {"Old": "mine/variantodl_*"}}, place)
 
 
-def test_table_of_runs_on_different_images_is_refused(place):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data": DATA | {"test": {"images": 2, "rows_hash": "c"}}},
+        {"data": DATA | {"train": {"images": 2, "rows_hash": "c"}}},
+        {"gallery": "train"},
+    ],
+)
+def test_table_of_runs_on_different_images_is_refused(other, place):
     run(place, "old", 0, 0.5)
-    run(place, "new", 0, 0.5, data=DATA | {"test": {"images": 2, "rows_hash": "c"}})
+    run(place, "new", 0, 0.5, **other)
     collected(place)
     with pytest.raises(UserError, match="evaluated on different images"):
         table(place)

@@ -53,6 +53,7 @@ from fgssl.methods.base import Method
 from fgssl.nn.backbones import check_size, from_checkpoint
 from fgssl.nn.compiled import compile_networks, to_channels_last
 from fgssl.nn.sync_batch_norm import SyncBatchNorm
+from fgssl.report.metric_names import lower_is_better
 from fgssl.report.published import rows_named
 from fgssl.report.runs import label
 from fgssl.report.summary import print_summary
@@ -117,7 +118,8 @@ class Application(LightningCLI):
             "--checkpoint.monitor",
             type=str,
             default="val/recall@1",
-            help="Validation metric, larger is better, that selects best.ckpt. Needs data.protocol.val_fraction.",
+            help="Validation metric whose largest value, of a loss or spectral decay the smallest, selects best.ckpt. "
+            "Needs data.protocol.val_fraction.",
         )
         parser.add_argument(
             "--logger",
@@ -359,15 +361,25 @@ class Application(LightningCLI):
         last = LastCheckpoint(where, options.every_n_epochs, options.every_n_train_steps)
         if not self.datamodule.has_validation:
             return [last]
+        self._say_when_validated()
         index, val = self.datamodule.parts.index, self.datamodule.parts.val
         if self.model.embeds and index.targets is None and not (index.fine[val] >= 0).any():
             rank_zero_info("No best.ckpt is chosen: no validation image has a label, so nothing is measured on them.")
             return [last]
         self._check_monitor()
-        best = ModelCheckpoint(
-            where, filename="best", monitor=options.monitor, mode="max", enable_version_counter=False
-        )
+        mode = "min" if lower_is_better(options.monitor) else "max"
+        best = ModelCheckpoint(where, filename="best", monitor=options.monitor, mode=mode, enable_version_counter=False)
         return [best, last]  # last.ckpt holds what best.ckpt was chosen by
+
+    def _say_when_validated(self) -> None:
+        """Warn where the validation metrics of the finished run are not those of its last epoch."""
+        every, epochs = (self.options.trainer[name] for name in ("check_val_every_n_epoch", "max_epochs"))
+        if every and (epochs or 0) > 0 and epochs % every:
+            last = f"after epoch {epochs - epochs % every}" if epochs > every else "never"
+            rank_zero_warn(
+                f"trainer.check_val_every_n_epoch is {every} and trainer.max_epochs {epochs}: validated last {last}, "
+                "while the test is of the last epoch. A divisor of max_epochs validates the last epoch too."
+            )
 
     def _check_monitor(self) -> None:
         """Refuse to choose best.ckpt by a Recall@K that is not measured; Lightning would after the first epoch."""

@@ -8,6 +8,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from fgssl.distributed import gather_rows
+from fgssl.errors import UserError
+from fgssl.metrics.checks import not_finite
 
 
 class Embeddings(NamedTuple):
@@ -48,6 +50,13 @@ def collect(outputs: list[dict[str, Tensor]]) -> Embeddings:
         embedding[here[here >= 0]] = batch[here >= 0]
         start += len(batch) // len(place)
     assert embedding is not None
+    bad = not_finite(embedding)
+    if bad:
+        raise UserError(
+            f"the features of {bad:,} of {len(rows):,} images hold NaN or Inf. Either the weights do, after a training "
+            "that diverged (lower model.optim.lr, or go on from an earlier checkpoint), or trainer.precision is too "
+            "narrow for this network (32-true is not)."
+        )
     return Embeddings(embedding, fine[chosen], torch.from_numpy(rows).to(index))
 
 

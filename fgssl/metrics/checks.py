@@ -20,7 +20,12 @@ def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, name: str
         raise ValueError(f"{name} must be a non-empty [N, D] matrix, got shape {tuple(embeddings.shape)}")
     if labels is not None and labels.shape != (len(embeddings),):
         raise ValueError(f"{len(embeddings)} {name} but labels of shape {tuple(labels.shape)}")
-    parts = embeddings.split(max(1, ELEMENTS // embeddings.shape[1]))
-    bad = int(sum((~part.isfinite()).any(dim=1).sum() for part in parts))
+    bad = not_finite(embeddings)
     if bad:
         raise ValueError(f"{bad} of {len(embeddings)} {name} hold NaN or Inf")
+
+
+def not_finite(embeddings: Tensor) -> int:
+    """Number of rows with NaN or Inf."""
+    parts = embeddings.flatten(1).split(max(1, ELEMENTS // max(1, embeddings[0].numel()))) if len(embeddings) else ()
+    return int(sum((~part.isfinite()).any(dim=1).sum() for part in parts))

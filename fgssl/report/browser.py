@@ -156,14 +156,14 @@ def table_facts(table: Comparison, number: int, out: Path) -> dict[str, Any]:
 
 
 def gathered(runs: list[RunFolder]) -> list[Shown]:
-    """The runs, each with its evaluations and the embeddings of the test rows.
+    """The runs, each with the evaluations of its checkpoint and the embeddings of the test rows.
 
-    Embeddings are those in the run folder, else those of an evaluation of its last checkpoint by ``fgssl embed``, which
-    writes them beside the run.
+    Another checkpoint of a run, such as ``best.ckpt``, stands by itself. Embeddings are those in the run folder, else
+    those of an evaluation of its last checkpoint by ``fgssl embed``, which writes them beside the run.
     """
-    found: dict[Path, Shown] = {}
+    found: dict[tuple[Path, str], Shown] = {}
     for run in sorted(runs, key=lambda run: run.origin is not run):  # trained runs before evaluations
-        shown = found.setdefault(run.origin.folder.resolve(), Shown(run))
+        shown = found.setdefault((run.origin.folder.resolve(), run.checkpoint), Shown(run))
         shown.folders.append(run.folder)
     for shown in found.values():
         known = {folder.resolve() for folder in shown.folders}
@@ -178,7 +178,9 @@ def evaluates(folder: Path, run: RunFolder) -> bool:
     """Whether a folder beside a run evaluates its checkpoint."""
     other = run_of(str(folder))
     trained = run_of(other.results.get("ckpt_path"), other) if other else None
-    return trained is not None and trained.folder.resolve() == run.folder.resolve()
+    if other is None or trained is None:
+        return False
+    return trained.folder.resolve() == run.folder.resolve() and other.checkpoint == run.checkpoint
 
 
 def holds_embeddings(folder: Path, dataset: str) -> bool:

@@ -8,16 +8,16 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from fgssl.errors import UserError, did_you_mean
 from fgssl.report.metric_names import EXTRA_TIME, lower_is_better
 from fgssl.report.published import Missing, Number, published
-from fgssl.report.runs import SECONDS, RunFolder
+from fgssl.report.runs import CALLBACKS, SECONDS, RunFolder
 
 DEFAULT_METRICS = ("recall@1", "map", "map@r", "top1", "top5", "box_knn_top1", "ap_box", "ap_mask", "miou", "jf_mean")
 OF_QUERIES = ("recall@", "precision@", "map", "r_precision")  # metrics of queries and what they are searched in
+OPTIONAL = "model.backbone.options."  # of timm, which has a default of each
 KIND = ("model", "start.model")  # class of the run, and of the run that it starts from: they decide which options exist
 
 
@@ -201,7 +201,7 @@ def _rows_of_kind(runs: list[RunFolder], differing: list[str], metrics: list[str
     telling = [*differing, *_telling([members[0] for members in configurations], names)]
     rows = []
     for members in configurations:
-        settings = {name: members[0].settings.get(name) for name in telling}
+        settings = {name: members[0].settings.get(name) for name in telling if name in (*KIND, *members[0].settings)}
         cells = {metric: _cell(members, metric) for metric in metrics}
         rows.append(Row(members[0].method, _backbone(members[0]), settings, members, cells))
     return rows
@@ -210,18 +210,35 @@ def _rows_of_kind(runs: list[RunFolder], differing: list[str], metrics: list[str
 def _comparable(runs: list[RunFolder], notes: list[str]) -> list[str]:
     """The options in which runs of one method can differ.
 
-    An option that some configurations lack, since an older version wrote them, counts as equal. A missing option of the
-    network counts as a value of its own, timm's default.
+    An option that some configurations lack, since an older version wrote them, counts as equal. A missing option counts
+    as a value of its own if it is of the network (timm's default), of a class that these configurations do not use, or
+    of a callback of ours, if the others differ in it.
     """
     every = {name for run in runs for name in run.settings}
     missing = {name for name in every if not all(name in run.settings for run in runs)}
-    unknown = sorted(name for name in missing if not name.startswith("model.backbone.options."))
+    unused = {name for name in missing if name.startswith(OPTIONAL) or _of_unused_class(name, runs)}
+    measured = {name for name in missing - unused if name.startswith(tuple(f"callbacks.{own}." for own in CALLBACKS))}
+    differing = {
+        name for name in measured if len({repr(run.settings[name]) for run in runs if name in run.settings}) > 1
+    }
+    unknown = sorted(missing - unused - measured)
     if unknown:
         notes.append(
             f"{runs[0].method}: taken as equal, for some configurations lack them (of an older version?): "
             f"{', '.join(unknown)}."
         )
-    return sorted(every - set(unknown))
+    return sorted(every - missing | unused | differing)
+
+
+def _of_unused_class(option: str, runs: list[RunFolder]) -> bool:
+    """Whether the runs that lack an option have another class there: ``PairViews`` no ``data.views.alpha``."""
+    owner = option.rpartition(".")[0]
+    while owner and not any(owner in run.settings for run in runs):
+        owner = owner.rpartition(".")[0]
+    having, lacking = (
+        {repr(run.settings.get(owner)) for run in runs if (option in run.settings) is has} for has in (True, False)
+    )
+    return bool(owner) and having.isdisjoint(lacking)
 
 
 def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
@@ -231,7 +248,7 @@ def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
     its last checkpoint.
     """
     kept: dict[int, RunFolder] = {}
-    for run in sorted(runs, key=lambda run: (run.origin is run, (run.folder / "results.json").stat().st_mtime)):
+    for run in sorted(runs, key=lambda run: (run.origin is run, run.began)):
         other = kept.get(run.seed)
         if other and run.origin is run and other.origin.folder.resolve() == run.folder.resolve():
             notes.append(f"left out: {other.folder}: it evaluates {run.folder}, which stands here itself.")
@@ -244,8 +261,6 @@ def _one_a_seed(runs: list[RunFolder], notes: list[str]) -> list[RunFolder]:
 
 def _with_metrics_of(run: RunFolder, evaluation: RunFolder) -> RunFolder:
     """The run with those metrics of an evaluation of its last checkpoint that it lacks, and their callbacks."""
-    if Path(evaluation.results["ckpt_path"]).name == "best.ckpt":
-        return run
     metrics = {**evaluation.results["metrics"], **run.results["metrics"]}
     config = run.config
     if "test/box_knn_top1" not in run.results["metrics"]:  # else its own callbacks measured what they can

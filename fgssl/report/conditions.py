@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fgssl.report.runs import RunFolder
+from fgssl.report.runs import LAST, RunFolder, checkpoint_name
 
 Row = dict[str, str]  # a row of published.csv
 
@@ -42,7 +42,7 @@ TEST_IMAGES = {
 # Conditions of every row, unless it states another value.
 WHOLE = {
     "held out": 0, "training batches": "all", "test batches": "all", "label_proportion": 100, "noise": 0,
-    "pretraining images": 100, "frozen stages": 0, "frozen statistics": False,
+    "pretraining images": 100, "frozen stages": 0, "frozen statistics": False, "checkpoint": LAST,
 }  # fmt: skip
 
 FIXED_W = ("SelfCon", "SupCon", "SupCE")  # methods of MaskCon's tables that do not use the option w
@@ -212,6 +212,24 @@ def _pretraining_share(e: Evidence) -> float:
     return 100 * e.trained.results["data"].get("label_fraction", 1) if e.task and e.trained else 100
 
 
+def _checkpoint(e: Evidence) -> str:
+    """The evaluated checkpoint, or that of another name from which a task started."""
+    began = checkpoint_name(e.run.origin.start_path) if e.task else LAST
+    return began if e.run.checkpoint == LAST else e.run.checkpoint
+
+
+def _held_out(e: Evidence) -> float:
+    """Share of the training images that were held out, in the task or in the training of its method."""
+    runs = [e.run, e.trained] if e.task and e.trained else [e.run]
+    return max(run.results["data"].get("val_fraction", 0) for run in runs)
+
+
+def _clusters(e: Evidence) -> Any:
+    """Clusters of k-means; those of the paper's code are the training classes, which differ by two on SOP."""
+    clusters = e.run.config.get("retrieval.clusters")
+    return "classes" if clusters in (None, *(e.data[part].get("classes") for part in ("train", "test"))) else clusters
+
+
 def _image_size(e: Evidence) -> int | None:
     crops = e.config.get("data.views.crops")
     return crops[0]["size"] if crops else e.config.get("data.views.size")
@@ -254,13 +272,7 @@ def _pretraining_data(e: Evidence) -> str:
 
 def _neighbours(e: Evidence) -> int:
     """k of the ``BoxKNN`` that measured the run, whose default is the paper's."""
-    callbacks = e.run.config.get("trainer.callbacks")
-    if callbacks == "BoxKNN":  # alone, without a list
-        return e.run.config.get("trainer.callbacks.k", 140)
-    if not isinstance(callbacks, list):
-        return 140
-    options = [c.get("init_args") or {} for c in callbacks if c["class_path"].endswith("BoxKNN")]
-    return options[-1].get("k", 140) if options else 140
+    return e.run.callbacks.get("BoxKNN", {}).get("k", 140)
 
 
 def _detector(e: Evidence) -> str:
@@ -311,7 +323,9 @@ FACTS: dict[str, Callable[[Evidence], Any]] = {
     "weight decay": _weight_decay,
     "EMA momentum": option("model.momentum"),
     "test images": lambda e: e.data["test"]["images"],
-    "held out": lambda e: e.data.get("val_fraction", 0),
+    "checkpoint": _checkpoint,
+    "held out": _held_out,
+    "clusters": _clusters,
     "frozen stages": lambda e: e.of_task.get("model.backbone.freeze") or e.config.get("model.backbone.freeze", 0),
     "frozen statistics": option("model.backbone.freeze_statistics", False),
     "training batches": _limit("limit_train_batches", "overfit_batches"),
@@ -405,6 +419,8 @@ def conditions(row: Row) -> dict[str, Any]:
         stated["epochs"] = row["epochs"]
     if row["protocol"] in RETRIEVAL:
         stated |= {"gallery": "evaluated", "re-ranking": "none"}
+    if row["protocol"] == "clustering":
+        stated["clusters"] = "classes"
     stated["test images"] = TEST_IMAGES.get((row["dataset"], row["split"]))
     for columns, known in STATED:
         if all(row[name] in ((value,) if isinstance(value, str) else value) for name, value in columns.items()):

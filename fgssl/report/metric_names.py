@@ -20,7 +20,8 @@ LOSS_TERMS = (
     "l_i", "l_r", "l_s", "l_t", "l_ts", "koleo", "intra", "inter", "volume",
     "invariance", "variance", "covariance", "redundancy", "byol", "dense", "pooled", "aligned", "fit",
 )  # fmt: skip
-LOWER_IS_BETTER = ("spectral_decay", SECONDS, EXTRA_TIME)  # and the losses
+# And the losses.
+LOWER_IS_BETTER = ("spectral_decay", "queries_without_match", "waiting_for_data", SECONDS, EXTRA_TIME)
 
 
 def is_share(metric: str) -> bool:

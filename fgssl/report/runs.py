@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,19 @@ from fgssl.run import status_of
 
 # Options that change neither the weights nor the measurement; runs that differ only in these share a row.
 IRRELEVANT = (
-    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "quiet", "weights_only", "verbose", "retrieval.",
+    "seed_everything", "run.", "logger", "checkpoint.", "ckpt_path", "quiet", "weights_only", "verbose",
+    "retrieval.ks", "retrieval.gallery", "retrieval.grid", "retrieval.extra", "retrieval.rerank",
     "return_predictions", "data.seed", "data.num_workers", "data.prefetch", "data.cache", "data.on_error",
     "data.eval_batch_size", "data.dataset.", "data.protocol.", "davis.name", "davis.root", "davis.run_root",
     "davis.save", "davis.partial", "davis.ckpt_path", "davis.config",
 )  # fmt: skip
+MEASUREMENT = ("data.eval_", "davis.", "retrieval.clusters")  # options that an evaluation has of its own
+# Our callbacks, which change no weights -> the options that change what they measure.
+CALLBACKS = {
+    "BestOnTest": ("every_n_epochs",), "BoxKNN": ("k", "temperature", "clusters"), "Collapse": ("images",),
+    "Neighbours": (), "OnlineKNN": ("k", "temperature"), "OnlineProbe": ("lr",),
+}  # fmt: skip
+LAST = "last.ckpt"  # the checkpoint of the last weights, with which a run is tested
 # Options of the trainer that change the weights.
 TRAINING = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.precision", "trainer.accumulate_grad_batches",
@@ -85,8 +94,31 @@ class RunFolder:
     @cached_property
     def start(self) -> "RunFolder | None":
         """The run whose weights a probe, a fine-tuned network or a detector started from, or None."""
+        return run_of(self.start_path, self)
+
+    @property
+    def start_path(self) -> str | None:
+        """The checkpoint or run folder of ``start``."""
         given = (self.config.get(option) for option in STARTS)
-        return next((run for path in given if (run := run_of(path, self))), None)
+        return next((path for path in given if run_of(path, self)), None)
+
+    @property
+    def checkpoint(self) -> str:
+        """File of the evaluated weights: its name, or its path where its run is not found."""
+        path = self.results.get("ckpt_path")
+        if "epochs" in self.results or not path:
+            return LAST
+        return str(path) if self.origin is self else checkpoint_name(path)
+
+    @property
+    def callbacks(self) -> dict[str, dict[str, Any]]:
+        """Class names in ``trainer.callbacks`` and their options."""
+        place = "trainer.callbacks"
+        given = self.config.get(place)
+        if isinstance(given, str):  # alone, without a list
+            options = {name: value for name, value in self.config.items() if name.startswith(f"{place}.")}
+            return {given: {name.removeprefix(f"{place}."): value for name, value in options.items()}}
+        return {each["class_path"].rpartition(".")[2]: each.get("init_args") or {} for each in given or []}
 
     @property
     def seed(self) -> int:
@@ -96,6 +128,12 @@ class RunFolder:
     def epochs(self) -> int | None:
         """Number of training epochs; None for a network that was not trained by a run of ours."""
         return self.origin.results.get("epochs")
+
+    @property
+    def began(self) -> str:
+        """When the command started; of an older version, when its file was written, which a copy changes."""
+        written = (self.folder / "results.json").stat().st_mtime
+        return self.results.get("began") or datetime.fromtimestamp(written, UTC).isoformat(timespec="milliseconds")
 
     @property
     def machine(self) -> str:
@@ -153,20 +191,39 @@ class RunFolder:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Options that distinguish runs of one table, except the seed."""
-        evaluation = {k: v for k, v in self.config.items() if k.startswith(("data.eval_", "davis."))}
-        config = self.origin.config | evaluation
+        """Options that distinguish runs of one table, except the seed: of the training, then of the measurement."""
+        measurement = {
+            name: value
+            for name, value in (self.origin.config | self.config).items()
+            if name.startswith(MEASUREMENT) and not name.startswith(IRRELEVANT)
+        }
+        for name, options in self.callbacks.items():
+            measured_by = CALLBACKS.get(name, ())
+            measurement |= {f"callbacks.{name}.{o}": value for o, value in options.items() if o in measured_by}
+        return self.origin.training | measurement | {"checkpoint": self.checkpoint}
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        """Options that distinguish the weights of this run, which trained them, except the seed."""
         kept = {
             name: value
-            for name, value in config.items()
-            if not name.startswith(IRRELEVANT) and (not name.startswith("trainer.") or name in TRAINING)
+            for name, value in self.config.items()
+            if not name.startswith((*IRRELEVANT, *MEASUREMENT))
+            and (not name.startswith("trainer.") or name in TRAINING)
         }
         if self.epochs is None:  # not trained: options of the training have no effect
             kept = {name: v for name, v in kept.items() if not name.startswith(("trainer.", "model.optim"))}
-        if self.origin.start:  # the settings of that run instead of its path, which differs from seed to seed
+        if self.start:  # the settings of that run instead of its path, which differs from seed to seed
             kept = {name: value for name, value in kept.items() if name not in STARTS}
-            kept |= {f"start.{name}": value for name, value in self.origin.start.settings.items()}
-        return kept | {"processes": self.origin.results.get("processes", 1), "epochs": self.epochs}
+            kept |= {f"start.{name}": value for name, value in self.start.training.items()}
+            kept["start.checkpoint"] = checkpoint_name(self.start_path)
+        others = {name: options for name, options in self.callbacks.items() if name not in CALLBACKS}
+        kept |= {f"callbacks.{name}.{o}": value for name, options in others.items() for o, value in options.items()}
+        return kept | {
+            "callbacks": sorted(others),
+            "processes": self.results.get("processes", 1),
+            "epochs": self.epochs,
+        }
 
     def metric(self, name: str) -> float | None:
         """A metric by name; of the test rows if the name has no prefix such as ``val/``."""
@@ -199,6 +256,11 @@ class RunFolder:
             name: [(epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items())]
             for name, by_epoch in sums.items()
         }
+
+
+def checkpoint_name(path: str | None) -> str:
+    """File name of a checkpoint; of a run folder, the last checkpoint is taken."""
+    return Path(path).name if path and path.endswith(".ckpt") else LAST
 
 
 def run_of(path: str | None, reader: RunFolder | None = None) -> RunFolder | None:

@@ -75,6 +75,13 @@ def test_best_epoch_is_the_best_of_the_measured_ones_and_the_last_stays_the_resu
     assert metrics["test/recall@1"] == each.recall[-1] < max(each.recall)
 
 
+def test_the_first_of_equal_epochs_is_the_best(monkeypatch):
+    best = BestOnTest()
+    monkeypatch.setattr(best, "_measure", lambda trainer, rows: {"recall@1": 0.5})
+    train(best)
+    assert best.best == {"recall@1": (0.5, 1)}
+
+
 def test_structure_of_each_epoch_is_logged_and_has_no_best():
     best = BestOnTest(structure=True)
     trainer, method = train(best, epochs=1)

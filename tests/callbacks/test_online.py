@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch import nn
 
+from fgssl.callbacks import online
 from fgssl.callbacks.collapse import Collapse
 from fgssl.callbacks.online import OnlineKNN, OnlineProbe, evaluating
 from fgssl.data.batch import Batch
@@ -102,6 +103,23 @@ def test_the_probe_learns_separable_classes():
     assert metrics["test/online_top1"] == 1
     assert metrics["test/top1"] < 0.6
     assert probe.state_dict()["classifier"]["weight"].shape == (4, 8)
+
+
+def test_the_probe_is_adam_on_the_cross_entropy_of_the_features(monkeypatch):
+    features, labels, embed = [], [], online.embed_view
+    monkeypatch.setattr(online, "embed_view", lambda *given: features.append(embed(*given)) or features[-1])
+    watch = LambdaCallback(on_train_batch_end=lambda *given: labels.append(given[3].fine))
+    probe = OnlineProbe(lr=0.02)
+    train(probe, watch)
+    alone = nn.Linear(features[0].shape[1], 4)
+    nn.init.zeros_(alone.weight), nn.init.zeros_(alone.bias)
+    adam = torch.optim.Adam(alone.parameters(), lr=0.02)
+    for features_BF, labels_B in zip(features, labels, strict=True):
+        adam.zero_grad()
+        nn.functional.cross_entropy(alone(features_BF), labels_B).backward()
+        adam.step()
+    torch.testing.assert_close(probe.classifier.weight, alone.weight)
+    assert len(labels) > 4
 
 
 @pytest.mark.parametrize("callback", [OnlineProbe(), OnlineKNN(k=1)])

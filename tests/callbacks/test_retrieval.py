@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fgssl.callbacks.retrieval import Retrieval, labelled, statistics_over_ranks
+from fgssl.errors import UserError
 from fgssl.evaluation.embedding import Embeddings
 from fgssl.evaluation.reranking import Rerank
 from fgssl.nn.backbones import Backbone
@@ -53,6 +54,15 @@ def test_training_images_without_a_class_label_are_no_gallery(caplog):
     assert some["test/recall@1"] == some["test/map"] == 1
     assert trainer.test(method, data(Mixed(*range(16))), verbose=False) == [{}]
     assert "No retrieval metrics: none of the 16 training images has a single class label" in caplog.text
+
+
+def test_features_that_are_not_finite_are_named_by_what_to_do():
+    """As after the last step of a training that diverged; it was a traceback of a metric."""
+    trainer, method = tiny_trainer(callbacks=[Retrieval(ks=[1])]), Frozen(Backbone("test_resnet"))
+    with torch.no_grad():
+        next(method.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match=r"the features of 32 of 32 images hold NaN or Inf.*lower model\.optim\.lr"):
+        trainer.test(method, data(Mixed()), verbose=False)
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------

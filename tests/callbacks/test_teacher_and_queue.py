@@ -118,22 +118,20 @@ def make_maskcon() -> MaskCon:
     return MaskCon(BACKBONE, dim=6, hidden=8, memory=20, num_coarse=2, optim=optim)
 
 
-def test_a_resumed_run_ends_with_the_same_weights_teacher_memory_and_schedule(tmp_path):
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_resumed_run_ends_with_the_same_weights_teacher_memory_and_schedule(accumulated, tmp_path):
+    options = {"max_epochs": 4, "accumulate_grad_batches": accumulated}
     whole = make_maskcon()
-    trainer = tiny_trainer(max_epochs=4)
+    trainer = tiny_trainer(**options)
     trainer.fit(whole, blob_loader())
 
-    first = make_maskcon()
-    keep = ModelCheckpoint(tmp_path, filename="last")
-    tiny_trainer(max_epochs=2, callbacks=[keep], enable_checkpointing=True).fit(first, blob_loader())
-    # The first half was told of 2 epochs; the schedule of a run belongs to its length, so replay it with 4.
-    first = make_maskcon()
-    stop = _StopAfter(2)
     keep = ModelCheckpoint(tmp_path, filename="half")
-    tiny_trainer(max_epochs=4, callbacks=[stop, keep], enable_checkpointing=True).fit(first, blob_loader())
+    half = tiny_trainer(**options, callbacks=[_StopAfter(2), keep], enable_checkpointing=True)
+    half.fit(make_maskcon(), blob_loader())
+    assert 2 * half.global_step == trainer.global_step
 
     resumed = make_maskcon()
-    again = tiny_trainer(max_epochs=4)
+    again = tiny_trainer(**options)
     again.fit(resumed, blob_loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     ours, theirs = resumed.state_dict(), whole.state_dict()
     for name, value in theirs.items():

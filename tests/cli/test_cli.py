@@ -77,7 +77,7 @@ def test_a_run_folder_says_what_was_run_and_what_came_out(run):
     assert {"rows_hash", "classes"} <= said["data"]["test"].keys()
     assert (said["epochs"], said["steps"]) == (2, 8)
     assert {"torch", "lightning", "fgssl"} <= said["versions"].keys()
-    assert {"command", "git", "hardware", "duration_s", "seed", "processes"} <= said.keys()
+    assert {"command", "began", "git", "hardware", "duration_s", "seed", "processes"} <= said.keys()
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["tau"] == 0.05
     assert config["data"]["protocol"]["label_fraction"] == 0.05
@@ -145,6 +145,23 @@ def test_validation_rows_choose_the_best_checkpoint(tmp_path):
                  "--data.protocol.label_fraction", "0.1", "--ckpt_path", str(run)) == 0  # fmt: skip
     again = results(tmp_path / "maskcon_digits" / "v")["metrics"]["val/recall@1"]
     assert again == pytest.approx(metrics["val/recall@1"])
+
+
+class RisingLoss(Callback):
+    """Logs a loss that grows with the epochs."""
+
+    def on_validation_epoch_end(self, trainer, method):
+        method.log("val/loss", float(trainer.current_epoch + 1))
+
+
+def test_best_checkpoint_by_a_loss_has_the_smallest_and_a_last_epoch_without_validation_is_said(tmp_path):
+    flags = ["--data.protocol.val_fraction", "0.3", "--data.protocol.label_fraction", "0.1"]
+    flags += ["--trainer.callbacks+", f"{__name__}.RisingLoss", "--checkpoint.monitor", "val/loss"]
+    with pytest.warns(UserWarning, match="trainer.max_epochs 5: validated last after epoch 4, while the test is"):
+        run = fit(tmp_path, "val", *flags, "--trainer.check_val_every_n_epoch", "2", epochs=5)
+    assert [float(row["val/loss"]) for row in rows(run) if row["val/loss"]] == [2, 4]
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert [state["best_model_score"] for name, state in kept.items() if name.startswith("ModelCheckpoint")] == [2]
 
 
 def test_a_run_is_never_overwritten(run, capsys):

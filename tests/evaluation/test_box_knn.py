@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fgssl.callbacks import box_knn
 from fgssl.cli.main import main
 from fgssl.data.views import EvalView
 from fgssl.evaluation.box_knn import Nearest, box_patches, patches_right
@@ -175,7 +176,7 @@ def test_box_knn_of_a_checkpoint_is_the_same_on_two_processes(cub, tmp_path):
     assert 1 / 3 <= one["test/patch_purity"] <= 1
 
 
-def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys):
+def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys, monkeypatch):
     """Test images that are training images are found again. Images without a box, here of another class, do not count,
     neither as questions nor as answers."""
     root = trees.make_imagenet(tmp_path / "imagenet")
@@ -191,7 +192,16 @@ def test_box_knn_uses_only_images_with_a_box(tmp_path, capsys):
     command += ["--model.backbone.options", VIT, "--model.backbone.pretrained", "false", "--data.eval_resize", "32"]
     command += ["--data.dataset.root", str(root), "--data.dataset.boxes", "true", *FLAGS, "--run.root", str(tmp_path)]
     command += ["--trainer.callbacks.k", "1", "--trainer.callbacks+", "OnlineKNN", "--trainer.callbacks.k", "1"]
+    searched = []
+
+    def watched(queries, labels, bank, *rest, **options):
+        parts = list(bank)
+        searched.extend(len(rows) for _, rows in parts)
+        return patches_right(queries, labels, parts, *rest, **options)
+
+    monkeypatch.setattr(box_knn, "patches_right", watched)
     assert main(command) == 0
+    assert sum(searched) == len(wnids)  # one training image of each class has a box
     assert top1(tmp_path / "flsl_imagenet" / "run") == 1
     plain = results(tmp_path / "flsl_imagenet" / "run")["metrics"]["test/knn_top1"]
     assert 1 / 3 <= plain < 1  # of all images, also those that are misleading copies

@@ -144,6 +144,19 @@ def test_first_frame_remains_a_source(tmp_path):
     assert (found[3] == found[0]).all()
 
 
+def test_the_first_frame_and_as_many_earlier_ones_as_asked_for_vote(tmp_path, monkeypatch):
+    root, votes, propagate = make_davis(tmp_path, still=(0, 0)), [], davis.propagate
+
+    def counted(target, sources, **rule):
+        votes.append(len(sources))
+        return propagate(target, sources, **rule)
+
+    monkeypatch.setattr(davis, "propagate", counted)
+    number = len(list(davis.follow(Colours(), davis.video_of(str(root), "still"), options(root, frames=2), fractions)))
+    assert votes == [1, 2, *[3] * (number - 3)]
+    assert number > 4
+
+
 def test_first_and_last_frame_are_not_scored(tmp_path):
     root = make_davis(tmp_path, still=(0, 0))
     blank(root / "Annotations/480p/still/00005.png")

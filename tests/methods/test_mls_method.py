@@ -47,12 +47,15 @@ def of(name: str) -> torch.Tensor:
 
 
 def golden_method(**options) -> tuple[MLS, Batch]:
-    """A method whose networks give the golden vectors: the images are g, and [g, z] is what an encoder makes of one."""
+    """A method whose networks give the golden vectors: the images are g, and [2 g, z] is what an encoder makes of one.
+
+    Features of a backbone are of any length; those of the golden values are of unit length.
+    """
     method = mls(k=MAIN["k"], lam=MAIN["lambda"], tau=MAIN["tau"], **options).double()
     z_of = {tuple(g.tolist()): z for g, z in zip((*of("g1"), *of("g2")), (*of("z1"), *of("z2")), strict=True)}
     for encoder in (method.query, method.key):
-        encoder.features = lambda images: images
-        encoder.project = lambda g: torch.stack([z_of[tuple(row.tolist())] for row in g])
+        encoder.features = lambda images: 2 * images
+        encoder.project = lambda g: torch.stack([z_of[tuple(row.tolist())] for row in g / 2])
     method.widths = (4 if method.uses_g else 0, 3)
     queues = [of("Qg"), of("Qz")] if method.uses_g else [of("Qz")]
     method.memory = Memory(8, sum(method.widths)).double()

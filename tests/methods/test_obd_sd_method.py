@@ -178,6 +178,17 @@ def test_teacher_is_the_student_of_the_last_epoch_and_unused_in_the_first(accumu
     assert not torch.equal(watch.students[0]["head.weight"], watch.students[1]["head.weight"])
 
 
+def test_teacher_takes_its_own_statistics_where_those_of_the_student_are_trained():
+    """Statistics of the batch would make its targets depend on the other images, and move its own."""
+    method, batch = scrambled(obd_sd(freeze_bn=False)).train(), one_batch()
+    (images,) = batch.views
+    before = {name: value.clone() for name, value in method.teacher.named_buffers()}
+    alone, together = method.teacher_embeddings(images[:1]), method.teacher_embeddings(images)
+    torch.testing.assert_close(alone, together[:1])
+    assert all(torch.equal(value, before[name]) for name, value in method.teacher.named_buffers())
+    assert not torch.allclose(method.student(images[:2]), method.student(images)[:2])
+
+
 def test_distillation_weight_grows_linearly_with_the_epoch():
     logged = []
 

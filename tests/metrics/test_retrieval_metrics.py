@@ -33,6 +33,19 @@ def random_set(kind: str, rows: int = 240, classes: int = 30) -> tuple[torch.Ten
 KINDS = ("gaussian", "duplicates", "quantised", "equal")
 
 
+@pytest.mark.parametrize(("closer", "expected"), [(999, 1 / 1000), (1000, 0)])
+def test_map_at_1000_counts_the_thousandth_neighbour_and_no_further_one(closer, expected):
+    """In a gallery whose only relevant image has ``closer`` others above it."""
+    angle_G = torch.linspace(0.1, 1.5, closer + 1, dtype=torch.float64)
+    gallery, labels = torch.stack([angle_G.cos(), angle_G.sin()], dim=1), torch.arange(closer + 1)
+    got = retrieval_metrics(
+        torch.tensor([[1.0, 0.0]]).double(), labels[-1:], ks=(1000,), gallery=gallery, gallery_labels=labels
+    )
+    assert got["map@1000"] == pytest.approx(expected)
+    assert got["recall@1000"] == (expected > 0)
+    assert got["map"] == pytest.approx(1 / (closer + 1))
+
+
 def order_by_sorting(query: torch.Tensor, gallery: torch.Tensor) -> np.ndarray:
     """Gallery rows, nearest first: cosines in float64, those that differ by rounding made equal, a stable sort."""
     unit = [torch.nn.functional.normalize(x.double(), dim=-1).numpy() for x in (query, gallery)]

@@ -29,6 +29,9 @@ def test_density_uses_classes_of_one_only_between_classes():
 
 def test_density_and_decay_of_a_collapsed_embedding():
     assert math.isnan(embedding_density(torch.ones(8, 4), LABELS))
+    for seed in range(10):  # means that differ by rounding
+        same = torch.randn(1, 100, generator=torch.Generator().manual_seed(seed)).repeat(8, 1)
+        assert math.isnan(embedding_density(same, LABELS))
     assert spectral_decay(torch.ones(8, 4)) == math.inf
 
 

@@ -54,6 +54,16 @@ def test_only_filled_slots_are_shown():
     assert memory.keys.shape == (4, 2)
 
 
+def test_checksum_tells_memories_of_other_positions_apart():
+    """Ranks whose next keys enter at different slots hold the same keys only until then."""
+    memory, other = Memory(10, 2), Memory(10, 2)
+    push(memory, 0, 13)
+    push(other, 0, 13)
+    assert torch.equal(memory.checksum(), other.checksum())
+    other.pointer += 1
+    assert not torch.equal(memory.checksum(), other.checksum())
+
+
 def test_state_survives_a_checkpoint(tmp_path):
     memory, loaded = Memory(10, 2), Memory(10, 2)
     push(memory, 0, 13)

@@ -187,6 +187,18 @@ def test_embeddings_of_a_run_are_those_of_its_evaluation_on_its_test_rows(tmp_pa
     assert other.embedded is None
 
 
+def test_embeddings_of_another_checkpoint_are_not_those_of_the_run(tmp_path):
+    run, best = write_run(tmp_path, "a"), evaluation(tmp_path, "a_embed")
+    results = json.loads((best / "results.json").read_text())
+    results["ckpt_path"] = str(run / "checkpoints" / "best.ckpt")
+    del results["epochs"]
+    (best / "results.json").write_text(json.dumps(results))
+    found = {shown.run.folder.name: shown.embedded for shown in gathered(read_runs([str(tmp_path)])[0])}
+    assert found == {"a": None, "a_embed": best}
+    (shown,) = gathered(read_runs([str(run)])[0])
+    assert shown.embedded is None
+
+
 def test_images_without_labels_have_an_explorer(tmp_path, browser, monkeypatch):
     """Own images, embedded by a public network: nothing is evaluated."""
     monkeypatch.setattr(explorer, "has_umap", lambda: False)

@@ -323,10 +323,94 @@ def test_a_metric_of_an_evaluation_comes_with_the_callbacks_that_measured_it(alo
     assert kept.config.get("trainer.callbacks.k") == (20 if alone else None)
 
 
-def test_another_checkpoint_of_a_run_lends_it_no_metric(tmp_path):
-    write_evaluation(tmp_path, write_run(tmp_path, "run"), "best.ckpt", metrics={"test/box_knn_top1": 0.7})
-    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1", "box_knn_top1"])
-    assert found.rows[0].cells["box_knn_top1"].mean is None
+def test_another_checkpoint_of_a_run_lends_it_no_metric_and_has_a_row_of_its_own(tmp_path):
+    """Its weights are those of another epoch: two seeds once had a mean over the best epoch and the last one."""
+    fit = write_run(tmp_path, "run")
+    write_evaluation(tmp_path, fit, "best.ckpt", metrics={"test/recall@1": 0.9, "test/box_knn_top1": 0.7})
+    write_evaluation(tmp_path, write_run(tmp_path / "fits", "run1", seed=1), metrics={"test/recall@1": 0.7})
+    (found,), notes = compare(read_runs([str(tmp_path / "maskcon_cars")])[0], ["recall@1", "box_knn_top1"])
+    told = {row.label: [cell.values for cell in row.cells.values()] for row in found.rows}
+    assert told == {
+        "MaskCon checkpoint=best.ckpt": [(0.9,), (0.7,)],
+        "MaskCon checkpoint=last.ckpt": [(0.5, 0.7), ()],
+    }
+    assert not notes
+    assert [bool(row.cells["recall@1"].printed) for row in found.rows] == [False, True]
+
+
+def test_checkpoints_whose_runs_are_gone_are_no_seeds_of_each_other(tmp_path):
+    for number, value in enumerate((0.4, 0.6)):
+        gone = tmp_path / f"gone{number}" / "checkpoints" / "last.ckpt"
+        write_evaluation(tmp_path, tmp_path / f"gone{number}", metrics={"test/recall@1": value})
+        assert not gone.exists()
+    (found,), notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert sorted(row.cells["recall@1"].values for row in found.rows) == [(0.4,), (0.6,)]
+    assert not notes
+
+
+def test_a_probe_of_another_checkpoint_is_another_row(tmp_path):
+    run = write_run(tmp_path / "fits", "run")
+    for name, place in (
+        ("last", run),
+        ("same", run / "checkpoints/last.ckpt"),
+        ("best", run / "checkpoints/best.ckpt"),
+    ):
+        write_task(tmp_path, name, "Probe", init_from=str(place))
+    (found,), _ = compare(read_runs([str(tmp_path / "maskcon_cars")])[0], ["top1"])
+    assert [row.label for row in found.rows] == ["Probe checkpoint=best.ckpt", "Probe checkpoint=last.ckpt"]
+
+
+def change_config(folder: Path, section: str, **options) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config.setdefault(section, {}).update(options)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_an_option_of_a_class_that_other_runs_do_not_use_parts_the_rows(tmp_path):
+    """A run with other views once made two values of alpha one row, of which the newer run was left."""
+    for name, kind, options in (
+        ("pairs", "PairViews", {}),
+        ("alpha1", "ContrastiveCrop", {"alpha": 0.1}),
+        ("alpha6", "ContrastiveCrop", {"alpha": 0.6}),
+    ):
+        views = {"class_path": f"fgssl.data.views.{kind}", "init_args": {"recipe": "cars", "size": 224} | options}
+        change_config(write_run(tmp_path, name), "data", views=views)
+    (found,), notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    crops = [f"MaskCon views=ContrastiveCrop alpha={alpha}" for alpha in (0.1, 0.6)]
+    assert [row.label for row in found.rows] == [*crops, "MaskCon views=PairViews"]
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    ("metric", "section", "values"),
+    [
+        ("nmi", "retrieval", [{"clusters": 50}, {"clusters": None}]),
+        (
+            "box_knn_top1",
+            "trainer",
+            [{"callbacks": [{"class_path": "BoxKNN", "init_args": {"k": k}}]} for k in (9, 20)],
+        ),
+        ("knn_top1", "trainer", [{"callbacks": {"class_path": "OnlineKNN", "init_args": {"k": k}}} for k in (9, 20)]),
+        ("recall@1", "trainer", [{"callbacks": None}, {"callbacks": [{"class_path": "lightning.WeightAveraging"}]}]),
+    ],
+)
+def test_what_is_measured_or_trained_otherwise_is_another_row(metric, section, values, tmp_path):
+    """Each once was taken for a run with the same settings and seed, of which the newest was shown."""
+    for seed, options in enumerate(values):
+        change_config(write_run(tmp_path, f"a{seed}", metrics={f"test/{metric}": 0.5 + seed / 10}), section, **options)
+    (found,), notes = compare(read_runs([str(tmp_path)])[0], [metric])
+    assert [row.cells[metric].values for row in found.rows] == [(0.6,), (0.5,)]
+    assert not notes
+
+
+def test_a_callback_of_ours_that_one_seed_lacks_does_not_part_the_seeds(tmp_path):
+    write_run(tmp_path, "a0", seed=0)
+    for seed in (1, 2):
+        callbacks = [{"class_path": "fgssl.callbacks.box_knn.BoxKNN", "init_args": {"k": 20, "every_n_epochs": seed}}]
+        change_config(write_run(tmp_path, f"a{seed}", seed=seed), "trainer", callbacks=callbacks)
+    (found,), notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert [len(row.runs) for row in found.rows] == [3]
+    assert not notes
 
 
 @pytest.mark.parametrize("absolute_root", [False, True])
@@ -390,6 +474,14 @@ def test_a_seed_counts_once(tmp_path):
     (found,), notes = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
     assert [run.folder.name for row in found.rows for run in row.runs] == ["second"]  # the newer one
     assert notes == [f"left out: {first}: {second} is newer and has the same settings and seed."]
+
+
+def test_the_newer_run_of_a_seed_is_the_one_that_began_later_not_the_one_that_was_copied_later(tmp_path):
+    times = {"first": "2026-11-24T09:00:00.000+00:00", "second": "2026-11-23T09:00:00.000+00:00"}
+    for name, began in times.items():
+        write_run(tmp_path, name, seed=3, results={"began": began})
+    (found,), _ = compare(read_runs([str(tmp_path)])[0], ["recall@1"])
+    assert [run.folder.name for row in found.rows for run in row.runs] == ["first"]
 
 
 def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
@@ -547,6 +639,9 @@ def test_time_of_a_trained_teacher_counts(tmp_path, capsys):
     assert run.seconds_an_epoch == pytest.approx(11 + 10 * 100 / 200)
     rows = {(row["method"], row["metric"]): row for row in table(capsys, str(tmp_path), "--baseline", "MaskCon/supce")}
     assert float(rows["MaskCon", "extra_time"]["mean"]) == pytest.approx(0.6)
+    told = json.loads((teacher / "results.json").read_text())
+    (teacher / "results.json").write_text(json.dumps(told | {"hardware": {"cpus": 99, "gpus": []}}))
+    assert read_runs([str(student)])[0][0].seconds_an_epoch is None  # the teacher's time is one of another machine
     (teacher / "results.json").unlink()
     assert read_runs([str(student)])[0][0].seconds_an_epoch is None
 

@@ -47,6 +47,7 @@ def test_every_metric_of_the_results_and_of_the_papers_is_known():
 
 def test_losses_and_their_terms_are_best_where_they_are_smallest():
     smallest = ("train/loss", "test/loss", "train/l_i", "train/push", "val/spectral_decay", "seconds_an_epoch")
+    smallest += ("test/queries_without_match", "throughput/waiting_for_data")
     assert all(map(lower_is_better, smallest))
     largest = ("recall@1", "val/map", "density", "train/rankme", "train/label_precision", "test/knn")
     assert not any(map(lower_is_better, largest))

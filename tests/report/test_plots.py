@@ -1,5 +1,7 @@
 """Charts of comparisons: which curves are drawn, and on which axes."""
 
+import statistics
+
 import pytest
 import yaml
 
@@ -92,3 +94,14 @@ def test_rows_that_differ_in_backbone_and_epochs_have_labels_of_their_own(tmp_pa
     labels = [text.get_text() for text in bars(table).axes[0].get_yticklabels()]
     assert len(set(labels)) == 3
     assert [text.get_text() for text in epochs(table).legends[0].get_texts()] == labels
+
+
+def test_band_of_recall_is_the_standard_deviation_over_the_seeds(tmp_path):
+    values = (0.2, 0.3, 0.7)
+    for seed, value in enumerate(values):
+        write_run(tmp_path, f"a{seed}", seed=seed, metrics={"test/recall@1": value, "test/recall@2": 0.8})
+    (axis,) = recall_curves(panels_of(tmp_path)[0]).axes
+    (band,) = axis.collections
+    heights = [y for x, y in band.get_paths()[0].vertices if x == 1]
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    assert (min(heights), max(heights)) == pytest.approx((mean - spread, mean + spread))

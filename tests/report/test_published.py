@@ -1,5 +1,7 @@
 """Printed numbers beside ours: only where every condition of their row holds, and then always; see ``printed.py``."""
 
+import json
+
 import pytest
 
 from fgssl.report.published import Missing, Number, all_rows, published
@@ -163,6 +165,7 @@ def test_probe_has_the_number_of_its_share_of_the_labels(runs):
     [
         ({"trainer__max_epochs": 15}, "epochs 200, the run 15"),
         ({"data__batch_size": 64}, "batch 128, the run 64"),
+        ({"trainer__accumulate_grad_batches": 2}, "batch 128, the run 256"),
         ({"data__views__size": 96}, "image size 224, the run 96"),
         ({"model__backbone__pretrained": False}, "init imagenet, the run none"),
         ({"model__tau": 0.5}, "tau 0.1, the run 0.5"),
@@ -318,3 +321,30 @@ def test_every_printed_number_is_listed_with_its_runs_or_has_a_reason_to_be_out_
 def test_every_reason_is_of_some_row():
     for why, columns in UNREACHABLE:
         assert any(all(row[name] == value for name, value in columns.items()) for row in all_rows()), (why, columns)
+
+
+def test_images_held_out_of_the_training_before_a_task_are_a_condition(runs):
+    """The data of the task itself may have all images."""
+    config = changed("cmd_cub")
+    run = runs.add("run", config)
+    run.results["data"]["val_fraction"] = 0.3
+    (run.folder / "results.json").write_text(json.dumps(run.results))
+    assert "held out 0, the run 0.3" in beside(runs.probe(run, config, 1.0), "top1")
+
+
+def test_clusters_of_nmi_are_a_condition(runs):
+    """None, or as many as there are classes in one part, as in the released code."""
+    table, classes = {"run__paper": "obd_sd, Table 1"}, 100
+    for clusters in (None, classes):
+        run = runs.add(f"run{clusters}", changed("obd_sd_cub", retrieval__clusters=clusters, **table))
+        for part in ("train", "test"):
+            run.results["data"].setdefault(part, {})["classes"] = classes
+        assert beside(run, "nmi") == 70.81
+    run = runs.add("fewer", changed("obd_sd_cub", retrieval__clusters=20, **table))
+    assert "clusters classes, the run 20" in beside(run, "nmi")
+    assert beside(run, "recall@1") == 67.76
+
+
+def test_numbers_that_are_no_shares_are_as_printed(runs):
+    run = runs.add("run", changed("obd_sd_cub", run__paper="obd_sd, Table 8"))
+    assert [published(run, metric).value for metric in ("density", "spectral_decay")] == [0.6291, 0.0292]
