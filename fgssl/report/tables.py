@@ -13,7 +13,11 @@ from fgssl.report.compare import Cell, Comparison, Row, leaf, missing, sources
 from fgssl.report.metric_names import EXTRA_TIME, is_count, is_share
 from fgssl.report.runs import SECONDS
 
-LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}"})
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"±": "$\\pm$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"}
+)
+MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*"})
 
 
 def write(tables: list[Comparison], form: str, notes: list[str]) -> None:
@@ -136,10 +140,11 @@ def _markdown(tables: list[Comparison]) -> None:
 
 def markdown(table: Comparison) -> str:
     """A table in Markdown with its title and footnotes."""
-    columns = _columns(table)
+    columns = [heading.translate(MARKDOWN) for heading in _columns(table)]
     lines = [f"**{table.title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in table.rows:
-        lines.append("| " + " | ".join(f"**{words}**" if best else words for words, best in _cells(table, row)) + " |")
+        cells = [(words.translate(MARKDOWN), best) for words, best in _cells(table, row)]
+        lines.append("| " + " | ".join(f"**{words}**" if best else words for words, best in cells) + " |")
     return "\n".join([*lines, *(f"\n{line}" for line in _footnotes(table))])
 
 

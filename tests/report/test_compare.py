@@ -107,6 +107,17 @@ def test_infinite_value_of_a_seed_has_no_spread_and_its_plots_are_drawn(tmp_path
     assert "| **inf** |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [("markdown", r"hidden=a\|b\\d\*^2"), ("latex", r"hidden=a|b\textbackslash{}d*\textasciicircum{}2")],
+)
+def test_letters_that_a_format_gives_a_meaning_are_escaped(form, written, tmp_path, capsys):
+    write_run(tmp_path, "a", hidden=r"a|b\d*^2")
+    write_run(tmp_path, "b")
+    assert main(["compare", str(tmp_path), "--metric", "recall@1", "--format", form]) == 0
+    assert written in capsys.readouterr().out
+
+
 def test_the_formats_bold_the_best_and_state_the_number_of_seeds(tmp_path, capsys):
     for seed in range(2):
         write_run(tmp_path, f"a{seed}", seed=seed, metrics={"test/recall@1": 0.8 + 0.1 * seed})
